@@ -1,0 +1,1 @@
+"""Cross-entropy for PyTorch: compute it, measure it, minimise it, report it."""

@@ -1,0 +1,60 @@
+"""Files are written whole or not at all.
+
+Every file crossent leaves behind goes first to a temporary name in the same folder and is then renamed:
+a reader sees the old content or the new one, never half of it, and a full disk costs nothing that was there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from crossent.errors import DataError
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path to write to; on success it becomes ``path``, on failure it is gone.
+
+    >>> import pathlib, tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> with replacing(folder / "a.txt") as temporary:
+    ...     _ = temporary.write_text("whole")
+    >>> [file.name for file in folder.iterdir()]
+    ['a.txt']
+    """
+    target = Path(path)
+    # In the same folder, so that the rename cannot cross a disk; with the same suffix, which writers look at.
+    temporary = target.with_name(f".unfinished-{uuid.uuid4().hex}{target.suffix}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, target)
+    except OSError as trouble:
+        raise DataError(refusal(trouble, target)) from trouble
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def refusal(trouble: OSError, path: str | os.PathLike[str]) -> str:
+    """Say in a sentence why the system refused to write ``path``, and what to do."""
+    reasons = {
+        errno.ENOSPC: "the disk is full. Free some space and run the command again",
+        errno.EDQUOT: "your disk quota is used up. Free some space and run the command again",
+        errno.EFBIG: "the file would be larger than this system allows. Write to another disk",
+        errno.EACCES: "there is no permission to. Choose another place, or change the permission",
+        errno.EPERM: "there is no permission to. Choose another place, or change the permission",
+        errno.EROFS: "the disk is read-only. Choose another place",
+        errno.ENOTDIR: "a part of that path is a file, not a folder. Choose another place",
+        errno.EEXIST: "a part of that path is a file, not a folder. Choose another place",
+        errno.EISDIR: "it is a folder. Name a file",
+    }
+    reason = reasons.get(trouble.errno or 0, f"the system says: {trouble.strerror or trouble}")
+    return f"cannot write {os.fspath(path)!r}: {reason}. Nothing was left half-written."

@@ -1,1 +1,78 @@
-"""Cross-entropy for PyTorch: compute it, measure it, minimise it, report it."""
+"""Cross-entropy for PyTorch: compute it, measure it, minimise it, report it.
+
+    compute    cross_entropy, binary_cross_entropy_with_logits, linear_cross_entropy, kl_divergence, entropy, …
+    measure    evaluate: what a model's probabilities are worth
+    minimise   fit: train, calibrate and test a network on a table
+    report     report.write: one page a person looks at, drawn from a record
+
+Names are loaded on first use: a program that only draws reports never imports torch, and one that only computes
+losses never imports what the command line needs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crossent.compute import BCEWithLogitsLoss as BCEWithLogitsLoss
+    from crossent.compute import CrossEntropyLoss as CrossEntropyLoss
+    from crossent.compute import LinearCrossEntropyLoss as LinearCrossEntropyLoss
+    from crossent.compute import Link as Link
+    from crossent.compute import Target as Target
+    from crossent.compute import binary_cross_entropy_with_logits as binary_cross_entropy_with_logits
+    from crossent.compute import cross_entropy as cross_entropy
+    from crossent.compute import entropy as entropy
+    from crossent.compute import kl_divergence as kl_divergence
+    from crossent.compute import linear_cross_entropy as linear_cross_entropy
+    from crossent.compute import sparse as sparse
+    from crossent.measure import evaluate as evaluate
+    from crossent.minimise import Run as Run
+    from crossent.minimise import fit as fit
+    from crossent.minimise import load as load
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "BCEWithLogitsLoss": "crossent.compute",
+    "CrossEntropyLoss": "crossent.compute",
+    "LinearCrossEntropyLoss": "crossent.compute",
+    "Link": "crossent.compute",
+    "Target": "crossent.compute",
+    "binary_cross_entropy_with_logits": "crossent.compute",
+    "cross_entropy": "crossent.compute",
+    "entropy": "crossent.compute",
+    "kl_divergence": "crossent.compute",
+    "linear_cross_entropy": "crossent.compute",
+    "sparse": "crossent.compute",
+    "evaluate": "crossent.measure",
+    "Run": "crossent.minimise",
+    "fit": "crossent.minimise",
+    "load": "crossent.minimise",
+    "DataError": "crossent.errors",
+    "MissingExtra": "crossent.errors",
+    "Record": "crossent.record",
+    "compute": "crossent",
+    "measure": "crossent",
+    "minimise": "crossent",
+    "report": "crossent",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"crossent has no {name!r}; it has {', '.join(__all__)}")
+    home = _HOME[name]
+    found = (
+        importlib.import_module(f"crossent.{name}")
+        if home == "crossent"
+        else getattr(importlib.import_module(home), name)
+    )
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

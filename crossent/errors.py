@@ -26,7 +26,7 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
     'json'
     >>> require("no_such_library", "cli", "reading tables")
     Traceback (most recent call last):
-    crossent.errors.MissingExtra: reading tables needs the library 'no_such_library', which is not installed. Install it with: pip install 'crossent[cli]'
+    crossent.errors.MissingExtra: reading tables needs the library 'no_such_library', which is not installed. Install...
     """
     try:
         return importlib.import_module(module)

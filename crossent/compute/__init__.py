@@ -1,0 +1,22 @@
+"""Compute: every cross-entropy, exact to the last digits.
+
+functional · modules     the public faces
+linear                   the head that never stores its logits
+rows · binary            where autograd meets the kernels
+losses/ · backends/      what to make of a row · how to read it
+target · link · reduce   what a row should be · what happens before and after
+stats                    the numbers through which a loss looks at a row
+information              entropy and divergence of distributions
+"""
+
+from crossent.compute.functional import binary_cross_entropy_with_logits as binary_cross_entropy_with_logits
+from crossent.compute.functional import cross_entropy as cross_entropy
+from crossent.compute.functional import linear_cross_entropy as linear_cross_entropy
+from crossent.compute.information import entropy as entropy
+from crossent.compute.information import kl_divergence as kl_divergence
+from crossent.compute.link import Link as Link
+from crossent.compute.modules import BCEWithLogitsLoss as BCEWithLogitsLoss
+from crossent.compute.modules import CrossEntropyLoss as CrossEntropyLoss
+from crossent.compute.modules import LinearCrossEntropyLoss as LinearCrossEntropyLoss
+from crossent.compute.target import Target as Target
+from crossent.compute.target import sparse as sparse

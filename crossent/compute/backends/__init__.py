@@ -1,0 +1,1 @@
+"""Ways to read the columns. Each backend is two functions, ``part`` and ``pull``, and knows no loss."""

@@ -1,0 +1,101 @@
+"""The reference backend: plain torch, in float64, rounded once at the end. The others are held to it.
+
+``part`` reads the columns once; ``pull`` turns the cotangents (a, b, c, d) of (nll, lse, uniform, entropy) into
+the gradient of the logits. With p = softmax(z), A = Σ_k a_k and α_j = the sum of the a_k whose target is column j:
+
+    dz_j = (A - α_j) p_j + α_j (p_j - 1)              against the targets; p_j - 1 is expm1(-nll_j), never p_j - 1
+         + b p_j                                      lse
+         + c (measure p_j - u_j) / count              uniform
+         + d p_j (nll_j - entropy)                    entropy
+
+float64 is what makes float32 exact: the difference z_j - peak and the sum of 256k exponentials are then right
+far below a float32 ulp. A device without float64 (Apple's GPU) works in float32 and keeps fewer digits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from crossent.compute.stats import Part
+
+
+def wide(z: Tensor) -> torch.dtype:
+    """The dtype in which rows are worked out: float64 wherever the device has it."""
+    return torch.float32 if z.device.type == "mps" else torch.float64
+
+
+def part(z: Tensor, index: Tensor | None, column_weight: Tensor | None) -> Part:
+    """Read the rows of z (n, v): the part of all columns, ``hit`` at index (n, k), or everywhere if that is None."""
+    z = z.to(wide(z))
+    peak, first = z.max(-1)
+    below = z - peak.unsqueeze(-1)
+    power = torch.exp(below)
+    allowed = z != -torch.inf
+    bounded = torch.where(allowed, below, 0.0)  # 0 · -inf = 0 in the two sums that multiply by it
+    u = allowed.to(z.dtype) if column_weight is None else allowed * column_weight.to(z.dtype)
+    return Part(
+        peak=peak,
+        rest=power.scatter(-1, first.unsqueeze(-1), 0.0).sum(-1) + (peak - peak),  # NaN rows stay NaN
+        hit=z if index is None else z.gather(-1, index),
+        total=(u * bounded).sum(-1),
+        dot=(power * bounded).sum(-1),
+        count=allowed.sum(-1).to(z.dtype),
+        measure=u.sum(-1),
+    )
+
+
+def pull(
+    z: Tensor,
+    index: Tensor | None,
+    column_weight: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor,
+) -> Tensor:
+    """The gradient of z (n, v) from the cotangents a (n, k) and b, c, d (n,); in z's dtype, rounded once."""
+    dtype = z.dtype
+    z = z.to(wide(z))
+    s = part(z, index, column_weight)
+    mass = (1 + s.rest).unsqueeze(-1)
+    power = torch.exp(z - s.peak.unsqueeze(-1))
+    p = power / mass
+    nll = (s.peak.unsqueeze(-1) - z) + torch.log1p(s.rest).unsqueeze(-1)
+    alpha = a if index is None else torch.zeros_like(z).scatter_add(-1, index, a.to(z.dtype))
+    allowed = z != -torch.inf
+    u = allowed.to(z.dtype) if column_weight is None else allowed * column_weight.to(z.dtype)
+    entropy = torch.log1p(s.rest) - s.dot / (1 + s.rest)
+
+    dz = (a.sum(-1, keepdim=True) - alpha) * p + alpha * torch.expm1(-nll)
+    dz = dz + b.unsqueeze(-1) * p
+    dz = dz + (c / s.count).unsqueeze(-1) * (s.measure.unsqueeze(-1) * p - u)
+    surprise = torch.where(p == 0, 0.0, nll) - entropy.unsqueeze(-1)
+    dz = dz + d.unsqueeze(-1) * p * surprise
+    return dz.to(dtype)
+
+
+def differentiable_pull(
+    z: Tensor,
+    index: Tensor | None,
+    column_weight: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor,
+) -> Tensor:
+    """The same gradient from torch's softmax, for autograd to go through again: right, if not to the last digit."""
+    dtype = z.dtype
+    z = z.to(wide(z))
+    log_p = torch.log_softmax(z, -1)
+    p = log_p.exp()
+    allowed = z != -torch.inf
+    u = allowed.to(z.dtype) if column_weight is None else allowed * column_weight.to(z.dtype)
+    count = allowed.sum(-1).to(z.dtype)
+    alpha = a if index is None else torch.zeros_like(z).scatter_add(-1, index, a.to(z.dtype))
+    nll = -torch.where(allowed, log_p, 0.0)
+    entropy = (p * nll).sum(-1, keepdim=True)
+    dz = (a.sum(-1, keepdim=True) + b.unsqueeze(-1)) * p - alpha
+    dz = dz + (c / count).unsqueeze(-1) * (u.sum(-1, keepdim=True) * p - u)
+    dz = dz + d.unsqueeze(-1) * p * (nll - entropy)
+    return dz.to(dtype)

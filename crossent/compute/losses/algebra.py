@@ -1,0 +1,82 @@
+"""A loss is a small frozen object: one number per row from the row's statistics. Losses add up and scale.
+
+    NLL() + 1e-4 * LogZ()          a loss
+    ClassWeighted(w, 2 * Focal())  a loss
+
+Each is one to three lines of plain torch on ``Stats``; autograd differentiates it, and no kernel knows it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from crossent.compute.stats import Stats
+
+
+class Loss:
+    """Something that gives a number (n,) for every row; ``+`` and multiplication by a number make new ones."""
+
+    @property
+    def class_weight(self) -> Tensor | None:
+        """The weight (v,) of each class that the pass over the columns must know, or None."""
+        return None
+
+    def __call__(self, s: Stats) -> Tensor:
+        """The loss of every row, (n,)."""
+        raise TypeError(f"{type(self).__name__} is not a loss yet: it must define __call__(self, s: Stats).")
+
+    def __add__(self, other: Loss) -> Loss:
+        if not isinstance(other, Loss):
+            return NotImplemented
+        return Sum(self, other)
+
+    def __mul__(self, factor: float) -> Loss:
+        if isinstance(factor, Loss):
+            raise TypeError("two losses cannot be multiplied; add them, or multiply one by a number.")
+        return Scaled(float(factor), self)
+
+    __rmul__ = __mul__
+
+
+def _unweighted(loss: Loss) -> Loss:
+    if loss.class_weight is not None:
+        raise TypeError(
+            "class weights belong to the whole loss, because a row is read once: "
+            "write ClassWeighted(weight, a + b), not ClassWeighted(weight, a) + b."
+        )
+    return loss
+
+
+@dataclass(frozen=True)
+class Sum(Loss):
+    """a + b."""
+
+    a: Loss
+    b: Loss
+
+    def __post_init__(self) -> None:
+        _unweighted(self.a)
+        _unweighted(self.b)
+
+    def __call__(self, s: Stats) -> Tensor:
+        """The sum of the two, row by row."""
+        return self.a(s) + self.b(s)
+
+
+@dataclass(frozen=True)
+class Scaled(Loss):
+    """factor · loss."""
+
+    factor: float
+    loss: Loss
+
+    @property
+    def class_weight(self) -> Tensor | None:
+        """The class weights of the loss that is scaled."""
+        return self.loss.class_weight
+
+    def __call__(self, s: Stats) -> Tensor:
+        """The loss times the factor, row by row."""
+        return self.factor * self.loss(s)

@@ -1,0 +1,85 @@
+"""The negative log-likelihood of the target, and the two things most often done to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from crossent.compute.losses.algebra import Loss, _unweighted
+from crossent.compute.stats import Stats
+
+
+@dataclass(frozen=True)
+class NLL(Loss):
+    """Cross-entropy itself: Σ_k q_k (-log p_k). Strictly proper; 0 to ∞ (Good 1952).
+
+    >>> from crossent import cross_entropy
+    >>> cross_entropy(torch.zeros(1, 4), torch.tensor([2]), loss=NLL())
+    tensor(1.3863)
+    """
+
+    def __call__(self, s: Stats) -> Tensor:
+        """Σ_k q_k nll_k."""
+        return s.over_targets(s.nll)
+
+
+@dataclass(frozen=True)
+class Smoothed(Loss):
+    """Label smoothing: (1 - ε) loss + ε · the cross-entropy from the uniform distribution.
+
+    The target keeps 1 - ε and every allowed class gets ε / v more (Szegedy et al. 2016, §7); a class whose logit is
+    -inf is not allowed and gets nothing. Not proper: its optimum is the smoothed truth. ε in [0, 1].
+
+    >>> from crossent import cross_entropy
+    >>> cross_entropy(torch.tensor([[2.0, 0.0]]), torch.tensor([0]), loss=Smoothed(0.1))
+    tensor(0.2269)
+    """
+
+    smoothing: float = 0.1
+    loss: Loss = NLL()
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.smoothing <= 1.0:
+            raise ValueError(f"label_smoothing must lie between 0 and 1, and is {self.smoothing}.")
+        _unweighted(self.loss)
+
+    def __call__(self, s: Stats) -> Tensor:
+        """(1 - ε) loss + ε · mass · uniform."""
+        # The share of a row that carries no target at all is nothing, even when the uniform part is infinite.
+        uniform = torch.where(s.mass == 0, 0.0, s.uniform)
+        return (1 - self.smoothing) * self.loss(s) + self.smoothing * s.mass * uniform
+
+
+@dataclass(frozen=True, eq=False)
+class ClassWeighted(Loss):
+    """A weight for every class: the target's weight multiplies the loss, as ``weight`` does in PyTorch.
+
+    Under label smoothing the uniform part weighs every class by its own weight, also as in PyTorch. A mean divides
+    by the sum of the targets' weights. Proper for the reweighted distribution w_y p_y / Σ w p.
+
+    >>> from crossent import cross_entropy
+    >>> w = torch.tensor([1.0, 3.0])
+    >>> cross_entropy(torch.zeros(1, 2), torch.tensor([1]), loss=ClassWeighted(w), reduction="sum")
+    tensor(2.0794)
+    """
+
+    weight: Tensor
+    loss: Loss = NLL()
+
+    def __post_init__(self) -> None:
+        _unweighted(self.loss)
+        if self.weight.dim() != 1:
+            raise ValueError(
+                f"class weights are one number for every class, shape (v,); got {tuple(self.weight.shape)}."
+            )
+
+    @property
+    def class_weight(self) -> Tensor | None:
+        """The weights (v,), for the pass over the columns."""
+        return self.weight
+
+    def __call__(self, s: Stats) -> Tensor:
+        """The loss itself: the weights are already in the statistics."""
+        return self.loss(s)

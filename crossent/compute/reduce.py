@@ -1,0 +1,39 @@
+"""Rows → number: none, sum or mean, with the divisor said and the empty case decided."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+REDUCTIONS = ("none", "sum", "mean")
+EMPTY = ("zero", "nan", "raise")
+
+
+def reduce(value: Tensor, weight: Tensor, reduction: str, empty: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Reduce row losses (n,) with row weights (n,); ``mean`` is Σ value / Σ weight.
+
+    The sums are in the rows' own wide dtype and rounded to ``dtype`` once, at the end: a million rows of float16
+    logits neither overflow nor stop counting. If no row has weight, the mean is 0 and still connected to the graph
+    (``empty="zero"``), NaN (``"nan"``, PyTorch's answer) or a ``ValueError`` (``"raise"``).
+    """
+    if reduction == "none":
+        return value.reshape(shape).to(dtype)
+    if reduction == "sum":
+        return value.sum().to(dtype)
+    total = weight.sum()
+    if empty == "raise" and not torch.compiler.is_compiling() and bool(total == 0):
+        raise ValueError(
+            "no row has any weight: every target is ignored, the batch is empty, or all class weights are 0. "
+            'The mean of nothing is undefined; pass empty="zero" to make it 0.'
+        )
+    if empty == "zero":
+        total = torch.where(total == 0, 1.0, total)
+    return (value.sum() / total).to(dtype)
+
+
+def check_reduction(reduction: str, empty: str) -> None:
+    """Refuse words that are no reduction."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}; got {reduction!r}.")
+    if empty not in EMPTY:
+        raise ValueError(f"empty must be one of {', '.join(map(repr, EMPTY))}; got {empty!r}.")

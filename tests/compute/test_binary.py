@@ -1,0 +1,114 @@
+"""Binary cross-entropy: both tails, infinite logits, every loss, and all that PyTorch's function takes."""
+
+from __future__ import annotations
+
+import mpmath as mp
+import pytest
+import torch
+import torch.nn.functional as F
+
+from crossent import BCEWithLogitsLoss, binary_cross_entropy_with_logits, cross_entropy
+from crossent.compute.losses import LOSSES, ClassWeighted, Loss
+from tests.compare import faults, ulps
+from tests.laws.test_losses import KNOBS
+
+
+def truth(z: float, t: float) -> tuple[float, float]:
+    p = 1 / (1 + mp.exp(-mp.mpf(z)))
+    q = 1 / (1 + mp.exp(mp.mpf(z)))
+    t = mp.mpf(t)
+    loss = t * mp.log1p(mp.exp(-mp.mpf(z))) + (1 - t) * mp.log1p(mp.exp(mp.mpf(z)))
+    return float(loss), float(p * (1 - t) - q * t)
+
+
+Z = [-700.0, -88.0, -40.0, -17.0, -5.5, -1.0, -1e-3, -1e-30, 0.0, 1e-30, 0.3, 2.0, 16.6, 36.8, 89.0, 650.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("t", [0.0, 1.0, 0.25])
+def test_both_tails_keep_their_digits(dtype: torch.dtype, t: float) -> None:
+    z = torch.tensor(Z, dtype=dtype, requires_grad=True)
+    value = binary_cross_entropy_with_logits(z, torch.full_like(z, t), reduction="none")
+    (dz,) = torch.autograd.grad(value.sum(), z)
+    exact = [truth(v, t) for v in z.detach().tolist()]
+    losses, gradient = [e[0] for e in exact], torch.tensor([e[1] for e in exact], dtype=torch.float64)
+    # float64 has no wider dtype to be rounded from: 2 ulp there; the others are rounded once.
+    assert ulps(value.detach(), losses) <= (2 if dtype == torch.float64 else 1)
+    # (1 - t) p - t (1 - p) is a difference of numbers of the size of t: it is exact to their rounding.
+    scale = gradient.abs().clamp(min=t) if 0 < t < 1 else None
+    assert ulps(dz, gradient, scale) <= (2 if dtype == torch.float64 else 0.51)
+    for fault, wrong in faults(dz):
+        if not torch.equal(wrong, dz):
+            assert ulps(wrong, gradient, scale) > (0.51 if dtype in (torch.bfloat16, torch.float16) else 4), fault
+
+
+def test_infinite_logits_cost_infinity_and_keep_their_gradient() -> None:
+    z = torch.tensor([torch.inf, -torch.inf, torch.inf, -torch.inf], requires_grad=True)
+    value = binary_cross_entropy_with_logits(z, torch.tensor([1.0, 0.0, 0.0, 1.0]), reduction="none")
+    assert value.tolist() == [0.0, 0.0, torch.inf, torch.inf]
+    (dz,) = torch.autograd.grad(value.sum(), z)
+    assert dz.tolist() == [0.0, 0.0, 1.0, -1.0]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in LOSSES if kind is not ClassWeighted])
+def test_an_element_is_a_row_of_two_columns(kind: type[Loss]) -> None:
+    """The two-column face of the same loss is the oracle: (0, z) against the label."""
+    z = torch.tensor([-3.0, 0.5, 12.0, -20.0], dtype=torch.float64)
+    y = torch.tensor([1, 0, 1, 1])
+    two = torch.stack((torch.zeros_like(z), z), 1).requires_grad_()
+    one = z.clone().requires_grad_()
+    loss = KNOBS[kind.__name__]
+    a = binary_cross_entropy_with_logits(one, y, loss=loss, reduction="none")
+    b = cross_entropy(two, y, loss=loss, reduction="none")
+    torch.testing.assert_close(a, b, rtol=1e-14, atol=1e-15)
+    (da,) = torch.autograd.grad(a.sum(), one)
+    (db,) = torch.autograd.grad(b.sum(), two)
+    torch.testing.assert_close(da, db[:, 1], rtol=1e-12, atol=1e-15)
+    if kind.__name__ not in ("LogZ", "Confidence"):
+        assert not torch.allclose(a, cross_entropy(two, 1 - y, loss=loss, reduction="none"))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in LOSSES if kind is not ClassWeighted])
+def test_gradients_of_both_orders(kind: type[Loss]) -> None:
+    z = torch.tensor([-1.5, 0.25, 2.0], dtype=torch.float64, requires_grad=True)
+    t = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+
+    def value(z: torch.Tensor) -> torch.Tensor:
+        return binary_cross_entropy_with_logits(z, t, loss=KNOBS[kind.__name__], reduction="sum")
+
+    assert torch.autograd.gradcheck(value, z)
+    assert torch.autograd.gradgradcheck(value, z)
+
+
+def test_agrees_with_torch() -> None:
+    g = torch.Generator().manual_seed(0)
+    z, t = torch.randn(5, 3, generator=g).double(), torch.rand(5, 3, generator=g).double()
+    w, pos = torch.rand(3, generator=g).double(), torch.rand(3, generator=g).double() + 1
+    for reduction in ("none", "mean", "sum"):
+        ours = binary_cross_entropy_with_logits(z, t, w, pos_weight=pos, reduction=reduction)
+        theirs = F.binary_cross_entropy_with_logits(z, t, w, pos_weight=pos, reduction=reduction)
+        torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=0)
+        assert not torch.allclose(ours, F.binary_cross_entropy_with_logits(z, t, w, reduction=reduction))
+    module = BCEWithLogitsLoss(w, pos_weight=pos)
+    assert module(z, t) == binary_cross_entropy_with_logits(z, t, w, pos_weight=pos)
+
+
+def test_soft_targets_have_gradients_too() -> None:
+    z = torch.tensor([0.7, -2.0], dtype=torch.float64)
+    t = torch.tensor([0.3, 0.9], dtype=torch.float64, requires_grad=True)
+    (dt,) = torch.autograd.grad(binary_cross_entropy_with_logits(z, t, reduction="sum"), t)
+    torch.testing.assert_close(dt, -z, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda z, t: binary_cross_entropy_with_logits(z, t[:, None]), r"needs squeeze\(1\)"),
+        (lambda z, t: binary_cross_entropy_with_logits(z, 2 * t), r"2 elements do not, first at \(0,\): 2.0"),
+        (lambda z, t: binary_cross_entropy_with_logits(z, t, torch.ones(2)), "does not broadcast"),
+        (lambda z, t: binary_cross_entropy_with_logits(z, t, label_smoothing=1.5), "between 0 and 1"),
+    ],
+)
+def test_errors_are_sentences(call, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        call(torch.randn(3), torch.tensor([1.0, 0.0, 1.0]))

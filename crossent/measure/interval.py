@@ -1,0 +1,115 @@
+"""Intervals that hold 95 % of the time: for a mean of skewed rows, and for a share of rows.
+
+**A mean.** The rows of a log loss are skewed to the right: many cheap ones, a few that cost ten times as
+much. The plain t interval, symmetric about the mean, then misses the truth far more often than 1 time in 20,
+nearly always by lying too low. With T = √n (mean − μ) / s and γ the skewness of the rows, Edgeworth's
+expansion is
+
+    P(T ≤ x) = Φ(x) + γ (2x² + 1) φ(x) / (6 √n) + O(1/n),
+
+so that with a = γ / (3 √n)
+
+    g(T) = T + a T² + a² T³ / 3 + a / 2 = ((1 + a T)³ − 1) / (3a) + a / 2
+
+is normal to O(1/n), and the cubic term, of that order itself, makes g rise everywhere, so it has an inverse
+
+    g⁻¹(x) = ((1 + 3a (x − a/2))^{1/3} − 1) / a .
+
+The interval is (mean − s/√n · g⁻¹(t), mean − s/√n · g⁻¹(−t)) with t the 0.975 point of Student's t with n − 1
+degrees of freedom: Hall (1992), *On the removal of skewness by transformation*, J. R. Statist. Soc. B 54,
+221–228. For γ = 0 it is the t interval. Everything comes from three sums, of the rows and of their centred
+second and third powers, in float64.
+
+**A share.** Wilson (1927): all shares that a score test at 5 % does not reject. It never leaves [0, 1] and
+has positive width at 0 and at 1.
+
+Both take rows for independent of one another. Where they are not (many forecasts of one season, many crops of
+one photograph), the intervals are too narrow, and no formula can tell from the rows alone.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri, stdtrit
+
+Interval = tuple[float, float] | None
+"""The ends, low first; None where the rows cannot tell (fewer than two, all equal, or infinite)."""
+
+_TAIL = 0.975
+
+
+def of_mean(rows: NDArray[np.float64], skewness_corrected: bool = True, scale: float | None = None) -> Interval:
+    """Give the 95 % interval of the mean that ``rows`` (n,) were drawn from, after Hall (1992).
+
+    Rows that all agree say nothing about how rows differ, so their interval is None, not of width zero. They
+    agree if they differ by no more than rounding of ``scale``: the largest row, or, where rows are
+    differences, the largest number that was subtracted. Cost: three passes, O(n).
+
+    >>> low, high = of_mean(np.array([0.1, 0.1, 0.2, 0.3, 2.0]))
+    >>> round(low, 2), round(high, 2)  # further above the mean, 0.54, than below it
+    (-0.13, 3.84)
+    >>> of_mean(np.array([0.3, 0.3, 0.3])) is None
+    True
+    """
+    n = rows.size
+    if n < 2 or not np.isfinite(rows).all():
+        return None
+    mean = float(np.mean(rows))
+    centred = rows - mean
+    second = float(np.mean(centred * centred))
+    size = float(np.max(np.abs(rows))) if scale is None else scale
+    if second <= (8 * np.finfo(float).eps * size) ** 2:
+        return None
+    error = math.sqrt(second / (n - 1))
+    t = float(stdtrit(n - 1, _TAIL))
+    if not skewness_corrected:
+        return mean - error * t, mean + error * t
+    third = float(np.mean(centred**3))
+    a = third / second**1.5 / (3 * math.sqrt(n))
+    return mean - error * _untransformed(t, a), mean - error * _untransformed(-t, a)
+
+
+def _untransformed(x: float, a: float) -> float:
+    """g⁻¹(x); without skewness, where the formula is 0/0, its limit x."""
+    if abs(a) < 1e-9:
+        return x
+    return (math.copysign(abs(inner := 1 + 3 * a * (x - a / 2)) ** (1 / 3), inner) - 1) / a
+
+
+def of_share(hits: NDArray[np.float64], n: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Give Wilson's 95 % interval for ``hits`` out of ``n`` (arrays of one shape, n ≥ 1).
+
+    >>> low, high = of_share(np.array([0.0, 5.0]), np.array([10.0, 10.0]))
+    >>> low.round(3).tolist(), high.round(3).tolist()
+    ([0.0, 0.237], [0.278, 0.763])
+    """
+    z2 = float(ndtri(_TAIL)) ** 2
+    share = hits / n
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = np.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    # At no hits and at nothing but hits the formula gives 0 and 1 but for rounding.
+    low = np.where(hits <= 0, 0.0, np.maximum(centre - half, 0.0))
+    high = np.where(hits >= n, 1.0, np.minimum(centre + half, 1.0))
+    return low, high
+
+
+def of_entropy(
+    entropy: float, rows: NDArray[np.float64], bias: float, spread: float, most: float
+) -> tuple[float, float]:
+    """Give the 95 % interval of an entropy estimated from frequencies (the plug-in estimate), in its own
+    unit.
+
+    With Σ over classes, the plug-in estimate is H + (mean of −log f(label) − H) − χ²/(2n) + …: a linear part,
+    whose error is that of a mean of ``rows``, and a part that is never positive, whose mean is −``bias`` and
+    whose standard deviation is ``spread`` (Miller 1955 gave the bias). For even classes the linear part is
+    zero and the second one is all there is. The interval stands about the corrected estimate, ends at
+    ``most`` and is stretched downwards, where it must be, to hold the estimate itself.
+    """
+    n = rows.size
+    error = math.sqrt(float(np.var(rows)) / n + spread**2)
+    half = float(ndtri(_TAIL)) * error
+    low = min(max(entropy + bias - half, 0.0), entropy)
+    return low, max(min(entropy + bias + half, most), entropy)

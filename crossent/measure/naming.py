@@ -1,0 +1,176 @@
+"""Which column belongs to which class: labels and columns meet by the text of the class.
+
+A label may arrive as text, a whole number, a truth value or a float that is whole; a class may be the text of
+a column name. They are the same class if they read the same: ``1``, ``1.0`` and ``"1"``; ``True`` and
+``"true"``; nothing else. Where text does not decide, the answer is an error that asks, because a wrong order
+of the columns gives a number that looks like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossent.errors import DataError, some
+
+PREFIX = "p_"
+"""Columns of probabilities are called p_<class>."""
+
+_Naming = tuple[list[str], NDArray[np.int64]]
+
+
+def class_text(value: Any) -> str:
+    """Write a class as text, one way whatever type it came in.
+
+    >>> class_text(1.0), class_text(np.int8(1)), class_text(True), class_text("1.50")
+    ('1', '1', 'True', '1.50')
+    """
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def _key(text: str) -> str:
+    """What is compared: "1.0" reads as "1", "true" as "True"."""
+    text = text.strip()
+    if text.lower() in ("true", "false"):
+        return text.capitalize()
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return str(int(number)) if number.is_integer() else text
+
+
+def _matched(texts: list[str], names: list[str]) -> NDArray[np.int64] | None:
+    """The place of each text among the names, to the letter or as they read; None if one has none."""
+    for reading in (str, _key):
+        place = {reading(name): j for j, name in enumerate(names)}
+        if len(place) < len(names):
+            if reading is str:
+                raise DataError(f"two classes have one name in {some(names, 10)}. Give each a name of its own.")
+            continue  # "010" and "10" are two classes: only the letter decides
+        places = [place.get(reading(text), -1) for text in texts]
+        if -1 not in places:
+            return np.array(places, dtype=np.int64)
+    return None
+
+
+def _indices(texts: list[str], count: int) -> NDArray[np.int64] | None:
+    """The texts as numbers of columns, 0 to count − 1; None if one is not."""
+    if not all(_key(text).isdecimal() and int(_key(text)) < count for text in texts):
+        return None
+    return np.array([int(_key(text)) for text in texts], dtype=np.int64)
+
+
+def _place(text: str, first: dict[str, Any]) -> str:
+    return f"{text!r} (row {first[text]})" if text in first else repr(text)
+
+
+def name_pair(
+    texts: list[str], first: dict[str, Any], classes: Sequence[Any] | None = None, column: str | None = None
+) -> _Naming:
+    """Name the two classes where there is one probability per row, that of the second class.
+
+    ``texts`` are the distinct labels, ``first`` says at which row each comes first, for the error.
+
+    >>> name_pair(["0", "1"], {})[0], name_pair(["no", "yes"], {}, column="p_yes")[0]
+    (['0', '1'], ['no', 'yes'])
+    """
+    if classes is not None:
+        names = [class_text(name) for name in classes]
+        if len(names) != 2:
+            raise DataError(f"one probability per row means two classes, and {len(names)} are named: {some(names)}.")
+        return names, _found(texts, first, names)
+    positive = (column or "").removeprefix(PREFIX)
+    same = [text for text in texts if _key(text) == _key(positive)]
+    if same and len(texts) <= 2:
+        other = next((text for text in texts if text not in same), f"not {same[0]}")
+        names = [other, same[0]]
+        return names, _found(texts, first, names)
+    for names in (["0", "1"], ["False", "True"]):
+        if (index := _matched(texts, names)) is not None:
+            return names, index
+    if len(texts) > 2:
+        raise DataError(
+            f"one probability per row means two classes, and the labels have {len(texts)}: {some(texts)}. "
+            "Give one column of probabilities per class; for a number in a range say task='range'."
+        )
+    raise DataError(
+        f"which class is the probability of? The labels are {some(texts)}. Name the classes, the one that "
+        f"the probability belongs to last: classes={[*texts, '…'][:2]}; or call the column p_<class>."
+    )
+
+
+def name_columns(
+    texts: list[str],
+    first: dict[str, Any],
+    count: int,
+    classes: Sequence[Any] | None = None,
+    columns: Sequence[str] | None = None,
+) -> _Naming:
+    """Name the classes where there is one column per class, ``count`` in all.
+
+    Column names are tried as they are, without ``p_`` and without whatever they all begin with up to a ``_``.
+
+    >>> names, index = name_columns(["cat", "dog"], {}, 3, columns=["prob_cat", "prob_dog", "prob_hen"])
+    >>> names, index.tolist()
+    (['cat', 'dog', 'hen'], [0, 1])
+    """
+    if classes is not None:
+        names = [class_text(name) for name in classes]
+        if len(names) != count:
+            raise DataError(f"there are {count} columns of probabilities and {len(names)} classes: {some(names)}.")
+        return names, _found(texts, first, names)
+    if columns is None:
+        for names in ([str(j) for j in range(count)], ["False", "True"][: max(count, 2)]):
+            if len(names) == count and (index := _matched(texts, names)) is not None:
+                return names, index
+        if all(_key(text).lstrip("-").isdecimal() for text in texts):
+            wrong = next(text for text in texts if not 0 <= int(_key(text)) < count)
+            raise DataError(
+                f"there are {count} columns of probabilities, so whole-number labels should be 0 to "
+                f"{count - 1}, and {_place(wrong, first)} is not. If the classes are called otherwise, name "
+                "them with classes=."
+            )
+        raise DataError(
+            f"which column belongs to which class? The labels are {some(texts)}. Name the {count} columns in "
+            "their order with classes=."
+        )
+    for names in _readings(list(columns)):
+        if (index := _matched(texts, names)) is not None:
+            return names, index
+    return (names := _readings(list(columns))[0]), _found(texts, first, names)
+
+
+def _readings(columns: list[str]) -> list[list[str]]:
+    """The class names that columns may stand for, the likeliest first."""
+    readings = [columns]
+    shared = "".join(here[0] for here in takewhile(lambda here: len(set(here)) == 1, zip(*columns, strict=False)))
+    if cut := shared[: shared.rfind("_") + 1]:
+        readings.append([name.removeprefix(cut) for name in columns])
+    if all(name.startswith(PREFIX) for name in columns):
+        readings.insert(0, [name.removeprefix(PREFIX) for name in columns])
+    return readings
+
+
+def _found(texts: list[str], first: dict[str, Any], names: list[str]) -> NDArray[np.int64]:
+    """The place of each label among the names; by number only where no name is a number itself."""
+    if (index := _matched(texts, names)) is not None:
+        return index
+    if not any(_key(name).lstrip("-").isdecimal() for name in names):
+        index = _indices(texts, len(names))
+        if index is not None:
+            return index
+    known = {_key(name) for name in names}
+    lost = [text for text in texts if _key(text) not in known]
+    raise DataError(
+        f"every label should be one of the classes {some(names, 10)}, and "
+        f"{'this is' if len(lost) == 1 else 'these are'} not: "
+        f"{some([_place(text, first) for text in lost])}. Add a column of probabilities for it, or leave its "
+        "rows out."
+    )

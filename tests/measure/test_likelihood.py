@@ -1,0 +1,156 @@
+"""Log loss and its relatives, against mpmath, loops over rows, and scikit-learn where it is right."""
+
+import math
+
+import mpmath
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
+
+from crossent.measure.likelihood import FLOOR, costs, errors, label_entropy, likelihood
+from crossent.measure.predictions import Predictions
+
+RNG = np.random.default_rng(0)
+P = RNG.dirichlet([0.4] * 5, size=300)
+Y = np.array([RNG.choice(5, p=row) for row in P])
+ROWS = Predictions.from_arrays(P, Y)
+
+
+def by_mpmath(p, y):
+    """Cross-entropy, label entropy, information gained (nats) and skill, in 40 digits."""
+    with mpmath.workdps(40):
+        n = len(y)
+        loss = -sum(mpmath.log(mpmath.mpf(float(p[i][y[i]]))) for i in range(n)) / n
+        counts = {c: sum(1 for label in y if label == c) for c in set(y)}
+        entropy = -sum(mpmath.mpf(c) / n * mpmath.log(mpmath.mpf(c) / n) for c in counts.values())
+        return float(loss), float(entropy), float(entropy - loss), float(1 - loss / entropy)
+
+
+def test_values_agree_with_forty_digits():
+    found = likelihood(ROWS)
+    loss, entropy, gained, skill = by_mpmath(P.tolist(), Y.tolist())
+    assert found["cross_entropy"].value == pytest.approx(loss, rel=1e-14)
+    assert found["cross_entropy_bits"].value == pytest.approx(loss / math.log(2), rel=1e-14)
+    assert found["label_entropy"].value == pytest.approx(entropy / math.log(2), rel=1e-14)
+    assert found["information_gained"].value == pytest.approx(gained / math.log(2), rel=1e-13)
+    assert found["skill"].value == pytest.approx(skill, rel=1e-13)
+    wrong = by_mpmath(P.tolist(), np.roll(Y, 1).tolist())  # the comparison can fail: labels one row off
+    assert found["cross_entropy"].value != pytest.approx(wrong[0], rel=1e-3)
+
+
+def test_scikit_learn_agrees():
+    found = likelihood(ROWS) | errors(ROWS)
+    assert found["cross_entropy"].value == pytest.approx(log_loss(Y, P, labels=range(5)), rel=1e-12)
+    assert found["accuracy"].value == accuracy_score(Y, P.argmax(axis=1))
+    one_hot = np.eye(5)[Y]
+    assert found["brier"].value == pytest.approx(np.mean(((P - one_hot) ** 2).sum(axis=1)), rel=1e-12)
+    p, y = P[:, 0] / (P[:, 0] + P[:, 1]), (Y == 0).astype(int)
+    binary = errors(Predictions.from_arrays(p, y))
+    assert binary["brier"].value == pytest.approx(brier_score_loss(y, p), rel=1e-12)
+
+
+def test_float32_probabilities_are_taken_as_they_are():
+    p = P.astype(np.float32)
+    found = likelihood(Predictions.from_arrays(p, Y))["cross_entropy"].value
+    assert found == pytest.approx(by_mpmath(p.astype(float).tolist(), Y.tolist())[0], rel=1e-14)
+
+
+def test_an_exact_zero_makes_cross_entropy_infinite_and_is_counted():
+    p = np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]])
+    found = likelihood(Predictions.from_arrays(p, [1, 1, 1]))
+    assert found["cross_entropy"].value == math.inf
+    assert found["cross_entropy"].low is None
+    assert found["cross_entropy"].high is None
+    assert found["impossible_rows"].value == 1
+    assert found["cross_entropy_floored"].value == pytest.approx((-math.log(FLOOR) + math.log(2)) / 3)
+    assert "skill" not in found  # all labels are equal
+    two = likelihood(Predictions.from_arrays(p, [1, 1, 0]))
+    assert two["skill"].value == two["information_gained"].value == -math.inf
+    assert two["skill"].low is None
+
+
+def test_nothing_is_floored_where_nothing_is_impossible():
+    p = [[1 - 1e-12, 1e-12], [0.5, 0.5]]
+    found = likelihood(Predictions.from_arrays(p, [1, 0]))
+    assert found["cross_entropy"].value == pytest.approx((-math.log(1e-12) + math.log(2)) / 2)
+    assert "cross_entropy_floored" not in found
+    assert found["impossible_rows"].value == 0
+
+
+def test_a_zero_on_a_class_that_did_not_come_costs_nothing():
+    assert costs(np.array([[0.0, 1.0]]), np.array([1])).tolist() == [0.0]
+    assert costs(np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([1.0, 0.0])).tolist() == [0.0, 0.0]
+    assert costs(np.array([[0.0, 1.0]]), np.array([0.9])).tolist() == [math.inf]
+
+
+def test_a_range_is_soft_binary_cross_entropy_and_its_errors_are_in_its_own_unit():
+    y, p = RNG.uniform(10, 30, size=50), RNG.uniform(0.05, 0.95, size=50)
+    rows = Predictions.from_arrays(p, y, task="range", low=10, high=30)
+    found = likelihood(rows) | errors(rows)
+    loss, mae, mse = 0.0, 0.0, 0.0
+    for target, q in zip(y, p, strict=True):
+        f = (target - 10) / 20
+        loss -= (f * math.log(q) + (1 - f) * math.log(1 - q)) / 50
+        mae += abs(10 + 20 * q - target) / 50
+        mse += (10 + 20 * q - target) ** 2 / 50
+    m = (y.mean() - 10) / 20
+    entropy = -(m * math.log(m) + (1 - m) * math.log(1 - m))
+    assert found["cross_entropy"].value == pytest.approx(loss, rel=1e-13)
+    assert label_entropy(rows).value == pytest.approx(entropy, rel=1e-13)
+    assert found["mae"].value == pytest.approx(mae, rel=1e-13)
+    assert found["rmse"].value == pytest.approx(math.sqrt(mse), rel=1e-13)
+    assert found["rmse"].low < found["rmse"].value < found["rmse"].high
+    assert "accuracy" not in found
+
+
+def test_the_order_of_rows_and_of_classes_changes_nothing():
+    order, swap = RNG.permutation(len(Y)), np.array([3, 0, 4, 1, 2])
+    found = likelihood(ROWS) | errors(ROWS)
+    rows = Predictions.from_arrays(P[order], Y[order])
+    classes = Predictions.from_arrays(P[:, swap], np.argsort(swap)[Y])
+    for other in (likelihood(rows) | errors(rows), likelihood(classes) | errors(classes)):
+        for name, number in found.items():
+            assert other[name].value == pytest.approx(number.value, rel=1e-12), name
+            assert other[name].low == (number.low if number.low is None else pytest.approx(number.low, rel=1e-9))
+
+
+def test_the_frequencies_themselves_gain_nothing_and_no_skill():
+    shares = np.bincount(Y, minlength=5) / len(Y)
+    found = likelihood(Predictions.from_arrays(np.tile(shares, (len(Y), 1)), Y))
+    assert found["information_gained"].value == pytest.approx(0, abs=1e-13)
+    assert found["skill"].value == pytest.approx(0, abs=1e-13)
+
+
+def test_intervals_of_gain_and_skill_hold_the_truth_as_often_as_they_say():
+    """Counted on 1000 samples of 300 rows from one calibrated model; what another model claims misses."""
+    rng, truth_rows = np.random.default_rng(4), 2_000_000
+    z = rng.normal(0, 2, truth_rows)
+    p = 1 / (1 + np.exp(-z))
+    loss = float(np.mean(-p * np.log(p) - (1 - p) * np.log1p(-p)))
+    held = {"information_gained": 0, "skill": 0, "shifted": 0}
+    for i in range(1000):
+        q = p[i * 300 : (i + 1) * 300]
+        found = likelihood(Predictions.from_arrays(q, (rng.random(300) < q).astype(int)))
+        gained, skill = found["information_gained"].to("nats"), found["skill"]
+        held["information_gained"] += gained.low < math.log(2) - loss < gained.high
+        held["skill"] += skill.low < 1 - loss / math.log(2) < skill.high
+        held["shifted"] += skill.low < 1.25 - loss / math.log(2) < skill.high
+    assert 930 <= held["information_gained"] <= 970  # seen: 956
+    assert 930 <= held["skill"] <= 970  # seen: 956
+    assert held["shifted"] < 50
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 6), st.integers(2, 60), st.integers(0, 2**31))
+def test_information_gained_is_label_entropy_less_cross_entropy(classes, n, seed):
+    rng = np.random.default_rng(seed)
+    p, y = rng.dirichlet([0.3] * classes, size=n) * 0.999 + 0.001 / classes, rng.integers(classes, size=n)
+    found = likelihood(Predictions.from_arrays(p, y))
+    bits = found["label_entropy"].value - found["cross_entropy_bits"].value
+    assert found["information_gained"].value == pytest.approx(bits, abs=1e-12)
+    if "skill" in found:
+        assert found["skill"].value == pytest.approx(bits / found["label_entropy"].value, abs=1e-12)
+    for number in found.values():
+        assert number.low is None or number.low <= number.value <= number.high

@@ -97,7 +97,8 @@ def _refuse_unless_one(total: Tensor, input: Tensor, name: str) -> None:
         at = wrong.nonzero()[0].tolist()
         found = float(total[tuple(at)])
         raise ValueError(
-            f"{name} should hold distributions that sum to 1; {int(wrong.sum())} do not, first at {tuple(at)}: {found}. "
+            f"{name} should hold distributions that sum to 1; {int(wrong.sum())} do not, first at "
+            f"{tuple(at)}: {found}. "
             "Pass given='logits' or given='counts' if that is what they are."
         )
 

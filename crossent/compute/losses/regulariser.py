@@ -14,6 +14,7 @@ from crossent.compute.stats import Stats
 class LogZ(Loss):
     """The z-loss: lse², which keeps the logits from drifting (de Brébisson & Vincent 2016; PaLM, §5, with 1e-4).
 
+    >>> import torch
     >>> from crossent import cross_entropy
     >>> from crossent.compute.losses import NLL
     >>> cross_entropy(torch.zeros(1, 2), torch.tensor([1]), loss=NLL() + 1e-4 * LogZ())
@@ -29,6 +30,7 @@ class LogZ(Loss):
 class Confidence(Loss):
     """Minus the entropy of p: added with a positive factor it punishes confidence (Pereyra et al. 2017, eq. 1).
 
+    >>> import torch
     >>> from crossent import cross_entropy
     >>> from crossent.compute.losses import NLL
     >>> cross_entropy(torch.zeros(1, 2), torch.tensor([1]), loss=NLL() + 0.1 * Confidence())

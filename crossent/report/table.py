@@ -1,0 +1,140 @@
+"""The tables of a record, made ready to be read: titled, ordered, rounded, cut where nobody would read on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from crossent.record import Record, Table
+from crossent.report import digits
+from crossent.report.label import printable
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of finished cells; ``essential`` ones stay where there is room for few."""
+
+    title: str
+    cells: list[str]
+    numeric: bool
+    essential: bool
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A finished table: its columns, and a sentence about rows that were left out, if any were."""
+
+    columns: list[Column]
+    left_out: str = ""
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """The cells by rows."""
+        return [list(row) for row in zip(*(column.cells for column in self.columns), strict=True)]
+
+
+def _names(values: list[Any]) -> list[str]:
+    """Names stay as they are, whole numbers too; labels in a range are numbers like any other."""
+    numbers = any(isinstance(value, float) for value in values)
+    if numbers and not _worded(values):
+        return digits.column(values)
+    return [printable(value) for value in values]
+
+
+def _counts(values: list[Any]) -> list[str]:
+    return ["–" if value is None else f"{value:,}" for value in values]
+
+
+def _nats(values: list[Any]) -> list[str]:
+    return digits.column([None if value is None or math.isnan(value) else value for value in values])
+
+
+def _yes(values: list[Any]) -> list[str]:
+    return ["yes" if value else "" for value in values]
+
+
+def _worded(values: list[Any]) -> bool:
+    return any(isinstance(value, str) for value in values)
+
+
+# name in the record → (title for a reader, how its cells are written, whether it is essential)
+_Titles = dict[str, tuple[str, Callable[[list[Any]], list[str]], bool]]
+_PER_CLASS: _Titles = {
+    "class": ("class", _names, True),
+    "rows": ("rows", _counts, True),
+    "share": ("share", digits.shares, False),
+    "cross_entropy": ("cross-entropy", _nats, True),
+    "mean_probability": ("mean probability", digits.shares, False),
+    "recall": ("recall", digits.shares, True),
+    "precision": ("precision", digits.shares, True),
+}
+_COSTLIEST: _Titles = {
+    "row": ("row", _names, True),
+    "label": ("label", _names, True),
+    "predicted": ("predicted", _names, True),
+    "probability": ("P(label)", digits.column, True),
+    "cross_entropy": ("cross-entropy", _nats, True),
+}
+_CALIBRATORS: _Titles = {
+    "name": ("calibrator", _names, True),
+    "cross_entropy": ("cross-entropy", _nats, True),
+    "change": ("change", _names, True),
+    "chosen": ("chosen", _yes, True),
+}
+
+
+def per_class(record: Record, most: int) -> Sheet | None:
+    """The classes in the record's order; beyond ``most`` of them the most expensive ones, dearest first."""
+    table = record.tables.get("per_class", {})
+    total = len(next(iter(table.values()), []))
+    if total > most:
+        table = _select(table, _dearest(table)[:most])
+        return _sheet(table, _PER_CLASS, f"The {most} dearest of {total:,} classes; the record holds all.")
+    return _sheet(table, _PER_CLASS)
+
+
+def costliest(record: Record, most: int) -> Sheet | None:
+    """The rows that cost most, dearest first, at most ``most`` of them."""
+    table = record.tables.get("costliest", {})
+    return _sheet(_select(table, range(most)), _COSTLIEST)
+
+
+def calibrators(record: Record) -> Sheet | None:
+    """The calibrations that were tried, or None; the interval of their change against none in one column."""
+    tried = record.tables.get("calibrators", {})
+    bounds = zip(tried.get("low", []), tried.get("high", []), strict=False)
+    return _sheet({**tried, "change": [_change(low, high) for low, high in bounds]}, _CALIBRATORS)
+
+
+def _change(low: float | None, high: float | None) -> str | None:
+    if low is None or high is None or low == high:
+        return None  # no calibration against itself
+    # One decimal more than elsewhere: which side of zero an end falls on is what decides.
+    places = digits.decimals(low, low, high) + 1
+    return f"{digits.spell(low, places)} to {digits.spell(high, places)}"
+
+
+def _dearest(table: Table) -> list[int]:
+    """Indices of the rows by cross-entropy, highest first; undefined ones last."""
+    losses = table.get("cross_entropy", [])
+
+    def dearness(index: int) -> float:
+        loss = losses[index]
+        return -math.inf if loss is None or math.isnan(loss) else loss
+
+    return sorted(range(len(losses)), key=dearness, reverse=True)
+
+
+def _select(table: Table, indices: list[int] | range) -> Table:
+    return {name: [column[i] for i in indices if i < len(column)] for name, column in table.items()}
+
+
+def _sheet(table: Table, titles: _Titles, left_out: str = "") -> Sheet | None:
+    columns = [
+        Column(title, write(table[name]), write is not _yes and not _worded(table[name]), essential)
+        for name, (title, write, essential) in titles.items()
+        if name in table
+    ]
+    return Sheet(columns, left_out) if columns and columns[0].cells else None

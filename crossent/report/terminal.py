@@ -1,0 +1,129 @@
+"""A record on a terminal, by rich. What does not fit is left out, never squeezed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from crossent.errors import require
+from crossent.record import Record
+from crossent.report import table, text
+from crossent.report.label import clip, printable
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+_MOST_CLASSES = 20
+_MOST_ROWS = 10
+_WIDE = 100  # columns of a terminal from which on everything fits
+_READABLE = 100  # columns of prose beyond which the eye loses the line
+_WITHOUT_UNICODE = str.maketrans({"−": "-", "–": "-", "—": "-", "…": "~", "×": "x", "’": "'"})
+
+
+def show(record: Record, console: Console | None = None) -> None:
+    """Print the record: headline, notes, numbers, classes, costliest rows.
+
+    Narrow terminals see fewer columns of the tables; a file or a pipe sees the same without colours.
+
+    Args:
+        record: what to print.
+        console: where to; by default the standard output.
+
+    Raises:
+        MissingExtra: rich is not installed.
+
+    >>> show(Record("evaluation", "an empty one"))
+    <BLANKLINE>
+    an empty one
+    <BLANKLINE>
+    This record holds no cross-entropy.
+    """
+    require("rich", "cli", "printing a record")
+    from rich.console import Console
+    from rich.text import Text
+
+    screen = console or Console()
+    # Text objects all the way: a class called "[red]" is a name, not an order to rich.
+    said = [Text(), Text(_speakable(printable(record.title), screen), style="bold"), Text()]
+    style = "bold red" if text.is_impossible(record) else ""
+    said.append(Text(_speakable(text.headline(record), screen), style=style))
+    for thing in said:
+        screen.print(thing, width=min(screen.width, _READABLE))
+    for note in record.facts.get("notes") or []:
+        screen.print()
+        screen.print(
+            Text(_speakable(f"Note: {printable(note)}", screen), style="yellow"),
+            width=min(screen.width, _READABLE),
+        )
+    _print_section(screen, "", _numbers(record, screen))
+    _print_section(screen, "By class", _sheet(table.per_class(record, _MOST_CLASSES), screen))
+    _print_section(screen, "The rows that cost most", _sheet(table.costliest(record, _MOST_ROWS), screen))
+
+
+def _print_section(screen: Console, title: str, content: RenderableType | None) -> None:
+    from rich.text import Text
+
+    if content is None:
+        return
+    screen.print()
+    if title:
+        screen.print(Text(title, style="bold"))
+    screen.print(content)
+
+
+def _numbers(record: Record, screen: Console) -> RenderableType | None:
+    from rich.table import Table
+    from rich.text import Text
+
+    lines = text.summary(record)
+    if not lines:
+        return None
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    explained = screen.width >= _WIDE
+    if explained:
+        grid.add_column(style="dim", max_width=_READABLE)
+    for line in lines:
+        grid.add_row(*(Text(_speakable(cell, screen)) for cell in (line if explained else line[:2])))
+    return grid
+
+
+def _sheet(sheet: table.Sheet | None, screen: Console) -> RenderableType | None:
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    if sheet is None:
+        return None
+    shown = [column for column in sheet.columns if column.essential or screen.width >= _WIDE]
+    grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    names = [column for column in shown if not column.numeric]
+    # Names share what the numbers leave, so that no name pushes a number off the screen.
+    taken = sum(max(map(len, [column.title, *column.cells])) for column in shown if column.numeric)
+    room = (screen.width - taken - 2 * len(shown)) // max(len(names), 1)
+    room = max(min(room, 48), 8)
+    for column in shown:
+        title = Text(_speakable(column.title, screen))
+        grid.add_column(title, justify="right" if column.numeric else "left", no_wrap=not _spaced(column))
+    cells = [[clip(cell, room) if column in names else cell for cell in column.cells] for column in shown]
+    for row in zip(*cells, strict=True):
+        grid.add_row(*(Text(_speakable(cell, screen)) for cell in row))
+    if not sheet.left_out:
+        return grid
+    return Group(grid, Text(_speakable(sheet.left_out, screen), style="dim"))
+
+
+def _spaced(column: table.Column) -> bool:
+    """Titles of two words may wrap; cells, which hold no spaces where they are numbers, then stay whole."""
+    return column.numeric and " " in column.title
+
+
+def _speakable(line: str, screen: Console) -> str:
+    """Replace what the terminal's own encoding lacks: old Windows consoles and pipes would stop at it."""
+    encoding = screen.encoding or "utf-8"
+    try:
+        line.encode(encoding)
+    except UnicodeEncodeError:
+        line = line.translate(_WITHOUT_UNICODE).encode(encoding, "replace").decode(encoding)
+    return line

@@ -1,0 +1,199 @@
+"""A record in words: the headline and the key numbers with what they mean.
+
+Sentences about chance are careful: what an interval that holds zero cannot show is never said to be so, nor
+said not to be so.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from crossent.record import Number, Record
+from crossent.report import digits
+from crossent.report.label import printable
+
+_MEANINGS = {
+    "cross_entropy": (
+        "Cross-entropy",
+        "Mean of −log of the probability given to the true label; also called log loss. 0 is perfect.",
+    ),
+    "cross_entropy_bits": ("Cross-entropy in bits", "The same, divided by log 2."),
+    "cross_entropy_floored": (
+        "Floored cross-entropy",
+        "The same with every probability raised to at least the floor, so that no row is infinite.",
+    ),
+    "impossible_rows": ("Impossible rows", "Rows whose label had probability exactly 0."),
+    "label_entropy": (
+        "Label entropy",
+        "What someone pays who knows only how often each label comes.",
+    ),
+    "information_gained": (
+        "Information gained",
+        "Label entropy minus cross-entropy: what the model knows beyond the frequencies.",
+    ),
+    "skill": (
+        "Skill",
+        "The share of the label entropy that the model knows: 0 % is no better than the frequencies.",
+    ),
+    "uncertainty": ("Uncertainty", "The label entropy in nats: what there is to know."),
+    "discrimination": ("Discrimination", "What the model knows once its probabilities are calibrated."),
+    "miscalibration": (
+        "Miscalibration",
+        "What calibration could still win; estimated on rows held out, so it can fall slightly below 0.",
+    ),
+    "accuracy": ("Accuracy", "Rows whose most probable class is their label."),
+    "brier": ("Brier score", "Mean squared distance of the probabilities from the label. 0 is perfect."),
+    "mae": ("Mean absolute error", "How far the predicted mean is off on average, in the target's own unit."),
+    "rmse": ("Root mean squared error", "The same, large misses weighing more; in the target's own unit."),
+    "validation_cross_entropy": (
+        "Validation cross-entropy",
+        "On the rows that chose when to stop and how to calibrate: likely a little too good.",
+    ),
+    "uncalibrated_cross_entropy": (
+        "Uncalibrated cross-entropy",
+        "On the same rows, had the calibration been left out.",
+    ),
+}
+
+
+class Line(NamedTuple):
+    """One number of a record for a reader: what it is called, its value with interval, what it means."""
+
+    label: str
+    value: str
+    explanation: str
+
+
+def headline(record: Record) -> str:
+    """Say in a few sentences what was found: the loss, what the model knows, what calibration could win.
+
+    Args:
+        record: any record, whole or not; a sentence is left out when its numbers are missing.
+
+    >>> loss, low, high = 0.072, 0.045, 0.110
+    >>> record = Record("fit", "digits", numbers={"cross_entropy": Number(loss, "nats", low, high, n=360)})
+    >>> print(headline(record))
+    On 360 test rows the model's cross-entropy is 0.072 nats (0.104 bits) per row; 95 % interval 0.045 to
+    0.110.
+    """
+    sentences = (_loss(record), _knowledge(record), _calibration(record), _error(record))
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def summary(record: Record) -> list[Line]:
+    """Give every number of the record as a (label, value, explanation) row, in the order a reader wants them.
+
+    >>> summary(Record("evaluation", "a test", numbers={"accuracy": Number(0.5, "share", n=4)}))
+    [Line(label='Accuracy', value='50 %', explanation='Rows whose most probable class is their label.')]
+    """
+    # A number that this version has no words for goes last, under the name the record gives it.
+    known = [name for name in _MEANINGS if name in record.numbers]
+    unknown = [name for name in record.numbers if name not in _MEANINGS]
+    lines = []
+    for name in known + unknown:
+        label, explanation = _MEANINGS.get(name, (printable(name).replace("_", " ").capitalize(), ""))
+        lines.append(Line(label, digits.written(record.numbers[name]), explanation))
+    return lines
+
+
+def is_impossible(record: Record) -> bool:
+    """Say whether some label had probability exactly 0, so that the cross-entropy is infinite."""
+    loss = record.numbers.get("cross_entropy")
+    rows = record.numbers.get("impossible_rows")
+    return (loss is not None and loss.value == math.inf) or (rows is not None and rows.value > 0)
+
+
+def measured_rows(record: Record) -> str:
+    """Name the rows that were measured: "360 test rows", "1 row", or "the rows" when nobody counted them."""
+    loss = record.numbers.get("cross_entropy")
+    count = loss.n if loss is not None and loss.n is not None else record.facts.get("rows")
+    split = printable(record.facts.get("split") or ("test" if record.kind == "fit" else ""))
+    kind = "" if split in {"", "all"} else f"{split} "
+    if not isinstance(count, int):
+        return f"the {kind}rows"
+    return f"{count:,} {kind}{'row' if count == 1 else 'rows'}"
+
+
+def _loss(record: Record) -> str:
+    loss = record.numbers.get("cross_entropy")
+    if loss is None:
+        return "This record holds no cross-entropy."
+    if is_impossible(record):
+        return _infinite_loss(record)
+    if not math.isfinite(loss.value):
+        return f"On {measured_rows(record)} the model's cross-entropy is undefined (not a number)."
+    return f"On {measured_rows(record)} the model's cross-entropy is {_in_nats_and_bits(loss)}."
+
+
+def _infinite_loss(record: Record) -> str:
+    rows = record.numbers.get("impossible_rows")
+    if rows is None or rows.value < 1:
+        culprits = "some label had probability exactly 0"
+    elif rows.value == 1:
+        culprits = "to the label of 1 of them the model gave probability exactly 0"
+    else:
+        culprits = f"to the labels of {rows.value:,.0f} of them the model gave probability exactly 0"
+    sentence = f"The model's cross-entropy on {measured_rows(record)} is infinite: {culprits}."
+    floored = record.numbers.get("cross_entropy_floored")
+    if floored is None or not math.isfinite(floored.value):
+        return sentence
+    floor = record.facts.get("floor")
+    raised = f"at least {digits.spell(floor)}" if isinstance(floor, (int, float)) else "at least the floor"
+    return f"{sentence} With every probability raised to {raised} it is {_in_nats_and_bits(floored)}."
+
+
+def _in_nats_and_bits(loss: Number) -> str:
+    between = digits.interval(loss)
+    certainty = f"; 95 % interval {between}" if between else ""
+    bits = digits.spell(loss.to("bits").value, digits.decimals(loss.value, loss.low, loss.high))
+    return f"{digits.value(loss)} ({bits} bits) per row{certainty}"
+
+
+def _knowledge(record: Record) -> str:
+    entropy = record.numbers.get("label_entropy")
+    gain = record.numbers.get("information_gained")
+    if entropy is None or gain is None or not math.isfinite(entropy.value + gain.value):
+        return ""
+    if entropy.value <= 0:
+        return "All labels are the same, so there was nothing to know."
+    holds = f"{digits.spell(entropy.value)} bits"
+    # Numbers in a range keep some of their entropy even when forecast perfectly, so nothing is "known" of it.
+    if record.facts.get("task") == "range":
+        known, opening = "saves", f"Knowing only how the labels are spread costs {holds};"
+    else:
+        known, opening = "knows", f"Labels alone hold {holds};"
+    worse = gain.value <= 0 if gain.high is None else gain.high < 0
+    if worse:
+        return f"{opening} the model does worse than that, by {digits.spell(-gain.value)} bits."
+    if gain.low is not None and gain.low <= 0:
+        between = digits.interval(gain)
+        known = "does better" if known == "saves" else "knows any of them"
+        return f"{opening} that the model {known}, these rows cannot show (95 % interval {between} bits)."
+    share = digits.percent(gain.value / entropy.value)
+    places = digits.decimals(entropy.value)
+    return f"{opening} the model {known} {digits.spell(gain.value, places)} of them ({share})."
+
+
+def _calibration(record: Record) -> str:
+    excess = record.numbers.get("miscalibration")
+    if excess is None or not math.isfinite(excess.value):
+        return ""
+    if excess.low is None or excess.high is None:
+        return f"Miscalibration is put at {digits.value(excess)}; without an interval, chance may explain it."
+    between = digits.interval(excess)
+    if excess.low > 0:
+        return f"Calibration could still win {digits.value(excess)} per row (95 % interval {between})."
+    if excess.high < 0:
+        return f"Calibration has nothing to win: it made the loss worse (95 % interval {between} nats)."
+    return f"Calibration could win nothing that these rows can show (95 % interval {between} nats)."
+
+
+def _error(record: Record) -> str:
+    mae, rmse = record.numbers.get("mae"), record.numbers.get("rmse")
+    if mae is None or record.facts.get("task") != "range":
+        return ""
+    low, high = record.facts.get("low"), record.facts.get("high")
+    span = f", in a range of {low:g} to {high:g}" if low is not None and high is not None else ""
+    both = f"; its root mean squared error (RMSE) is {digits.value(rmse)}" if rmse is not None else ""
+    return f"The predicted mean is off by {digits.value(mae)} on average (MAE{span}){both}."

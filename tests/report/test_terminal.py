@@ -1,0 +1,68 @@
+import io
+import sys
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from crossent.errors import MissingExtra
+from crossent.report import show
+
+
+def _shown(record, width, **options):
+    sheet = io.StringIO()
+    show(record, Console(file=sheet, width=width, **options))
+    return sheet.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_nothing_is_wider_than_the_terminal(record, width):
+    assert all(cell_len(line) <= width for line in _shown(record, width).splitlines())
+
+
+def test_a_wide_terminal_sees_more(case):
+    narrow, wide = _shown(case("digits_fit"), 60), _shown(case("digits_fit"), 200)
+    for words in ("mean probability", "also called log loss"):
+        assert words in wide
+        assert words not in narrow
+    for words in ("0.072 nats (0.045 to 0.110)", "96.9 % (95.2 to 98.0 %)", "recall", "P(label)"):
+        assert words in wide
+        assert words in narrow
+
+
+def test_a_pipe_gets_no_colours_and_a_terminal_does(case):
+    assert "\x1b" not in _shown(case("impossible"), 80)
+    assert "\x1b[1;31m" in _shown(case("impossible"), 80, force_terminal=True, color_system="standard")
+
+
+def test_names_are_names_and_not_orders(case):
+    shown = _shown(case("hostile"), 200, force_terminal=True, color_system="standard")
+    assert "[bold red]rich[/]" in shown
+    assert "\x1b[31mred" not in shown
+    assert "\x07" not in shown
+
+
+def test_notes_and_an_infinite_loss_are_said(case):
+    shown = " ".join(_shown(case("impossible"), 80).split())
+    assert "is infinite: to the labels of 3 of them" in shown
+    assert "Note: 3 rows gave probability exactly 0" in shown
+
+
+def test_many_classes_are_cut_with_a_sentence(case):
+    shown = _shown(case("hundred_classes"), 80)
+    assert "The 20 dearest of 100 classes; the record holds all." in shown
+    assert sum("species" in line for line in shown.split("The rows that cost most")[0].splitlines()) == 21
+
+
+def test_a_terminal_without_unicode_is_spoken_to_without(case):
+    sheet = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    show(case("hostile"), Console(file=sheet, width=80))
+    sheet.flush()
+    assert b"-0.004 to 0.007" in sheet.buffer.getvalue()
+
+
+def test_without_rich_the_extra_is_named(case, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich", None)
+    sentence = r"printing a record needs the library 'rich'.*pip install 'crossent\[cli\]'"
+    with pytest.raises(MissingExtra, match=sentence):
+        show(case("binary"))

@@ -126,8 +126,10 @@ def cross_fit(
     """Calibrate each row by a calibrator fitted on the other folds, so that no row helped to calibrate
     itself.
 
-    Arguments as in ``recalibrate``; returns float64 probabilities of the shape that came. Folds are
-    stratified by label (by its order, for a range) and depend on ``seed`` and on the order of the rows alone.
+    Arguments as in ``recalibrate``; returns float64 probabilities of the shape that came. Folds are drawn at random,
+    the same ones for the same ``seed`` and number of rows, and on purpose not stratified by label: that would tell
+    each fold's biases how often every class comes in the fold held out. On 1000 rows of 50 classes, perfectly
+    calibrated, it made 0.016 nats of miscalibration out of nothing (docs/measure.md).
     With fewer rows than folds every row is a fold; a single row stays as it is.
     """
     flat = np.ndim(probabilities) == 1
@@ -148,8 +150,7 @@ def cross_fit_log(
     if folds < 2:
         raise ValueError(f"cross-fitting needs 2 folds or more, and {folds} were asked for.")
     n = y.size
-    fold = np.empty(n, dtype=np.int64)
-    fold[np.lexsort((np.random.default_rng(seed).random(n), y))] = np.arange(n) % min(folds, n)
+    fold = np.random.default_rng(seed).permutation(n) % min(folds, n)
     start = start or _fitted(z, y, kind, ridge)  # near every fold's minimum, and no part of the answer
     out = _log_softmax(z)
     for held_out in range(min(folds, n)):

@@ -5,17 +5,20 @@
     lose by not being so: the KL divergence of the model from the calibrated one
 
 with C the model's cross-entropy and C* that of its calibrated self (Murphy 1973 for squares; Bröcker 2009 for
-every proper score). C* is not known and is estimated by cross-fitting a temperature and a bias per class:
-each row is calibrated by the other folds. Fitted on its own rows, or estimated in bins, C* would be too low
-and miscalibration positive even for perfect models. Cross-fitted it errs the other way, by about
-(parameters)/(2n): a calibrated model comes out slightly below 0, which is how "nothing to win" looks. What
-this family of calibrators cannot mend, such as a wavy curve of reliability, counts as lack of discrimination.
+every proper score). C* is not known and is estimated by cross-fitting: each row is calibrated by what the other folds
+say, with a temperature alone or with a bias per class as well, whichever comes out cheaper. Fitted on its own rows, or
+estimated in bins, C* would be too low and miscalibration positive even for perfect models. Cross-fitted it errs the
+other way, by about (parameters)/(2n): a calibrated model comes out slightly below 0, which is how "nothing to win"
+looks. What this family of calibrators cannot mend, such as a wavy curve of reliability, counts as lack of
+discrimination.
 
-The interval of miscalibration is that of the row-by-row differences between the two costs. It takes the
-calibrators as given; their own scatter is of the order 1/n, not 1/√n.
+The interval of miscalibration is that of the row-by-row differences between the two costs, and reaches up to 0 at
+least, for the truth is not below. It takes the calibrators as given; their own scatter is of the order 1/n, not 1/√n.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 
@@ -52,19 +55,20 @@ def decomposition(predictions: Predictions, floor: float, seed: int = 0) -> tupl
         p = np.maximum(p, floor)
     with np.errstate(divide="ignore"):
         z = np.log(p)
-    whole = recalibrate(z, y, logits=True)
-    own, calibrated = costs(p, y), costs_of_logs(cross_fit_log(z, y, folds=FOLDS, seed=seed, start=whole), y)
+    own, calibrated, kind, temperature = costs(p, y), np.array([np.inf]), "", 1.0
+    for family in KINDS[1:]:
+        whole = recalibrate(z, y, family, logits=True)
+        found = costs_of_logs(cross_fit_log(z, y, family, FOLDS, seed, start=whole), y)
+        if np.mean(found) < np.mean(calibrated):
+            calibrated, kind, temperature = found, family, whole.temperature
     entropy = label_entropy(predictions)
-    lost = float(np.mean(own)) - float(np.mean(calibrated))
-    parts = {
-        "uncertainty": entropy,
-        "discrimination": mean_difference(
-            costs_of_frequencies(predictions), calibrated, entropy.value + lost - float(np.mean(own))
-        ),
-        "miscalibration": mean_difference(own, calibrated, lost),
-    }
+    loss, best = float(np.mean(own)), float(np.mean(calibrated))
+    lost = mean_difference(own, calibrated, loss - best)
+    if lost.high is not None:
+        lost = replace(lost, high=max(lost.high, 0.0))
+    gained = mean_difference(costs_of_frequencies(predictions), calibrated, entropy.value + lost.value - loss)
     sentence = (
-        f"{KINDS[2]} per class on the log-probabilities, cross-fitted in {min(FOLDS, len(predictions))} "
-        f"folds (temperature {whole.temperature:.3g} when fitted on all rows)"
+        f"{kind} on the log-probabilities, cross-fitted in {min(FOLDS, len(predictions))} folds "
+        f"(temperature {temperature:.3g} when fitted on all rows)"
     )
-    return parts, sentence
+    return {"uncertainty": entropy, "discrimination": gained, "miscalibration": lost}, sentence

@@ -247,7 +247,7 @@ def _probability_columns(
     else:
         asked = [probability] if isinstance(probability, str) else list(probability)
     if len(set(asked)) < len(asked):
-        raise DataError(f"a column of probabilities is named twice: {some(asked)}.")
+        raise DataError(f"{str(path)!r}: a column of probabilities is named twice: {some(asked)}.")
     return [_present(path, names, name, "probabilities", "probability=") for name in asked]
 
 

@@ -9,7 +9,7 @@ import pytest
 from scipy.special import expit, softmax
 
 from crossent.measure import Calibrator, cross_fit, recalibrate
-from crossent.measure.calibration import KINDS, cross_fit_log
+from crossent.measure.calibration import KINDS
 from crossent.measure.decomposition import decomposition
 from crossent.measure.likelihood import costs
 from crossent.measure.predictions import Predictions
@@ -132,20 +132,18 @@ def test_cross_fitting_calibrates_each_row_by_the_others():
     assert costs(own, y).mean() < costs(alone, y).mean() - 1e-3
 
 
-def test_folds_are_even_in_size_and_in_labels():
-    rng = np.random.default_rng(0)
-    y = np.array([0] * 50 + [1] * 10)
-    fold = np.empty(60, dtype=int)
-    fold[np.lexsort((rng.random(60), y))] = np.arange(60) % 5
-    assert np.bincount(fold).tolist() == [12] * 5
-    assert np.bincount(fold[y == 1]).tolist() == [2] * 5
-    # and these are the folds that cross_fit uses: rows of one fold share their calibrator
-    p = np.random.default_rng(1).uniform(0.05, 0.95, 60)
-    z = np.log(np.stack([1 - p, p], axis=1))
-    out = np.exp(cross_fit_log(z, y))
-    for k in range(5):
-        other = fold != k
-        assert out[~other] == pytest.approx(recalibrate(z[other], y[other], logits=True)(np.exp(z[~other])), abs=1e-6)
+def test_folds_do_not_leak_how_often_classes_come():
+    """Fifty classes, calibrated: stratified folds would claim 0.016 nats; seen here: -0.0008, and 0 alarms of 10."""
+    rng, values, alarms = np.random.default_rng(0), [], 0
+    for _ in range(10):
+        z = rng.normal(0, 1.5, (1000, 50))
+        p = softmax(z, axis=1)
+        y = (p.cumsum(axis=1) < rng.random((1000, 1))).sum(axis=1)
+        found = decomposition(Predictions.from_arrays(p, y), 1e-6)[0]["miscalibration"]
+        values.append(found.value)
+        alarms += found.low > 0
+    assert -0.004 < np.mean(values) < 0.001
+    assert alarms <= 1
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
@@ -170,22 +168,20 @@ def test_what_cannot_be_fitted_is_refused():
 
 
 def test_calibrated_models_show_no_miscalibration_and_over_confident_ones_do():
-    """200 simulated models of 1000 rows: how often the 95 % interval holds 0."""
+    """200 simulated models of 1000 rows: how often the 95 % interval holds 0. Seen: 200 and 0."""
     held = {1.0: 0, 1.5: 0}
     temperatures, values = [], []
     for seed in range(200):
         z, _, y = sample(1000, 3, seed, scale=1.5)
         for sharpness in held:
             p = softmax(sharpness * z, axis=1)
-            parts, _ = decomposition(Predictions.from_arrays(p, y), 1e-6)
-            found = parts["miscalibration"]
+            found = decomposition(Predictions.from_arrays(p, y), 1e-6)[0]["miscalibration"]
             held[sharpness] += found.low <= 0 <= found.high
             if sharpness == 1.0:
                 values.append(found.value)
             else:
                 temperatures.append(recalibrate(p, y).temperature)
-    print(held, np.mean(values), np.mean(temperatures))
-    assert held[1.0] >= 180  # seen: see docs/measure.md
+    assert held[1.0] >= 190
     assert held[1.5] <= 4
-    assert -0.004 < np.mean(values) < 0  # about −(parameters)/(2n) = −0.0015
+    assert -0.002 < np.mean(values) < 0.0005
     assert np.mean(temperatures) == pytest.approx(1.5, rel=0.02)

@@ -1,0 +1,251 @@
+"""The record as a whole: its parts, its notes, the decomposition's identity, and real predictions."""
+
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import softmax
+
+import crossent.measure
+from crossent.errors import DataError
+from crossent.measure import Predictions, evaluate
+from crossent.measure.likelihood import costs
+from crossent.measure.reliability import MOST_GROUPS, reliability
+from crossent.measure.slices import costliest, per_class
+from crossent.record import Record
+
+RNG = np.random.default_rng(0)
+P = RNG.dirichlet([0.5] * 4, size=400)
+Y = np.array([RNG.choice(4, p=row) for row in P])
+NAMES = ["ash", "birch", "cedar", "oak"]
+
+
+def adds_up(record: Record) -> float:
+    """By how much the identity fails."""
+    parts = {name: record[name].value for name in ("uncertainty", "discrimination", "miscalibration")}
+    total = record["cross_entropy_floored" if "cross_entropy_floored" in record else "cross_entropy"].value
+    return total - (parts["uncertainty"] - parts["discrimination"] + parts["miscalibration"])
+
+
+def test_the_record_holds_what_its_page_says():
+    record = evaluate(P, np.array(NAMES)[Y], classes=NAMES, title="trees")
+    assert (record.kind, record.title) == ("evaluation", "trees")
+    assert record.made.endswith("+00:00")
+    units = {name: number.unit for name, number in record.items()}
+    assert units == {
+        "cross_entropy": "nats",
+        "cross_entropy_bits": "bits",
+        "impossible_rows": "rows",
+        "label_entropy": "bits",
+        "information_gained": "bits",
+        "skill": "share",
+        "uncertainty": "nats",
+        "discrimination": "nats",
+        "miscalibration": "nats",
+        "accuracy": "share",
+        "brier": "1",
+    }
+    assert set(record.tables) == {"per_class", "costliest"}
+    assert set(record.curves) == {"reliability"}
+    assert record.facts["task"] == "multi-class"
+    assert record.facts["classes"] == NAMES
+    assert record.facts["rows"] == 400
+    assert record.facts["notes"] == []
+    assert Record.from_json(record.to_json()) == record
+    for number in record.values():
+        assert type(number.value) in (float, int)
+        assert number.n == 400
+
+
+def test_a_file_and_its_arrays_give_the_same_record(tmp_path):
+    crossent.measure.write_predictions(
+        tmp_path / "p.parquet", P, task="multi-class", labels=np.array(NAMES)[Y], classes=NAMES
+    )
+    file, arrays = evaluate(tmp_path / "p.parquet"), evaluate(P, Y, classes=NAMES)
+    assert file.numbers == arrays.numbers
+    assert file.tables == arrays.tables
+    assert file.title == "Predictions in p.parquet"
+    assert evaluate(Predictions.from_arrays(P, Y, NAMES)).numbers == arrays.numbers
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(["binary", "multi-class", "range", "zeros"]), st.integers(1, 80), st.integers(0, 2**31))
+def test_cross_entropy_is_uncertainty_less_discrimination_plus_miscalibration(task, n, seed):
+    rng = np.random.default_rng(seed)
+    if task == "range":
+        record = evaluate(rng.random(n), rng.random(n) * 5, task="range", low=0, high=5)
+    else:
+        classes = 2 if task == "binary" else 4
+        p = rng.dirichlet([0.3] * classes, size=n)
+        if task == "zeros":
+            p = np.where(p < 0.2, 0, p)
+            p[p.sum(axis=1) == 0] = 1 / classes
+            p /= p.sum(axis=1, keepdims=True)
+        record = evaluate(p, rng.integers(classes, size=n))
+    assert adds_up(record) == pytest.approx(0, abs=1e-12)
+    assert Record.from_json(record.to_json()) == record
+    for name, number in record.items():
+        ends = (number.low, number.high)
+        assert ends == (None, None) or number.low <= number.value <= number.high, name
+
+
+def test_the_parts_are_those_of_the_cheaper_cross_fitted_calibrator():
+    sure = P**2 / (P**2).sum(axis=1, keepdims=True)
+    record = evaluate(sure, Y)
+    loss = np.mean([-math.log(sure[i, Y[i]]) for i in range(400)])
+    best = min(
+        np.mean([-math.log(q[i, Y[i]]) for i in range(400)])
+        for q in (crossent.measure.cross_fit(sure, Y, kind) for kind in ("temperature", "temperature and bias"))
+    )
+    assert record["miscalibration"].value == pytest.approx(loss - best, abs=1e-6)
+    assert record["miscalibration"].low > 0
+    own = crossent.measure.recalibrate(sure, Y)(sure)  # in-sample calibration would say more is to be won
+    assert loss - costs(own, Y).mean() > record["miscalibration"].value + 1e-3
+
+
+def test_tables_against_loops():
+    rows = Predictions.from_arrays(P, Y, NAMES, rows=[f"tree {i}" for i in range(400)])
+    cost = costs(rows.probabilities, rows.labels)
+    table, best = per_class(rows, cost), P.argmax(axis=1)
+    for c in range(4):
+        mine = [i for i in range(400) if Y[i] == c]
+        assert table["rows"][c] == len(mine)
+        assert table["share"][c] == len(mine) / 400
+        assert table["cross_entropy"][c] == pytest.approx(np.mean([-math.log(P[i, c]) for i in mine]))
+        assert table["mean_probability"][c] == pytest.approx(sum(P[i, c] for i in range(400)) / 400)
+        hits = sum(best[i] == c for i in mine)
+        assert table["recall"][c] == hits / len(mine)
+        assert table["precision"][c] == hits / sum(b == c for b in best)
+    worst = costliest(rows, cost)
+    order = sorted(range(400), key=lambda i: -cost[i])[:20]
+    assert worst["row"] == [f"tree {i}" for i in order]
+    assert worst["label"] == [NAMES[Y[i]] for i in order]
+    assert worst["predicted"] == [NAMES[best[i]] for i in order]
+    assert worst["probability"] == [P[i, Y[i]] for i in order]
+
+
+def test_equally_costly_rows_keep_their_order_and_absent_classes_are_none():
+    rows = Predictions.from_arrays(np.full((30, 3), 1 / 3), [1] * 30)
+    table = costliest(rows, costs(rows.probabilities, rows.labels))
+    assert table["row"] == list(range(20))
+    classes = per_class(rows, costs(rows.probabilities, rows.labels))
+    assert classes["cross_entropy"][0] is None
+    assert classes["precision"] == [0.0, None, None]
+
+
+def test_reliability_groups_are_even_keep_ties_and_hold_the_diagonal():
+    rng = np.random.default_rng(1)
+    p = rng.random(3000).round(2)
+    curve = reliability(Predictions.from_arrays(p, (rng.random(3000) < p).astype(int)))
+    assert len(curve.x) == MOST_GROUPS
+    assert sum(curve.n) == 3000
+    assert max(curve.n) < 2 * min(curve.n)
+    edges = [(p[lo <= p].min()) for lo in curve.x]
+    assert len(set(edges)) == MOST_GROUPS
+    inside = sum(lo <= x <= hi for x, lo, hi in zip(curve.x, curve.low, curve.high, strict=True))
+    assert inside >= 13
+    sure = reliability(Predictions.from_arrays(p**3 / (p**3 + (1 - p) ** 3), (rng.random(3000) < p).astype(int)))
+    assert sum(lo <= x <= hi for x, lo, hi in zip(sure.x, sure.low, sure.high, strict=True)) < 9  # it can fail
+    few = reliability(Predictions.from_arrays(p[:60], (p[:60] > 0.5).astype(int)))
+    assert len(few.x) == 2
+    tied = reliability(Predictions.from_arrays(np.full(3000, 0.3), rng.integers(2, size=3000)))
+    assert tied.n == [3000]
+
+
+NOTED = [
+    (([0.9, 0.2], [1, 0]), {}, "Only 2 rows were measured"),
+    (([0.9], [1]), {}, "Only 1 row was measured"),
+    ((np.full(100, 0.5), [0, 1] * 50), {}, "In 100 of 100 rows several classes are equally probable"),
+    ((np.full(100, 0.4), [1] * 100), {}, "Every row has the same label"),
+    ((np.full(100, 0.4), [1] * 96 + [0] * 4), {}, "Only 4 rows have the label 0"),
+    ((np.full((100, 4), 0.25), [0, 1] * 50), {}, "No row has the label 2, 3"),
+    ((np.full((100, 2), 1.0), [0, 1] * 50), {"normalise": True}, "divided by its sum"),
+    ((np.full(100, 1.0), [1] * 98 + [0] * 2), {}, r"2 of 100 labels had probability exactly 0 \(rows 98, 99\)"),
+    ((np.full(100, 0.5), np.linspace(0, 1, 100)), {"task": "range"}, "no model can have a cross-entropy below"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "options", "sentence"), NOTED)
+def test_notes_say_what_a_reader_must_know(arguments, options, sentence):
+    notes = evaluate(*arguments, **options).facts["notes"]
+    assert sum(1 for note in notes if re.search(sentence, note)) == 1
+    assert all(note.endswith(".") for note in notes)
+
+
+def test_what_cannot_be_evaluated_is_refused(tmp_path):
+    for floor in (0, 1, -1, math.nan):
+        with pytest.raises(DataError, match="the floor is a probability"):
+            evaluate([0.5], [1], floor=floor)
+    with pytest.raises(DataError, match="pass the labels"):
+        evaluate([0.5])
+    with pytest.raises(DataError, match="what came is not a file"):
+        evaluate([0.5], [1], split="test")
+    with pytest.raises(DataError, match="brings its own labels"):
+        evaluate(tmp_path / "p.csv", [1])
+    with pytest.raises(DataError, match="there is no file"):
+        evaluate(tmp_path / "p.csv")
+
+
+# Real predictions
+
+
+def test_20news_has_infinite_cross_entropy_and_says_why(real):
+    p, y = np.load(real / "logits/20news_probs.npy"), np.load(real / "logits/20news_labels.npy")
+    zeros = sum(1 for row, label in zip(p, y, strict=True) if row[label] == 0)
+    record = evaluate(p, y)
+    assert record["cross_entropy"].value == math.inf
+    assert record["impossible_rows"].value == zeros == 61
+    floored = np.mean([-math.log(max(row[label], 1e-6)) for row, label in zip(p, y, strict=True)])
+    assert record["cross_entropy_floored"].value == pytest.approx(floored, rel=1e-12)
+    assert adds_up(record) == pytest.approx(0, abs=1e-12)
+    assert "61 of 7,532 labels" in record.facts["notes"][0]
+    assert record.tables["costliest"]["cross_entropy"] == [math.inf] * 20
+
+
+@pytest.mark.parametrize(("name", "least"), [("lenet5_cifar10", 0.05), ("densenet_cifar100", 0.3)])
+def test_over_confident_networks_are_found_out(real, name, least):
+    data = np.load(real / f"logits/{name}_probs.npz")
+    record = evaluate(data["predictions"], data["ground_truth"])
+    assert record["miscalibration"].low > least
+    direct = -np.log(data["predictions"].astype(float)[np.arange(10_000), data["ground_truth"]]).mean()
+    assert record["cross_entropy"].value == pytest.approx(direct, rel=1e-12)
+    curve = record.curves["reliability"]
+    assert sum(y < x for x, y in zip(curve.x, curve.y, strict=True)) >= 13  # claims more than it holds
+
+
+def test_scaling_and_shifting_logits_costs_calibration_and_nothing_else(real):
+    found = {}
+    for kind in ("tst", "tst_sc", "tst_sh"):
+        z = np.load(real / f"logits/resnet50_cifar10_{kind}_logits.npy").astype(float)
+        y = np.load(real / f"logits/resnet50_cifar10_{kind}_labels.npy")
+        found[kind] = evaluate(softmax(z, axis=1), y)
+    plain = found["tst"]["discrimination"].value
+    for kind in ("tst_sc", "tst_sh"):
+        assert found[kind]["discrimination"].value == pytest.approx(plain, abs=1e-3)
+        assert abs(found[kind]["miscalibration"].value - found["tst"]["miscalibration"].value) > 0.05
+
+
+def test_forecasts_with_exact_zeros_and_ones_stay_finite_where_they_were_right(real):
+    frame = pd.read_csv(real / "forecasts/mlb_playoffs.csv")
+    p, y = frame["make_playoffs"].to_numpy(), frame["make_playoffs_outcome"].to_numpy()
+    record = evaluate(p, y)
+    assert ((p == 0) | (p == 1)).sum() > 1000
+    assert record["impossible_rows"].value == 0
+    assert math.isfinite(record["cross_entropy"].value)
+    wrong = np.where(np.arange(p.size) == np.argmax(p), 0, y)
+    assert evaluate(p, wrong)["impossible_rows"].value == 1
+
+
+def test_a_csv_of_game_forecasts_is_read_by_its_own_column_names(real):
+    record = evaluate(real / "forecasts/nba_games.csv", label="prob1_outcome", probability="prob1")
+    frame = pd.read_csv(real / "forecasts/nba_games.csv")
+    paid = [-math.log(p if y else 1 - p) for p, y in zip(frame["prob1"], frame["prob1_outcome"], strict=True)]
+    assert record["cross_entropy"].value == pytest.approx(np.mean(paid), rel=1e-12)
+    with pytest.raises(DataError, match=r"the labels have 3: 0, 0.5, 1"):  # drawn games
+        evaluate(real / "forecasts/mlb_games.csv", label="prob1_outcome", probability="prob1")
+    drawn = evaluate(real / "forecasts/mlb_games.csv", label="prob1_outcome", probability="prob1", task="range")
+    assert drawn.facts["rows"] == 15_748

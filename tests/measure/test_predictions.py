@@ -1,0 +1,140 @@
+"""The door: what is a prediction, which class is which column, and the sentence for everything else."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from crossent.errors import DataError
+from crossent.measure import Predictions
+
+from_arrays = Predictions.from_arrays
+THREE = [[0.2, 0.3, 0.5], [0.1, 0.8, 0.1]]
+
+
+def test_one_column_is_the_probability_of_class_1():
+    rows = from_arrays([0.25, 1.0], [0, 1])
+    assert rows.probabilities.tolist() == [[0.75, 0.25], [0.0, 1.0]]
+    assert (rows.task, rows.classes, rows.labels.dtype, len(rows)) == ("binary", ["0", "1"], np.int64, 2)
+    assert from_arrays(np.array([[0.25], [1.0]]), [[0], [1]]).labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "names", "expected"),
+    [
+        ([2, 0], None, ["0", "1", "2"], [2, 0]),
+        ([2.0, 0.0], None, ["0", "1", "2"], [2, 0]),
+        (["2", "0"], None, ["0", "1", "2"], [2, 0]),
+        (np.array([2, 0], dtype=np.uint8), None, ["0", "1", "2"], [2, 0]),
+        (["hen", "cat"], ["cat", "dog", "hen"], ["cat", "dog", "hen"], [2, 0]),
+        ([2, 0], ["cat", "dog", "hen"], ["cat", "dog", "hen"], [2, 0]),
+        ([5, 3], [3, 4, 5], ["3", "4", "5"], [2, 0]),  # names that are numbers are never taken for places
+        ([2, 1], [1, 2, 0], ["1", "2", "0"], [1, 0]),
+        (["010", "10"], ["10", "010", "x"], ["10", "010", "x"], [1, 0]),
+        (pd.Series(["hen", "cat"], dtype="category"), ["cat", "dog", "hen"], ["cat", "dog", "hen"], [2, 0]),
+        (torch.tensor([2, 0]), None, ["0", "1", "2"], [2, 0]),
+    ],
+)
+def test_labels_meet_columns_by_their_text(labels, classes, names, expected):
+    rows = from_arrays(THREE, labels, classes)
+    assert rows.classes == names
+    assert rows.labels.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "names", "expected"),
+    [
+        ([True, False], None, ["False", "True"], [1, 0]),
+        (["yes", "no"], ["no", "yes"], ["no", "yes"], [1, 0]),
+        (np.array([1, 1]), None, ["0", "1"], [1, 1]),
+        (["true", "false"], None, ["False", "True"], [1, 0]),
+    ],
+)
+def test_two_classes_are_named_too(labels, classes, names, expected):
+    rows = from_arrays([0.5, 0.5], labels, classes)
+    assert (rows.classes, rows.labels.tolist()) == (names, expected)
+
+
+def test_frames_bring_names_and_tensors_any_float():
+    frame = pd.DataFrame(THREE, columns=["p_cat", "p_dog", "p_hen"])
+    assert from_arrays(frame, pd.Series(["hen", "dog"])).labels.tolist() == [2, 1]
+    assert from_arrays(torch.tensor([0.5, 0.25], dtype=torch.bfloat16), [1, 0]).probabilities[1, 1] == 0.25
+    assert from_arrays(torch.tensor([0.5, 0.25], requires_grad=True), [1, 0]).probabilities[1, 1] == 0.25
+    wild = from_arrays(np.array([[0.6, 0.4000002]], dtype=np.float32), [1])
+    assert wild.probabilities[0, 1] == np.float64(np.float32(0.4000002))  # within tolerance: as it is
+    assert from_arrays(np.array([[0.0, 1 + 1.2e-7]], dtype=np.float32), [1]).probabilities[0, 1] == 1.0
+
+
+def test_normalise_divides_and_says_so():
+    rows = from_arrays([[2, 2], [1, 3]], [0, 1], normalise=True)
+    assert rows.probabilities.tolist() == [[0.5, 0.5], [0.25, 0.75]]
+    assert "divided by its sum" in rows.notes[0]
+
+
+def test_a_range_becomes_fractions():
+    rows = from_arrays([0.25, 1.0], [10, 30], task="range", low=10, high=30)
+    assert rows.labels.tolist() == [0.0, 1.0]
+    assert rows.probabilities.tolist() == [[0.75, 0.25], [0.0, 1.0]]
+    assert (rows.classes, rows.low, rows.high) == ([], 10.0, 30.0)
+
+
+NAN = math.nan
+REFUSED = [
+    (([], []), {}, "there are no rows to measure"),
+    (([0.5], [0, 1]), {}, "1 rows of probabilities and 2 labels: give one label per row"),
+    (([[[0.5]]], [0]), {}, r"should be \(rows,\) or \(rows, classes\) and have shape \(1, 1, 1\)"),
+    ((THREE, [[0, 0, 1], [0, 1, 0]]), {}, r"one-hot, pass labels.argmax\(axis=1\)"),
+    (([0.5, NAN], [0, 1]), {}, "one that is not: row 1: nan"),
+    (([[0.5, 0.5], [math.inf, 0]], [0, 1]), {}, "row 1, column '0': inf"),
+    (([0.5, 1.5], [0, 1]), {}, r"between 0 and 1.*row 1: 1.5 \(1 rows in all\).*percentages"),
+    (([50, 99], [0, 1]), {}, "If these are percentages, divide them by 100"),
+    (([[-0.7, -0.7]], [1]), {}, "log-probabilities, take their exponential"),
+    (([[-3.0, 4.0]], [1]), {}, "logits, turn them into probabilities first: softmax"),
+    (([-3.0, 4.0], [0, 1]), {}, r"logits.*1 / \(1 \+ exp\(-logit\)\)"),
+    (([[0.5, 0.5], [0.5, 0.6]], [0, 1]), {}, r"add up to 1 \(within 0.001\).*row 1 add up to 1.1.*normalise=True"),
+    (([[0.0, 0.0]], [0]), {"normalise": True}, "row 0 is all zeros"),
+    (([["a", "b"]], [0]), {}, "probabilities should be numbers"),
+    ((THREE, [0, 3]), {}, r"should be 0 to 2, and '3' \(row 1\) is not"),
+    ((THREE, [0, -1]), {}, r"should be 0 to 2, and '-1' \(row 1\) is not"),
+    ((THREE, ["cat", "dog"]), {}, "which column belongs to which class.*classes="),
+    ((THREE, ["cat", "cow"]), {"classes": ["cat", "dog", "hen"]}, r"one of the classes cat, dog, hen.*'cow' \(row 1\)"),
+    ((THREE, [0, 3]), {"classes": [3, 4, 5]}, r"this is not: '0' \(row 0\)"),
+    ((THREE, [0, 1]), {"classes": ["a", "b"]}, "3 columns of probabilities and 2 classes"),
+    ((THREE, [0, 1]), {"classes": ["a", "b", "a"]}, "two classes have one name"),
+    ((THREE, [0, 1]), {"task": "binary"}, "said to be 'binary', but there are 3 classes"),
+    ((THREE, [0, 1]), {"task": "ranking"}, "task should be 'binary', 'multi-class' or 'range'"),
+    (([0.5, 0.5], ["no", "yes"]), {}, "which class is the probability of.*classes="),
+    (([0.5, 0.5, 0.5], [0, 1, 2]), {}, "means two classes, and the labels have 3: 0, 1, 2"),
+    (([0.5], ["x"]), {"classes": ["a", "b", "c"]}, "means two classes, and 3 are named"),
+    (([0.5, 0.5], [0.0, 0.3]), {}, "row 1 has 0.3.*task='range'"),
+    (([0.5, 0.5], [0.0, NAN]), {}, "row 1 has no label"),
+    (([0.5, 0.5], ["a", None]), {}, "row 1 has no label"),
+    (([0.5, 0.5], [0, 1]), {"rows": ["a", "a"]}, "come several times: a"),
+    (([0.5, 0.5], [0, 1]), {"rows": [1]}, "2 rows and 1 row ids"),
+    (([0.5, 0.5], [0, 40]), {"task": "range", "low": 0, "high": 30}, "range 0 to 30, and row 1 has 40"),
+    (([0.5, 0.5], [0, NAN]), {"task": "range"}, "row 1 has no label"),
+    (([0.5], ["tall"]), {"task": "range"}, "labels of a range should be numbers"),
+    (([0.5], [0]), {"task": "range", "low": 1, "high": 1}, "low end below its high end"),
+    (([[0.5, 0.5]], [0]), {"task": "range"}, "one probability per row: the expected fraction"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "options", "sentence"), REFUSED)
+def test_what_is_not_a_prediction_is_refused_with_a_sentence(arguments, options, sentence):
+    with pytest.raises(DataError, match=sentence) as caught:
+        from_arrays(*arguments, **options)
+    assert str(caught.value)[-1] in ".?"
+
+
+def test_the_ids_of_the_rows_are_what_errors_name():
+    with pytest.raises(DataError, match="row house-7"):
+        from_arrays([0.5, 7.0], [0, 1], rows=["house-3", "house-7"])
+
+
+def test_frames_in_different_orders_are_refused():
+    p, y = pd.Series([0.1, 0.9]), pd.Series([0, 1], index=[1, 0])
+    with pytest.raises(DataError, match="different indices"):
+        from_arrays(p, y)
+    assert len(from_arrays(p, y.sort_index())) == 2

@@ -14,8 +14,8 @@ _SILENT_UNITS = {"1", "target", ""}  # what such a number counts is said beside 
 def decimals(value: float, low: float | None = None, high: float | None = None) -> int:
     """Say how many decimals ``value`` deserves.
 
-    With an interval: two significant digits of half its width (one where that begins with 5 or more), because
-    later digits are noise. Without one: three significant digits of the value. Never more than six.
+    With an interval: two significant digits of half its width, because later digits are noise. Without one:
+    three significant digits of the value. Never more than six significant digits.
 
     >>> decimals(0.0721, 0.045, 0.110), decimals(3.3219), decimals(12345.6)
     (3, 2, 0)
@@ -24,8 +24,11 @@ def decimals(value: float, low: float | None = None, high: float | None = None) 
         return 0
     places = 2 - _magnitude(value)
     if low is not None and high is not None and math.isfinite(high - low) and high > low:
-        half = (high - low) / 2
-        places = 1 - _magnitude(half) - (half >= 5 * 10.0 ** _magnitude(half))
+        places = 1 - _magnitude((high - low) / 2)
+        # On which side of zero an interval ends must be seen: a few digits more where an end rounds to it.
+        nearest = min(abs(low), abs(high))
+        if nearest:
+            places = max(places, min(-_magnitude(nearest), places + 2))
         if value:
             places = min(places, _MOST_DIGITS - 1 - _magnitude(value))
     return max(places, 0)

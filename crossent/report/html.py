@@ -120,7 +120,7 @@ def _done(record: Record) -> list[tuple[str, str]]:
         ("Training", trained),
         ("Ended because", facts.get("stopped")),
         ("Calibration", facts.get("calibration")),
-        ("Calibrated model", facts.get("calibrated_with")),
+        ("Miscalibration against", facts.get("calibrated_with")),
         ("Time", f"{digits.spell(seconds)} s" if isinstance(seconds, (int, float)) else None),
         ("Seed", facts.get("seed")),
         ("Versions", _listed(facts.get("versions"), "{0} {1}")),

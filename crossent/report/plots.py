@@ -91,16 +91,16 @@ def reliability(record: Record) -> str:
             agrees = curve.low is None or lowest <= x <= highest  # without a band nothing is contradicted
             axes.plot(x, y, "o", markersize=6.5, color=ACCENT, markerfacecolor=PAPER if agrees else ACCENT)
         margin = 0.02 * (high - low)
-        axes.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin), ylabel="observed")
+        axes.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin), ylabel=clip(curve.y_name, 45))
         axes.set_yticks(axes.get_xticks())
         axes.set_ylim(low - margin, high + margin)
         axes.grid(linewidth=0.7)
         axes.tick_params(length=0)
         if counted:
             axes.tick_params(labelbottom=False)
-            _count_rows(figure.add_axes((left, 0.12, side, bottom - 0.15), sharex=axes), spots)
+            _count_rows(figure.add_axes((left, 0.12, side, bottom - 0.15), sharex=axes), spots, curve.x_name)
         else:
-            axes.set_xlabel("predicted")
+            axes.set_xlabel(clip(curve.x_name, 50))
         return inline(figure, "reliability", "Observed frequency against prediction, by groups of rows")
 
 
@@ -119,7 +119,8 @@ def decomposition(record: Record) -> str:
     whisker = None
     if miscalibration.low is not None and miscalibration.high is not None:
         whisker = Step("", left + miscalibration.low, left + miscalibration.high)
-    loss = record.numbers.get("cross_entropy")
+    # With impossible rows these are the parts of the floored cross-entropy, the other one being infinite.
+    loss = record.numbers.get("cross_entropy_floored") or record.numbers.get("cross_entropy")
     places = digits.decimals(total, loss.low, loss.high) if loss is not None else digits.decimals(total)
     first = [
         Step("uncertainty", 0.0, uncertainty.value),
@@ -223,10 +224,10 @@ def _window(values: list[float]) -> tuple[float, float]:
     return max(low, 0.0), min(max(high, low + step), 1.0)
 
 
-def _count_rows(axes: Axes, spots: list[tuple[float, float, float, float, int]]) -> None:
+def _count_rows(axes: Axes, spots: list[tuple[float, float, float, float, int]], name: str) -> None:
     counts = [spot[4] for spot in spots]
     axes.vlines([spot[0] for spot in spots], 0, counts, color=MUTED, linewidth=5)
-    axes.set(ylim=(0, max(counts) * 1.15), xlabel="predicted", ylabel="rows")
+    axes.set(ylim=(0, max(counts) * 1.15), xlabel=clip(name, 50), ylabel="rows")
     axes.set_yticks([max(counts)], [f"{max(counts):,}"])
     axes.tick_params(length=0)
 

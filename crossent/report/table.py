@@ -111,8 +111,7 @@ def calibrators(record: Record) -> Sheet | None:
 def _change(low: float | None, high: float | None) -> str | None:
     if low is None or high is None or low == high:
         return None  # no calibration against itself
-    # One decimal more than elsewhere: which side of zero an end falls on is what decides.
-    places = digits.decimals(low, low, high) + 1
+    places = digits.decimals(low, low, high)
     return f"{digits.spell(low, places)} to {digits.spell(high, places)}"
 
 

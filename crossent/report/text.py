@@ -56,6 +56,23 @@ _MEANINGS = {
     ),
 }
 
+# Where a label is a number in a range, it counts as a fraction of it, and a fraction is never quite foretold.
+_MEANINGS_IN_A_RANGE = {
+    "cross_entropy": (
+        "Cross-entropy",
+        "Mean of −log of the probability, each label a fraction of the range; above 0 even for perfect forecasts.",
+    ),
+    "label_entropy": ("Label entropy", "What someone pays who knows only the labels' average."),
+    "skill": (
+        "Skill",
+        "Information gained as a share of the label entropy; below 100 % even for perfect forecasts.",
+    ),
+    "information_gained": (
+        "Information gained",
+        "Label entropy minus cross-entropy: what the model knows beyond the average.",
+    ),
+}
+
 
 class Line(NamedTuple):
     """One number of a record for a reader: what it is called, its value with interval, what it means."""
@@ -90,9 +107,10 @@ def summary(record: Record) -> list[Line]:
     # A number that this version has no words for goes last, under the name the record gives it.
     known = [name for name in _MEANINGS if name in record.numbers]
     unknown = [name for name in record.numbers if name not in _MEANINGS]
+    meanings = _MEANINGS | (_MEANINGS_IN_A_RANGE if record.facts.get("task") == "range" else {})
     lines = []
     for name in known + unknown:
-        label, explanation = _MEANINGS.get(name, (printable(name).replace("_", " ").capitalize(), ""))
+        label, explanation = meanings.get(name, (printable(name).replace("_", " ").capitalize(), ""))
         lines.append(Line(label, digits.written(record.numbers[name]), explanation))
     return lines
 
@@ -146,8 +164,7 @@ def _infinite_loss(record: Record) -> str:
 def _in_nats_and_bits(loss: Number) -> str:
     between = digits.interval(loss)
     certainty = f"; 95 % interval {between}" if between else ""
-    bits = digits.spell(loss.to("bits").value, digits.decimals(loss.value, loss.low, loss.high))
-    return f"{digits.value(loss)} ({bits} bits) per row{certainty}"
+    return f"{digits.value(loss)} ({digits.value(loss.to('bits'))}) per row{certainty}"
 
 
 def _knowledge(record: Record) -> str:
@@ -158,9 +175,9 @@ def _knowledge(record: Record) -> str:
     if entropy.value <= 0:
         return "All labels are the same, so there was nothing to know."
     holds = f"{digits.spell(entropy.value)} bits"
-    # Numbers in a range keep some of their entropy even when forecast perfectly, so nothing is "known" of it.
+    # Part of a range's label entropy is left even by perfect forecasts, so it is not something to be known.
     if record.facts.get("task") == "range":
-        known, opening = "saves", f"Knowing only how the labels are spread costs {holds};"
+        known, opening = "saves", f"Knowing only the labels' average costs {holds};"
     else:
         known, opening = "knows", f"Labels alone hold {holds};"
     worse = gain.value <= 0 if gain.high is None else gain.high < 0
@@ -182,11 +199,13 @@ def _calibration(record: Record) -> str:
     if excess.low is None or excess.high is None:
         return f"Miscalibration is put at {digits.value(excess)}; without an interval, chance may explain it."
     between = digits.interval(excess)
+    # No calibration moves a zero: with impossible rows the parts are those of the floored probabilities.
+    opening = "Above the floor, calibration" if is_impossible(record) else "Calibration"
     if excess.low > 0:
-        return f"Calibration could still win {digits.value(excess)} per row (95 % interval {between})."
+        return f"{opening} could still win {digits.value(excess)} per row (95 % interval {between})."
     if excess.high < 0:
-        return f"Calibration has nothing to win: it made the loss worse (95 % interval {between} nats)."
-    return f"Calibration could win nothing that these rows can show (95 % interval {between} nats)."
+        return f"{opening} has nothing to win: it made the loss worse (95 % interval {between} nats)."
+    return f"{opening} could win nothing that these rows can show (95 % interval {between} nats)."
 
 
 def _error(record: Record) -> str:

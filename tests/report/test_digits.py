@@ -12,7 +12,9 @@ from crossent.report.label import clip, printable
     [
         (Number(0.0721, "nats", 0.0452, 0.1101), "0.072 nats (0.045 to 0.110)"),
         (Number(0.07213, "nats", 0.07209, 0.07217), "0.072130 nats (0.072090 to 0.072170)"),
-        (Number(0.0721, "nats", -0.4, 0.6), "0.1 nats (−0.4 to 0.6)"),
+        (Number(0.0721, "nats", -0.4, 0.6), "0.07 nats (−0.40 to 0.60)"),
+        (Number(0.01, "nats", 0.0001, 0.0199), "0.0100 nats (0.0001 to 0.0199)"),
+        (Number(0.01, "nats", 0.0, 0.02), "0.010 nats (0.000 to 0.020)"),
         (Number(3.3219, "bits"), "3.32 bits"),
         (Number(0.0, "nats"), "0.00 nats"),
         (Number(1e-9, "nats", 0.5e-9, 1.5e-9), "1 × 10⁻⁹ nats (5 × 10⁻¹⁰ to 1.5 × 10⁻⁹)"),

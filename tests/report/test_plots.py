@@ -23,7 +23,7 @@ def test_which_pictures_a_record_gives(case):
     assert set(_all(case("digits_fit"))) == set(PICTURES)
     assert set(_all(case("binary"))) == {"reliability", "decomposition", "classes"}
     assert set(_all(case("in_a_range"))) == {"learning", "reliability", "decomposition"}
-    assert set(_all(case("impossible"))) == {"reliability", "classes"}
+    assert set(_all(case("impossible"))) == {"reliability", "decomposition", "classes"}
     assert _all(case("empty")) == {}
 
 
@@ -107,6 +107,17 @@ def test_the_last_steps_are_enlarged_only_where_they_are_a_sliver(loss, enlarged
     numbers = {"uncertainty": 2.3, "discrimination": 2.3 - loss, "miscalibration": -0.001}
     record = Record("evaluation", "", numbers={name: Number(value, "nats") for name, value in numbers.items()})
     assert ("left to know" in plots.decomposition(record)) is enlarged
+
+
+def test_with_impossible_rows_the_steps_are_those_of_the_floored_loss(case):
+    words = [element.text for element in _elements(plots.decomposition(case("impossible")))]
+    assert "0.21" in words
+    assert "infinite" not in words
+
+
+def test_an_infinite_part_is_not_drawn(case):
+    numbers = case("impossible").numbers | {"miscalibration": Number(float("inf"), "nats")}
+    assert plots.decomposition(Record("evaluation", "", numbers=numbers)) == ""
 
 
 def test_nothing_to_know_is_drawn_without_a_warning():

@@ -58,7 +58,7 @@ def test_a_terminal_without_unicode_is_spoken_to_without(case):
     sheet = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     show(case("hostile"), Console(file=sheet, width=80))
     sheet.flush()
-    assert b"-0.004 to 0.007" in sheet.buffer.getvalue()
+    assert b"-0.0041 to 0.0069" in sheet.buffer.getvalue()
 
 
 def test_without_rich_the_extra_is_named(case, monkeypatch):

@@ -16,7 +16,7 @@ def test_the_headline_of_a_good_fit(case):
     assert headline(case("digits_fit")) == (
         "On 360 test rows the model's cross-entropy is 0.072 nats (0.104 bits) per row; 95 % interval 0.045 to "
         "0.110. Labels alone hold 3.32 bits; the model knows 3.22 of them (97 %). Calibration could win nothing "
-        "that these rows can show (95 % interval −0.004 to 0.007 nats)."
+        "that these rows can show (95 % interval −0.0041 to 0.0069 nats)."
     )
 
 
@@ -24,7 +24,8 @@ def test_the_headline_of_an_infinite_loss_says_why_and_what_a_floor_gives(case):
     words = headline(case("impossible"))
     assert words.startswith("The model's cross-entropy on 360 rows is infinite: to the labels of 3 of them")
     assert "With every probability raised to at least 1 × 10⁻⁶ it is 0.21 nats" in words
-    assert "Calibration" not in words
+    assert words.endswith("Above the floor, calibration could win nothing that these rows can show (95 % interval "
+                          "−0.010 to 0.050 nats).")
     assert "knows" not in words
 
 
@@ -44,7 +45,7 @@ PROMISES = ("could still win", "rows can show", "has nothing to win", "chance ma
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
     [
-        (0.005, 0.02, "Calibration could still win 0.012 nats per row"),
+        (0.005, 0.02, "Calibration could still win 0.0120 nats per row"),
         (-0.001, 0.02, "Calibration could win nothing that these rows can show"),
         (0.0, 0.02, "Calibration could win nothing that these rows can show"),
         (-0.02, -0.005, "Calibration has nothing to win"),
@@ -97,6 +98,12 @@ def test_the_rows_are_named(kind, facts, expected):
 def test_what_is_not_a_number_is_said_to_be_undefined():
     record = Record("evaluation", "", numbers={"cross_entropy": Number(math.nan, "nats")})
     assert "undefined" in headline(record)
+
+
+def test_nobody_is_told_that_0_is_perfect_where_it_cannot_be_reached(case):
+    explained = {line.label: line.explanation for line in summary(case("in_a_range"))}
+    assert "above 0 even for perfect forecasts" in explained["Cross-entropy"]
+    assert "0 is perfect" in {line.label: line.explanation for line in summary(case("binary"))}["Cross-entropy"]
 
 
 def test_every_number_has_a_line_and_every_known_one_an_explanation(record):

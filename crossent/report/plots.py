@@ -245,8 +245,8 @@ def _stairs(figure: Figure, place: tuple[float, float], steps: list[Step], whisk
             axes.plot([step.end, step.end], [row - 0.29, row + 1.29], color=MUTED, linewidth=0.8)
         amount = digits.spell(-width if step.sign == "−" else width, places)
         axes.text(-0.04, row, step.name, transform=beside, ha="right", va="center")
-        axes.text(1.08, row, step.sign, transform=beside, ha="center", va="center", color=MUTED)
-        axes.text(1.32, row, amount, transform=beside, ha="right", va="center")
+        axes.text(1.05, row, step.sign, transform=beside, ha="center", va="center", color=MUTED)
+        axes.text(1.335, row, amount, transform=beside, ha="right", va="center")
     if whisker:
         ends, row = [whisker.start, whisker.end], len(steps) - 2
         axes.plot(ends, [row, row], color=INK, linewidth=1.2, marker="|", markersize=7)

@@ -1,0 +1,163 @@
+"""From what a user has to what a network reads: a table of anything, or an array, into float32 features.
+
+Tables go through skrub's ``TableVectorizer``, fitted on the training rows alone: numbers stay, dates become their
+parts, few-valued columns become indicators, text and many-valued columns a few directions of their character n-grams.
+A missing number stays NaN; the network has a column for that. What was fitted is kept in skops' format, which is JSON
+and plain arrays in a zip: nothing is unpickled when it is loaded, and no type but those of the libraries that made
+it is accepted.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crossent.errors import DataError, require, some
+from crossent.files import replacing
+
+TRUSTED = ("skrub.", "sklearn.", "numpy.", "scipy.", "pandas.")
+MOST_INDICATORS = 40  # a text column with more values than this is read by its character n-grams
+
+
+@dataclass(eq=False)
+class Preparation:
+    """How rows become features; ``columns`` are a table's, empty for an array of ``features`` numbers."""
+
+    columns: tuple[str, ...]
+    features: int
+    names: tuple[str, ...] = ()
+    vectorizer: Any = None
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def fit(cls, x: Any, source: str) -> tuple[Preparation, Tensor]:
+        """Learn from the training rows how to prepare, and prepare them."""
+        if not hasattr(x, "columns"):
+            return cls((), x.shape[1]), torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
+        skrub = require("skrub", "cli", "a table of mixed columns")
+        vectorizer = skrub.TableVectorizer(
+            cardinality_threshold=MOST_INDICATORS,
+            datetime=skrub.DatetimeEncoder(add_weekday=True, add_total_seconds=True),
+            high_cardinality=skrub.StringEncoder(n_components=30, random_state=0),
+            drop_null_fraction=1.0,
+        )
+        preparation = cls(tuple(x.columns), 0, (), vectorizer)
+        table = preparation._quietly(vectorizer.fit_transform, x, source)
+        if table.shape[1] == 0:
+            raise DataError(
+                f"{source}: no column says anything; each is empty or has one value ({some(list(x.columns))})."
+            )
+        preparation.features = table.shape[1]
+        preparation.names = tuple(str(name) for name in table.columns)
+        dropped = [
+            column
+            for column in x.columns
+            if column not in vectorizer.input_to_outputs_ or not vectorizer.input_to_outputs_[column]
+        ]
+        if dropped:
+            preparation.notes.append(
+                f"Columns with nothing to tell (empty, or one value) were left out: {some(dropped)}."
+            )
+        return preparation, _finite(table, source)
+
+    def __call__(self, x: Any, source: str) -> Tensor:
+        """Prepare other rows in the same way: features (n, d), float32, NaN where a number is missing."""
+        if not self.columns:
+            if hasattr(x, "columns"):
+                from crossent.minimise.data import from_arrays
+
+                x = from_arrays(x.to_numpy(), None, source).x
+            if x.shape[1] != self.features:
+                raise DataError(
+                    f"{source}: the model was trained on {self.features} features, and these rows have {x.shape[1]}."
+                )
+            return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
+        if not hasattr(x, "columns"):
+            raise DataError(
+                f"{source}: the model was trained on a table with named columns; give a table, not an array."
+            )
+        missing = [column for column in self.columns if column not in x.columns]
+        if missing:
+            raise DataError(
+                f"{source} lacks {len(missing)} of the {len(self.columns)} columns the model was trained on: "
+                f"{some(missing, 12)}. Add them (empty cells are allowed) or name them as in training."
+            )
+        return _finite(self._quietly(self.vectorizer.transform, x[list(self.columns)], source), source)
+
+    def _quietly(self, prepare: Any, x: Any, source: str) -> Any:
+        """Run skrub, and turn what it warns of into notes, and what it fails on into a sentence."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                table = prepare(x)
+            except (ValueError, TypeError) as trouble:
+                raise DataError(
+                    f"{source}: the columns cannot be prepared: {' '.join(str(trouble).split())[:500]} "
+                    "Columns must hold the kind of values they held in training."
+                ) from trouble
+        for warning in caught:
+            text = " ".join(str(warning.message).split())
+            if "unknown categories" in text:
+                note = (
+                    f"{source}: some columns hold values that training never saw; they count as none of the known ones."
+                )
+                if note not in self.notes:
+                    self.notes.append(note)
+        return table
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the vectorizer, as plain data."""
+        return {"columns": list(self.columns), "features": self.features, "names": list(self.names)}
+
+    def save(self, path: Path) -> None:
+        """Write the vectorizer of a table; an array has none."""
+        if self.vectorizer is None:
+            return
+        skops = require("skops.io", "cli", "saving how a table is prepared")
+        import zipfile
+
+        with replacing(path) as temporary:
+            skops.dump(self.vectorizer, temporary, compression=zipfile.ZIP_DEFLATED, compresslevel=6)
+
+    @classmethod
+    def load(cls, plain: dict[str, Any], path: Path) -> Preparation:
+        """Read back what ``to_dict`` and ``save`` wrote; types of unknown origin are refused."""
+        preparation = cls(tuple(plain["columns"]), plain["features"], tuple(plain["names"]))
+        if preparation.columns:
+            skops = require("skops.io", "cli", "reading how a table is prepared")
+            require("skrub", "cli", "a table of mixed columns")
+            try:
+                strangers = skops.get_untrusted_types(file=path)
+                foreign = [name for name in strangers if not name.startswith(TRUSTED)]
+                if foreign:
+                    raise DataError(
+                        f"{str(path)!r} holds types that no model of crossent has: {some(foreign)}. It was not loaded."
+                    )
+                preparation.vectorizer = skops.load(path, trusted=strangers)
+            except DataError:
+                raise
+            except Exception as trouble:  # a zip, JSON and several libraries, each with its own errors
+                raise DataError(
+                    f"{str(path)!r} cannot be read: {trouble}. It needs the versions of skrub and scikit-learn that "
+                    "are named in model.json, or close ones."
+                ) from trouble
+        return preparation
+
+
+def _finite(table: Any, source: str) -> Tensor:
+    x = table.to_numpy(dtype=np.float32)
+    infinite = np.isinf(x)
+    if infinite.any():
+        row, column = np.argwhere(infinite)[0].tolist()
+        raise DataError(
+            f"{source}: {int(infinite.sum()):,} features are infinite or too large for float32, first in column "
+            f"{str(table.columns[column])!r} at row {row}. Replace them by a number, or by an "
+            "empty cell if they are missing."
+        )
+    return torch.from_numpy(np.ascontiguousarray(x))

@@ -1,0 +1,160 @@
+"""A trained model with all that is needed to use it, and its folder on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossent.errors import DataError, require
+from crossent.files import replacing
+from crossent.measure import Calibrator, write_predictions
+from crossent.minimise import data
+from crossent.minimise.model import Network
+from crossent.minimise.preparation import Preparation
+from crossent.minimise.recipe import Recipe
+from crossent.minimise.task import Task
+from crossent.minimise.train import log_probabilities
+from crossent.record import Record
+
+MODEL_FORMAT = "crossent model 1"
+MODEL, WEIGHTS, TABLE, RECORD, PREDICTIONS = (
+    "model.json", "model.safetensors", "table.skops", "record.json", "predictions.parquet",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Predicted:
+    """The rows that were split, and what the model says of each: the content of predictions.parquet."""
+
+    rows: NDArray[np.int64]
+    splits: NDArray[Any]
+    labels: NDArray[Any]
+    probabilities: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What ``fit`` gives back: a model that predicts, and the record of how it was made and what it is worth.
+
+    >>> import numpy as np, crossent
+    >>> x = np.random.default_rng(0).normal(size=(200, 2))
+    >>> run = crossent.fit(x, x[:, 0] > 0)
+    >>> run.predict_proba([[2.0, 0.0], [-2.0, 0.0]]).argmax(axis=1).tolist()
+    [1, 0]
+    >>> run.predict([[2.0, 0.0]]).tolist()
+    ['True']
+    """
+
+    task: Task
+    recipe: Recipe
+    preparation: Preparation
+    network: Network
+    calibrator: Calibrator
+    record: Record
+    predicted: Predicted | None = None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the columns of ``predict_proba``; none for a range."""
+        return self.task.classes
+
+    def predict_proba(self, x: Any) -> NDArray[np.float64]:
+        """Probabilities (n, classes), float64, rows summing to 1, for a table or an array like the one trained on.
+
+        For a number in a range the two columns are the expected share of the range left and reached; ``predict``
+        gives the number.
+        """
+        rows = x if isinstance(x, data.Data) else data.from_arrays(x, None, "x")
+        features = self.preparation(rows.x, rows.source)
+        return np.exp(self.calibrator.of_logits(log_probabilities(self.network, features).numpy()))
+
+    def predict(self, x: Any) -> NDArray[Any]:
+        """The most probable class by name (n,), or the expected number of a range (n,)."""
+        p = self.predict_proba(x)
+        if self.task.kind == "range":
+            return self.task.low + (self.task.high - self.task.low) * p[:, 1]
+        return np.array(self.task.classes)[p.argmax(axis=1)]
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the model, the record and the predictions into a folder, each file whole or not at all."""
+        safetensors = require("safetensors.torch", "cli", "saving a model")
+        folder = Path(folder)
+        with replacing(folder / WEIGHTS) as temporary:
+            state = {name: tensor.contiguous() for name, tensor in self.network.state_dict().items()}
+            safetensors.save_file(state, temporary)
+        self.preparation.save(folder / TABLE)
+        if self.predicted is not None:
+            self.write_predictions(
+                folder / PREDICTIONS,
+                self.predicted.probabilities,
+                labels=self.predicted.labels,
+                rows=self.predicted.rows,
+                splits=self.predicted.splits,
+            )
+        self.record.write(folder / RECORD)
+        with replacing(folder / MODEL) as temporary:  # last: a folder with this file is complete
+            temporary.write_text(json.dumps(self._about(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+    def write_predictions(
+        self, path: str | os.PathLike[str], probabilities: NDArray[np.float64], **columns: Any
+    ) -> None:
+        """Write probabilities (n, classes) as a table with this model's class names or range."""
+        is_range = self.task.kind == "range"
+        write_predictions(
+            path,
+            probabilities[:, 1] if is_range else probabilities,
+            task=self.task.kind,
+            classes=self.task.classes or None,
+            low=self.task.low,
+            high=self.task.high,
+            source=self.record.facts.get("source"),
+            target=self.record.facts.get("target"),
+            **columns,
+        )
+
+    def _about(self) -> dict[str, Any]:
+        return {
+            "format": MODEL_FORMAT,
+            "task": {**vars(self.task), "classes": list(self.task.classes)},
+            "recipe": self.recipe.to_dict(),
+            "preparation": self.preparation.to_dict(),
+            "gaps": len(self.network.gaps),
+            "calibrator": self.calibrator.to_dict(),
+            "versions": self.record.facts.get("versions", {}),
+        }
+
+
+def load(folder: str | os.PathLike[str]) -> Run:
+    """Read a model back from the folder that ``Run.save`` or ``crossent fit`` wrote; nothing in it is unpickled."""
+    folder = Path(folder)
+    if not (folder / MODEL).exists():
+        raise DataError(
+            f"{str(folder)!r} holds no finished model: there is no {MODEL} in it. "
+            "Name the folder that 'crossent fit' wrote, or go on with a stopped one by --resume."
+        )
+    safetensors = require("safetensors.torch", "cli", "reading a model")
+    try:
+        about = json.loads((folder / MODEL).read_text(encoding="utf-8"))
+        if about.get("format") != MODEL_FORMAT:
+            raise DataError(
+                f"{str(folder / MODEL)!r}: its format should be {MODEL_FORMAT!r} and is {about.get('format')!r}."
+            )
+        task = Task(**{**about["task"], "classes": tuple(about["task"]["classes"])})
+        recipe = Recipe(**about["recipe"])
+        preparation = Preparation.load(about["preparation"], folder / TABLE)
+        network = Network(
+            preparation.features, about["gaps"], task.columns, recipe.members, recipe.width, recipe.depth
+        ).requires_grad_(False)
+        network.load_state_dict(safetensors.load_file(folder / WEIGHTS))
+        calibrator = Calibrator.from_dict(about["calibrator"])
+    except DataError:
+        raise
+    except Exception as trouble:  # JSON, safetensors and torch each have their own way to say that a file is damaged
+        raise DataError(f"the model in {str(folder)!r} is damaged: {trouble}") from trouble
+    return Run(task, recipe, preparation, network, calibrator, Record.read(folder / RECORD))

@@ -1,0 +1,138 @@
+"""What is to be predicted: two classes, several, or a number in a range. The target's values say which."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crossent.compute.codes import Fraction
+from crossent.errors import DataError, some
+
+Kind = Literal["binary", "multi-class", "range"]
+MOST_CLASSES_OF_WHOLE_NUMBERS = 20
+
+
+@dataclass(frozen=True)
+class Task:
+    """The kind of target, the names of its classes or the ends of its range, and a sentence that says so."""
+
+    kind: Kind
+    classes: tuple[str, ...]
+    found: str
+    low: float = 0.0
+    high: float = 1.0
+
+    @property
+    def columns(self) -> int:
+        """How many logits a row has: a range is two, no and yes."""
+        return len(self.classes) if self.classes else 2
+
+    def encode(self, y: Any, rows: np.ndarray, source: str) -> np.ndarray:
+        """Class indices (n,) int64, or for a range fractions (n,) float64; unknown labels are refused by name."""
+        if self.kind == "range":
+            values = np.asarray(y, dtype=np.float64)
+            outside = ~((values >= self.low) & (values <= self.high))
+            if outside.any():
+                at = int(np.flatnonzero(outside)[0])
+                raise DataError(
+                    f"{source}: {int(outside.sum()):,} values of the target lie outside the range {self.low:g} to "
+                    f"{self.high:g}, first at row {rows[at]}: {values[at]:g}. Pass --range LOW HIGH that holds "
+                    "them all."
+                )
+            return (values - self.low) / (self.high - self.low)
+        place = {name: index for index, name in enumerate(self.classes)}
+        names = [class_name(value) for value in y]
+        unknown = [i for i, name in enumerate(names) if name not in place]
+        if unknown:
+            strangers = sorted({names[i] for i in unknown})
+            raise DataError(
+                f"{source}: {len(unknown):,} rows have a class that the training data never show: {some(strangers)} "
+                f"(first at row {rows[unknown[0]]}). The model knows {some(list(self.classes), 12)}. Add rows of it to "
+                "the training data, or leave those rows out."
+            )
+        return np.array([place[name] for name in names], dtype=np.int64)
+
+    def target(self, encoded: np.ndarray) -> Tensor:
+        """What ``cross_entropy`` takes: labels (n,), or for a range soft targets (n, 2)."""
+        if self.kind == "range":
+            return Fraction(0.0, 1.0).encode(torch.from_numpy(encoded).float())
+        return torch.from_numpy(encoded)
+
+
+def class_name(value: Any) -> str:
+    """The name of a class: 3 and 3.0 are one class, as are True and numpy's True."""
+    if isinstance(value, (float, np.floating)) and float(value).is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def look(y: Any, source: str, target: str, kind: str | None = None, limits: tuple[float, float] | None = None) -> Task:
+    """Look at the target and say what it is; ``kind`` ("classes" or "range") and ``limits`` overrule the look."""
+    if kind not in (None, "classes", "range"):
+        raise DataError(f"the task must be 'classes' or 'range'; got {kind!r}.")
+    values = np.asarray(y)
+    _refuse_missing(values, source, target)
+    numeric = values.dtype.kind in "iuf"
+    if values.dtype.kind == "O":
+        numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+        values = values.astype(np.float64) if numeric else np.array([class_name(v) for v in values], dtype=object)
+    distinct = np.unique(values)
+    if len(distinct) == 1:
+        raise DataError(
+            f"{source}: the target {target!r} is constant, {class_name(distinct[0])!r} in all {len(values):,} rows. "
+            "There is nothing to learn; check that --target names the right column."
+        )
+    whole = numeric and bool(np.all(distinct == np.floor(distinct)))
+    as_range = kind == "range" or limits is not None
+    if kind is None and limits is None:
+        as_range = numeric and len(distinct) > 2 and not (whole and len(distinct) <= MOST_CLASSES_OF_WHOLE_NUMBERS)
+    if as_range:
+        return _range(values, numeric, source, target, limits)
+    if len(distinct) > 2 and len(distinct) > 0.5 * len(values):
+        raise DataError(
+            f"{source}: the target {target!r} has {len(distinct):,} different values in {len(values):,} rows, for "
+            f"example {some([repr(class_name(v)) for v in distinct[:3]], 3)}. That looks like free text or an id, not "
+            "like classes. Name another column with --target."
+        )
+    ordered = [class_name(v) for v in distinct]
+    if len(ordered) == 2:
+        found = f"{target!r} holds two classes, {ordered[0]!r} and {ordered[1]!r}: binary classification."
+    else:
+        found = f"{target!r} holds {len(ordered)} classes ({some(ordered, 12)}): multi-class classification."
+        if numeric and kind is None:
+            found += " (If they are amounts rather than names, pass --task range.)"
+    return Task("binary" if len(ordered) == 2 else "multi-class", tuple(ordered), found)
+
+
+def _range(values: np.ndarray, numeric: bool, source: str, target: str, limits: tuple[float, float] | None) -> Task:
+    if not numeric:
+        raise DataError(f"{source}: a range needs numbers, and the target {target!r} holds text. Pass --task classes.")
+    least, most = float(values.min()), float(values.max())
+    low, high = limits or (least, most)
+    if not low < high:
+        raise DataError(f"a range needs a low end below its high end; got {low:g} and {high:g}.")
+    said = "as given" if limits else "as seen in the data; pass --range LOW HIGH if you know better"
+    found = f"{target!r} holds numbers from {least:g} to {most:g}: bounded regression on {low:g} to {high:g} ({said})."
+    return Task("range", (), found, low, high)
+
+
+def _refuse_missing(values: np.ndarray, source: str, target: str) -> None:
+    if values.dtype.kind == "f":
+        bad = ~np.isfinite(values)
+    elif values.dtype.kind == "O":
+        bad = np.array([v is None or (isinstance(v, float) and v != v) for v in values])
+    elif values.dtype.kind == "M":
+        raise DataError(f"{source}: the target {target!r} holds dates. Turn them into numbers or classes first.")
+    else:
+        return
+    if bad.any():
+        at = np.flatnonzero(bad)
+        raise DataError(
+            f"{source}: the target {target!r} is missing, NaN or infinite in {len(at):,} rows, first at row "
+            f"{some(at.tolist())}. A row without a label can neither teach nor test: fill them in or leave them out. "
+            "(In a CSV an empty cell, NA, N/A, NaN, None and null count as missing.)"
+        )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
 import os
+import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +43,7 @@ def read(source: str | os.PathLike[str], target: str | None = None, *, labelled:
         return _embedded(name, target)
     path = Path(source)
     suffix = path.suffix.lower()
-    if not path.exists():
+    if not os.path.exists(path):  # which also says no to a name that is too long
         close = difflib.get_close_matches(name, [*EMBEDDED, *(str(p) for p in _beside(path))], n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise DataError(f"{name!r} is neither a file nor one of the embedded sets ({', '.join(EMBEDDED)}).{hint}")
@@ -60,10 +63,7 @@ def from_table(table: Any, target: str | None, source: str, *, labelled: bool = 
     """Split a pandas table into features and target."""
     if len(table) == 0:
         raise DataError(f"{source!r} has a header and no rows. It needs at least one row to go on.")
-    table.columns = [str(column) for column in table.columns]
-    twice = table.columns[table.columns.duplicated()].tolist()
-    if twice:
-        raise DataError(f"{source!r} has more than one column named {some(twice)}. Rename them so that each is itself.")
+    _name(table, source)
     column = target
     if column is None:
         usual = [c for c in table.columns if c.strip().lower() in ("target", "label", "class", "y")]
@@ -82,9 +82,11 @@ def from_table(table: Any, target: str | None, source: str, *, labelled: bool = 
 
 def from_arrays(x: Any, y: Any, source: str = "arrays") -> Data:
     """Take what a Python caller has: arrays, tensors, or a pandas table with a series."""
+    if hasattr(x, "__len__") and len(x) == 0:
+        raise DataError(f"{source}: x has no rows.")
     if hasattr(x, "columns"):
         table = x.reset_index(drop=True).copy()
-        table.columns = [str(column) for column in table.columns]
+        _name(table, source)
         x = table
     else:
         x = _numbers(_array(x), source)
@@ -99,8 +101,6 @@ def from_arrays(x: Any, y: Any, source: str = "arrays") -> Data:
             )
     else:
         target = "y"
-    if len(x) == 0:
-        raise DataError(f"{source}: x has no rows.")
     return Data(x, y, source, target)
 
 
@@ -111,14 +111,27 @@ def _labels(y: Any) -> np.ndarray:
         if y.shape[1] != 1:
             raise DataError(f"the labels must be one column; got {y.shape[1]}.")
         y = y.iloc[:, 0]
+    y = pandas.Series(y)  # an index and a bare categorical are columns too
     missing = y.isna().to_numpy()
     if pandas.api.types.is_numeric_dtype(y) and not pandas.api.types.is_bool_dtype(y):
         return y.to_numpy(dtype=np.float64, na_value=np.nan) if missing.any() else y.to_numpy()
     if pandas.api.types.is_datetime64_any_dtype(y):
         return y.to_numpy()
-    values = y.to_numpy(dtype=object)
+    values = y.to_numpy(dtype=object, copy=True)
     values[missing] = None
     return values
+
+
+def _name(table: Any, source: str) -> None:
+    """Give a table's columns their names as text, and refuse a name that two of them have."""
+    table.columns = [str(column) for column in table.columns]
+    _refuse_twins(table.columns.to_list(), source)
+
+
+def _refuse_twins(names: list[str], source: str) -> None:
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise DataError(f"{source!r} has more than one column named {some(twice)}. Rename them so that each is itself.")
 
 
 def _array(values: Any) -> np.ndarray:
@@ -131,13 +144,15 @@ def _numbers(x: np.ndarray, source: str) -> np.ndarray:
         raise DataError(f"{source}: x must have a row for each example, shape (n, d); its shape is {x.shape}.")
     if x.dtype.kind not in "biuf":
         raise DataError(f"{source}: x must hold numbers; it holds {x.dtype}. Pass a pandas table for mixed columns.")
-    x = x.reshape(len(x), -1).astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):  # what is too large for float32 is refused below
+        x = x.reshape(len(x), -1).astype(np.float32, copy=False)
     bad = ~np.isfinite(x)
     if bad.any():
         row, column = np.argwhere(bad)[0].tolist()
         raise DataError(
-            f"{source}: {int(bad.sum()):,} features are NaN or infinite, first at row {row}, column {column}. "
-            "An array must be complete; in a table (CSV, Parquet, pandas) an empty cell or NaN is taken as missing."
+            f"{source}: {int(bad.sum()):,} features are NaN, infinite or too large for float32, first at row {row}, "
+            f"column {column}. An array must be complete; in a table (CSV, Parquet, pandas) an empty cell or NaN is "
+            "taken as missing."
         )
     return x
 
@@ -156,14 +171,24 @@ def _embedded(name: str, target: str | None) -> Data:
 def _csv(path: Path) -> Any:
     pandas = require("pandas", "cli", "reading a table")
     try:
-        # low_memory=False reads a column before it decides what it is; sep=None would guess the separator slowly.
-        with open(path, encoding="utf-8-sig", errors="replace") as file:
-            first = file.readline()
-        separator = max(",;\t|", key=first.count) if any(first.count(c) for c in ",;\t|") else ","
-        return pandas.read_csv(path, low_memory=False, sep=separator, encoding="utf-8-sig", skipinitialspace=True)
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            first = re.sub(r'"[^"]*"', "", file.readline())
+            separator = max(",;\t|", key=first.count)
+            file.seek(0)
+            names = next(csv.reader(file, delimiter=separator, skipinitialspace=True), [])
+        _refuse_twins([name for name in names if name], str(path))  # pandas would number them without a word
+        with warnings.catch_warnings():
+            # Without index_col=False a longer row makes pandas shift all columns by one; with it, it warns.
+            warnings.simplefilter("error", pandas.errors.ParserWarning)
+            # low_memory=False reads a column before it decides what it is; sep=None would guess the separator slowly.
+            return pandas.read_csv(
+                path, low_memory=False, sep=separator, encoding="utf-8-sig", skipinitialspace=True, index_col=False
+            )
+    except DataError:
+        raise
     except pandas.errors.EmptyDataError as trouble:
         raise DataError(f"{str(path)!r} is empty: it has no header and no rows.") from trouble
-    except (pandas.errors.ParserError, UnicodeDecodeError, ValueError) as trouble:
+    except (pandas.errors.ParserError, pandas.errors.ParserWarning, csv.Error, ValueError) as trouble:
         raise DataError(
             f"{str(path)!r} is not a readable CSV: {' '.join(str(trouble).split())}. Each line needs as many cells as "
             "the header, in UTF-8."
@@ -185,7 +210,7 @@ READERS: dict[str, Callable[[Path], Any]] = {".csv": _csv, ".tsv": _csv, ".parqu
 def _arrays(path: Path, target: str | None, labelled: bool) -> Data:
     name = target or "y"
     try:
-        with np.load(path) as arrays:
+        with open(path, "rb") as file, np.load(file) as arrays:  # numpy would leave a file that is no zip open
             have = list(arrays)
             for needed in ("x", name) if labelled else ("x",):
                 if needed not in have:
@@ -228,6 +253,7 @@ def _check_content(path: Path, suffix: str) -> None:
 
 def _beside(path: Path) -> list[Path]:
     parent = path.parent
-    if not parent.is_dir():
+    try:
+        return [file for file in sorted(parent.iterdir())[:1000] if file.suffix.lower() in READERS]
+    except OSError:
         return []
-    return [file for file in sorted(parent.iterdir())[:1000] if file.suffix.lower() in READERS]

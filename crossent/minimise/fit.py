@@ -73,6 +73,10 @@ def fit(
     recipe = recipe or Recipe()
     if not 0 <= seed < 2**63:
         raise DataError(f"the seed must be a whole number from 0 to 2⁶³ - 1, and is {seed}.")
+    if y is not None and isinstance(x, (str, os.PathLike)):
+        raise DataError(
+            f"{os.fspath(x)!r} brings its own labels; leave out y, or pass the features as a table or array."
+        )
     own = data.read(x, target) if isinstance(x, (str, os.PathLike)) else data.from_arrays(x, y)
     if own.y is None:
         raise DataError("fit needs labels: pass y, or a file that has them.")
@@ -83,6 +87,9 @@ def fit(
             if isinstance(test, (str, os.PathLike))
             else data.from_arrays(test[0], test[1], "test")
         )
+        if other.y is None:
+            raise DataError("the test needs labels: pass a file that has them, or a pair (x, y).")
+        task.refuse_missing(other.y, other.source, other.target)
     found = task.look(own.y, own.source, own.target, kind, limits)
     said(found.found)
 
@@ -182,7 +189,8 @@ def versions() -> dict[str, str]:
 
 
 def _take(x: Any, rows: np.ndarray) -> Any:
-    return x.iloc[rows].reset_index(drop=True) if hasattr(x, "iloc") else x[rows]
+    """Some rows; a table's keep their numbers as its index, so that trouble with one can be said to be in that row."""
+    return x.iloc[rows] if hasattr(x, "iloc") else x[rows]
 
 
 def _labels(found: task.Task, y: np.ndarray) -> np.ndarray:

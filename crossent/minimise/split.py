@@ -22,7 +22,8 @@ def draw(encoded: np.ndarray, seed: int, *, with_test: bool) -> Split:
     """Draw 64 % for training, 16 % for validation and 20 % for the test; 80 and 20 % if the test is a file of its own.
 
     ``encoded`` are class indices, or fractions, which are drawn by their tenths. A class of one row goes to training,
-    for a class that was never seen cannot be predicted; one of two, to training and to the test.
+    for a class that was never seen cannot be predicted; the second of two goes where most rows are owed, mostly to the
+    test.
     """
     generator = np.random.default_rng([seed, 1])
     strata = encoded

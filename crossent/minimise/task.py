@@ -34,7 +34,10 @@ class Task:
     def encode(self, y: Any, rows: np.ndarray, source: str) -> np.ndarray:
         """Class indices (n,) int64, or for a range fractions (n,) float64; unknown labels are refused by name."""
         if self.kind == "range":
-            values = np.asarray(y, dtype=np.float64)
+            try:
+                values = np.asarray(y, dtype=np.float64)
+            except (TypeError, ValueError) as trouble:
+                raise DataError(f"{source}: the target is a number in a range, and here it holds text.") from trouble
             outside = ~((values >= self.low) & (values <= self.high))
             if outside.any():
                 at = int(np.flatnonzero(outside)[0])
@@ -75,7 +78,7 @@ def look(y: Any, source: str, target: str, kind: str | None = None, limits: tupl
     if kind not in (None, "classes", "range"):
         raise DataError(f"the task must be 'classes' or 'range'; got {kind!r}.")
     values = np.asarray(y)
-    _refuse_missing(values, source, target)
+    refuse_missing(values, source, target)
     numeric = values.dtype.kind in "iuf"
     if values.dtype.kind == "O":
         numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
@@ -113,18 +116,19 @@ def _range(values: np.ndarray, numeric: bool, source: str, target: str, limits: 
         raise DataError(f"{source}: a range needs numbers, and the target {target!r} holds text. Pass --task classes.")
     least, most = float(values.min()), float(values.max())
     low, high = limits or (least, most)
-    if not low < high:
-        raise DataError(f"a range needs a low end below its high end; got {low:g} and {high:g}.")
+    if not -np.inf < low < high < np.inf:
+        raise DataError(f"a range needs a low end below its high end, both finite; got {low:g} and {high:g}.")
     said = "as given" if limits else "as seen in the data; pass --range LOW HIGH if you know better"
     found = f"{target!r} holds numbers from {least:g} to {most:g}: bounded regression on {low:g} to {high:g} ({said})."
     return Task("range", (), found, low, high)
 
 
-def _refuse_missing(values: np.ndarray, source: str, target: str) -> None:
+def refuse_missing(values: np.ndarray, source: str, target: str) -> None:
+    """Refuse a target that is not there in every row, and say in which it is not."""
     if values.dtype.kind == "f":
         bad = ~np.isfinite(values)
     elif values.dtype.kind == "O":
-        bad = np.array([v is None or (isinstance(v, float) and v != v) for v in values])
+        bad = np.array([not isinstance(v, str) and str(v) in ("None", "nan", "<NA>", "NaT") for v in values])
     elif values.dtype.kind == "M":
         raise DataError(f"{source}: the target {target!r} holds dates. Turn them into numbers or classes first.")
     else:

@@ -1,0 +1,241 @@
+"""Data: every reader reads, and every file that cannot be used gets its sentence."""
+
+import io
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+
+from crossent.errors import DataError
+from crossent.minimise import data
+
+TABLE = pd.DataFrame({"height": [1.5, 2.5, 3.5], "town": ["Bonn", "Köln, West", "Ulm"], "y": ["no", "yes", "no"]})
+
+
+def written(folder, name, content):
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def same_as_the_table(found):
+    return (
+        found.x["height"].tolist() == TABLE["height"].tolist()
+        and found.x["town"].tolist() == TABLE["town"].tolist()
+        and found.y.tolist() == TABLE["y"].tolist()
+        and (found.target, len(found)) == ("y", 3)
+    )
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".CSV"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "byte order mark"])
+def test_a_csv_is_read_whatever_parts_its_cells(tmp_path, separator, suffix, mark):
+    path = written(tmp_path, f"a{suffix}", mark + TABLE.to_csv(sep=separator, index=False))
+    assert same_as_the_table(data.read(path))
+    other = written(tmp_path, f"b{suffix}", mark + TABLE.replace("Ulm", "Hof").to_csv(sep=separator, index=False))
+    assert not same_as_the_table(data.read(other))
+
+
+def test_a_parquet_file_and_its_missing_cells(tmp_path):
+    TABLE.to_parquet(tmp_path / "a.parquet")
+    assert same_as_the_table(data.read(tmp_path / "a.parquet"))
+    TABLE.assign(height=[1.5, None, 3.5]).to_parquet(tmp_path / "b.parquet")
+    assert data.read(tmp_path / "b.parquet").x["height"].isna().tolist() == [False, True, False]
+
+
+def test_quoted_cells_keep_separators_lines_and_spaces_after_a_comma(tmp_path):
+    text = '"name; of, it", note, y\n"a, b", "two\nlines", 1\n"c", d, 0\n'
+    found = data.read(written(tmp_path, "a.csv", text))
+    assert found.x["name; of, it"].tolist() == ["a, b", "c"]
+    assert found.x["note"].tolist() == ["two\nlines", "d"]
+    assert found.y.tolist() == [1, 0]
+    semicolons = data.read(written(tmp_path, "b.csv", '"last, first, middle";y\n"a, b";1\n'))
+    assert semicolons.x.columns.tolist() == ["last, first, middle"]
+
+
+@pytest.mark.parametrize(
+    ("header", "target", "expected"),
+    [
+        ("a,target,b", None, "target"),
+        ("label,a,b", None, "label"),
+        ("a, Class ,b", None, "Class "),
+        ("a,b,c", None, "c"),
+        ("y,b,c", "b", "b"),
+    ],
+)
+def test_the_target_is_the_usual_name_or_the_last_column_unless_named(tmp_path, header, target, expected):
+    found = data.read(written(tmp_path, "a.csv", f"{header}\n1,2,3\n4,5,6\n"), target)
+    assert found.target == expected
+    assert expected not in found.x.columns
+    assert found.x.shape == (2, 2)
+
+
+def test_an_npz_with_numbers_images_and_text_labels(tmp_path):
+    x, y = np.arange(24).reshape(3, 2, 4), np.array(["a", "b", "a"])
+    np.savez(tmp_path / "a.npz", x=x, y=y, other=y[::-1])
+    found = data.read(tmp_path / "a.npz")
+    assert found.x.tolist() == x.reshape(3, 8).tolist()
+    assert found.x.dtype == np.float32
+    assert found.y.tolist() == ["a", "b", "a"]
+    np.savez_compressed(tmp_path / "b.npz", x=x, kind=[3, 1, 2])
+    assert data.read(tmp_path / "b.npz", "kind").y.tolist() == [3, 1, 2]
+    assert data.read(tmp_path / "b.npz", labelled=False).y is None
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "labels"),
+    [
+        ("digits", (1797, 64), {*range(10)}),
+        ("breast_cancer", (569, 30), {"malignant", "benign"}),
+        ("iris", (150, 4), {"setosa", "versicolor", "virginica"}),
+        ("wine", (178, 13), {"class_0", "class_1", "class_2"}),
+    ],
+)
+def test_the_embedded_sets(name, shape, labels):
+    found = data.read(name)
+    assert found.x.shape == shape
+    assert set(found.y.tolist()) == labels
+    with pytest.raises(DataError, match=r"has its own target; leave out --target"):
+        data.read(name, "size")
+
+
+def test_diabetes_is_a_number_for_each_row():
+    found = data.read("diabetes")
+    assert found.x.shape == (442, 10)
+    assert (found.y.min(), found.y.max()) == (25, 346)
+
+
+def npz(**arrays):
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def zipped():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("sheet.xml", "<a/>")
+    return buffer.getvalue()
+
+
+def parquet(table=TABLE):
+    buffer = io.BytesIO()
+    table.to_parquet(buffer)
+    return buffer.getvalue()
+
+
+ARRAYS = npz(x=np.arange(4000.0).reshape(1000, 4), y=np.arange(1000) % 2)
+BAD_FILES = {
+    "no bytes": ("a.csv", b"", "is empty: it has no bytes at all"),
+    "no bytes, npz": ("a.npz", b"", "is empty: it has no bytes at all"),
+    "blank lines": ("a.csv", "\n\n\n", "is empty: it has no header and no rows"),
+    "header only": ("a.csv", "a,b,y\n", "has a header and no rows"),
+    "one column": ("a.csv", "y\n1\n2\n", "has only one column, 'y': there is nothing to predict it from"),
+    "twins": ("a.csv", "a,b,a,y\n1,2,3,4\n", "more than one column named a. Rename them"),
+    "a later line too long": ("a.csv", "a,b,y\n1,2,3\n1,2,3,4\n", "Expected 3 fields in line 3, saw 4"),
+    "all lines too long": ("a.csv", "a,b,y\n1,2,3,4\n5,6,7,8\n", "Each line needs as many cells as the header"),
+    "an open quote": ("a.csv", 'a,y\n"never closed,1\n2,3\n', "is not a readable CSV"),
+    "latin-1": ("a.csv", "a,y\né,1\n".encode("latin-1"), "is not a readable CSV: .* in UTF-8"),
+    "utf-16": ("a.csv", "a,y\n1,1\n".encode("utf-16"), "not what its name says: its content looks like a binary file"),
+    "junk": ("a.csv", bytes(range(256)) * 9, "not what its name says: its content looks like a binary file"),
+    "junk without zeros": ("a.csv", bytes(range(128, 256)) * 9, "is not a readable CSV: .* in UTF-8"),
+    "a zip": ("a.csv", zipped(), r"its content looks like a .npz \(or .xlsx\) file. Rename or convert it"),
+    "parquet named csv": ("a.csv", parquet(), "its content looks like a .parquet file. Rename"),
+    "csv named parquet": ("a.parquet", "a,y\n1,2\n", "its content looks like text. Rename or convert it"),
+    "csv named npz": ("a.npz", "a,y\n1,2\n", "its content looks like text. Rename or convert it"),
+    "a cut parquet": ("a.parquet", parquet()[:-30], "is not a readable Parquet file"),
+    "a cut npz": ("a.npz", ARRAYS[: len(ARRAYS) // 2], "is not a readable .npz of plain arrays"),
+    "no arrays": ("a.npz", zipped(), r"needs the arrays 'x' \(n, d\) and 'y' \(n,\); it has sheet.xml"),
+    "no y": ("a.npz", npz(x=np.ones((3, 2)), z=np.ones(3)), r"needs the arrays 'x' .* it has x, z"),
+    "objects": (
+        "a.npz",
+        npz(x=np.ones((2, 2)), y=np.array(["a", None], dtype=object)),
+        "Objects in arrays are not read",
+    ),
+    "flat x": ("a.npz", npz(x=np.ones(3), y=np.ones(3)), "x must have a row for each example"),
+    "text x": ("a.npz", npz(x=np.array([["a"]]), y=np.ones(1)), "x must hold numbers; it holds <U1"),
+    "lengths": ("a.npz", npz(x=np.ones((3, 2)), y=np.ones(4)), r"one label for each of the 3 rows of x; its shape is"),
+    "NaN": ("a.npz", npz(x=np.array([[1, 2], [3, np.nan]]), y=np.ones(2)), "NaN, infinite .* first at row 1, column 1"),
+    "too large": ("a.npz", npz(x=np.array([[1e300, 2.0]]), y=np.ones(1)), "too large for float32, first at row 0"),
+    "another kind": ("a.xlsx", zipped(), r"data are read from .csv, .tsv, .parquet, .npz files, not from .xlsx"),
+    "no kind": ("a", "a,y\n1,2\n", "not from a nameless kind"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_every_file_that_cannot_be_used_gets_its_sentence(tmp_path, case):
+    name, content, sentence = BAD_FILES[case]
+    path = written(tmp_path, name, content)
+    with pytest.raises(DataError, match=sentence) as refused:
+        data.read(path)
+    assert str(path) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_two_columns_of_one_name_are_refused_in_parquet_and_in_memory(tmp_path):
+    twins = pyarrow.Table.from_arrays([pyarrow.array([1, 2])] * 3, names=["a", "a", "y"])
+    pyarrow.parquet.write_table(twins, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"is not a readable Parquet file|more than one column named a"):
+        data.read(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"more than one column named a"):
+        data.from_arrays(pd.DataFrame([[1, 2]], columns=["a", "a"]), [1])
+    with pytest.raises(DataError, match=r"more than one column named 1"):
+        data.from_arrays(pd.DataFrame([[1, 2]], columns=[1, "1"]), [1])
+
+
+def test_what_is_not_there_is_named_with_what_is_close(tmp_path):
+    path = written(tmp_path, "flowers.csv", "petal,sepal,kind\n1,2,3\n")
+    with pytest.raises(DataError, match=r"neither a file nor one of the embedded sets .* Did you mean '.*flowers.csv'"):
+        data.read(tmp_path / "flower.csv")
+    with pytest.raises(DataError, match=r"Did you mean 'iris'"):
+        data.read("irsi")
+    with pytest.raises(DataError, match=r"embedded sets \([^)]*\)\.$"):
+        data.read("nothing like it")
+    with pytest.raises(DataError, match=r"neither a file"):
+        data.read("long" * 100 + ".csv")
+    with pytest.raises(DataError, match=r"no column 'kin'. Did you mean 'kind'\? Its columns are petal, sepal, kind"):
+        data.read(path, "kin")
+    with pytest.raises(DataError, match=r"no column 'colour'. Its columns are"):
+        data.read(path, "colour")
+    with pytest.raises(DataError, match=r"is a folder; name a .csv, .parquet or .npz file in it"):
+        data.read(tmp_path)
+
+
+def test_labels_in_every_guise_are_one_column():
+    x = np.ones((3, 2))
+    guises = [
+        ["a", "b", "a"],
+        np.array(["a", "b", "a"]),
+        np.array([["a"], ["b"], ["a"]]),
+        pd.Series(["a", "b", "a"], index=[7, 5, 3]),
+        pd.Series(["a", "b", "a"], dtype="string"),
+        pd.Series(["a", "b", "a"], dtype="category"),
+        pd.Categorical(["a", "b", "a"]),
+        pd.Index(["a", "b", "a"]),
+        pd.DataFrame({"kind": ["a", "b", "a"]}),
+    ]
+    for guise in guises:
+        assert data.from_arrays(x, guise).y.tolist() == ["a", "b", "a"], type(guise)
+    assert data.from_arrays(torch.ones(3, 2), torch.tensor([1, 0, 1])).y.tolist() == [1, 0, 1]
+    assert data.from_arrays(x, pd.array([1, None, 2], dtype="Int64")).y.tolist() == pytest.approx(
+        [1, np.nan, 2], nan_ok=True
+    )
+    with pytest.raises(DataError, match=r"the labels must be one column; got 2"):
+        data.from_arrays(x, pd.DataFrame(np.ones((3, 2))))
+    with pytest.raises(DataError, match=r"one label for each of the 3 rows"):
+        data.from_arrays(x, ["a", "b"])
+    with pytest.raises(DataError, match=r"x has no rows"):
+        data.from_arrays(np.ones((0, 2)), [])
+
+
+def test_the_caller_keeps_the_table_as_it_was():
+    table = pd.DataFrame({1: [1.0, 2.0], "b": ["x", "y"]}, index=[9, 8])
+    before = table.copy()
+    found = data.from_arrays(table, ["a", "b"])
+    assert found.x.columns.tolist() == ["1", "b"]
+    pd.testing.assert_frame_equal(table, before)

@@ -21,7 +21,8 @@ from torch import Tensor
 from crossent.errors import DataError, require, some
 from crossent.files import replacing
 
-TRUSTED = ("skrub.", "sklearn.", "numpy.", "scipy.", "pandas.")
+TRUSTED = ("skrub.", "sklearn.", "numpy.dtype", "datetime.", "pandas.DatetimeTZDtype")
+"""Beside what skops trusts itself; not all of pandas, numpy or scipy, which have functions that read pickles."""
 MOST_INDICATORS = 40  # a text column with more values than this is read by its character n-grams
 
 
@@ -46,6 +47,7 @@ class Preparation:
             datetime=skrub.DatetimeEncoder(add_weekday=True, add_total_seconds=True),
             high_cardinality=skrub.StringEncoder(n_components=30, random_state=0),
             drop_null_fraction=1.0,
+            drop_if_constant=True,
         )
         preparation = cls(tuple(x.columns), 0, (), vectorizer)
         table = preparation._quietly(vectorizer.fit_transform, x, source)
@@ -58,7 +60,7 @@ class Preparation:
         dropped = [
             column
             for column in x.columns
-            if column not in vectorizer.input_to_outputs_ or not vectorizer.input_to_outputs_[column]
+            if not set(vectorizer.input_to_outputs_.get(column, ())) & set(preparation.names)
         ]
         if dropped:
             preparation.notes.append(
@@ -88,7 +90,23 @@ class Preparation:
                 f"{source} lacks {len(missing)} of the {len(self.columns)} columns the model was trained on: "
                 f"{some(missing, 12)}. Add them (empty cells are allowed) or name them as in training."
             )
-        return _finite(self._quietly(self.vectorizer.transform, x[list(self.columns)], source), source)
+        table = self._quietly(self.vectorizer.transform, x[list(self.columns)], source)
+        lost = [column for column in self.columns if self._lost(column, x[column], table)]
+        if lost:
+            self._note(
+                f"{source}: some cells of {some(lost)} are not of the kind that training saw there; "
+                "they count as missing."
+            )
+        return _finite(table, source)
+
+    def _lost(self, column: str, cells: Any, table: Any) -> bool:
+        """Whether a cell that was there has become a missing number: text where training saw numbers or dates."""
+        outputs = [name for name in self.vectorizer.input_to_outputs_.get(column, ()) if name in table.columns]
+        return bool(outputs) and bool((table[outputs[0]].isna().to_numpy() & cells.notna().to_numpy()).any())
+
+    def _note(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
 
     def _quietly(self, prepare: Any, x: Any, source: str) -> Any:
         """Run skrub, and turn what it warns of into notes, and what it fails on into a sentence."""
@@ -104,11 +122,9 @@ class Preparation:
         for warning in caught:
             text = " ".join(str(warning.message).split())
             if "unknown categories" in text:
-                note = (
+                self._note(
                     f"{source}: some columns hold values that training never saw; they count as none of the known ones."
                 )
-                if note not in self.notes:
-                    self.notes.append(note)
         return table
 
     def to_dict(self) -> dict[str, Any]:
@@ -151,13 +167,14 @@ class Preparation:
 
 
 def _finite(table: Any, source: str) -> Tensor:
-    x = table.to_numpy(dtype=np.float32)
+    with np.errstate(over="ignore"):  # what is too large for float32 is refused below
+        x = table.to_numpy(dtype=np.float32)
     infinite = np.isinf(x)
     if infinite.any():
         row, column = np.argwhere(infinite)[0].tolist()
         raise DataError(
             f"{source}: {int(infinite.sum()):,} features are infinite or too large for float32, first in column "
-            f"{str(table.columns[column])!r} at row {row}. Replace them by a number, or by an "
+            f"{str(table.columns[column])!r} at row {table.index[row]}. Replace them by a number, or by an "
             "empty cell if they are missing."
         )
     return torch.from_numpy(np.ascontiguousarray(x))

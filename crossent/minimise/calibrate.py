@@ -33,7 +33,7 @@ def choose(log_p: NDArray[np.float64], labels: NDArray, seed: int) -> tuple[Cali
     if finite.sum() < LEAST_ROWS:
         return Calibrator(), table
     for place, kind in enumerate(KINDS[1:], 1):
-        change = (costs_of_logs(cross_fit_log(log_p, labels, kind, seed=seed), labels) - plain)[finite]
+        change = costs_of_logs(cross_fit_log(log_p, labels, kind, seed=seed), labels)[finite] - plain[finite]
         low, high = of_mean(change) or (None, None)
         gain, error = -float(change.mean()), float(change.std(ddof=1) / np.sqrt(len(change)))
         cells = (kind, float(plain.mean()) - gain, low, high, False)

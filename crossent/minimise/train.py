@@ -32,7 +32,7 @@ from crossent.minimise.recipe import Recipe
 
 MOST_ROWS_FOR_THE_CURVE = 10_000
 LEAST_WORK_FOR_THREADS = 2e8
-"""Multiplications in a step's forward pass below which one thread does it: threads that wait for each other a thousand
+"""Multiplications in a forward pass below which one thread does it: threads that wait for each other a thousand
 times a second gain little on a quiet machine, and made a run fifty times slower on one that was busy (LOG.md)."""
 
 
@@ -103,24 +103,28 @@ def train(
     history = state.history
     sample = torch.linspace(0, len(x) - 1, min(len(x), MOST_ROWS_FOR_THE_CURVE)).long()
     batch = min(recipe.batch_for(len(x)), len(x))
-    # A step is the unit of patience on a small table, where an epoch is a handful of steps; an epoch on a large one.
-    patience = max(recipe.patience, math.ceil(300 / math.ceil(len(x) / batch)))
-    epochs = max(recipe.epochs, 4 * patience)
+    patience = recipe.patience_for(math.ceil(len(x) / batch))
+    epochs = recipe.epochs_for(patience)
     began, already, saved = time.monotonic(), history.seconds, time.monotonic()
-    work = batch * sum(weight.numel() for weight in network.weights)
+    interrupted = False
     try:
         for epoch in range(len(history.train) + 1, epochs + 1):
-            if history.best_epoch and epoch - 1 - history.best_epoch >= patience:
-                break  # only after a resume: the patience had ended when the checkpoint was written
-            with _threads(1 if work < LEAST_WORK_FOR_THREADS else torch.get_num_threads()):
+            if history.train and (epoch - 1 - history.best_epoch >= patience or not math.isfinite(history.train[-1])):
+                break  # only after a resume: the training had ended when the checkpoint was written
+            with _threads(network, batch):
                 _one_epoch(
                     state, scaled, target, batch, recipe, _generator(seed, epoch), epoch, epochs, patience, progress
                 )
-            history.train.append(_measure(state.average, x[sample], target[sample]))
-            history.validation.append(_measure(state.average, validation_x, validation_target))
-            if history.validation[-1] < history.best:
-                history.best_epoch = epoch
-                state.best.load_state_dict(state.average.state_dict())
+            # Ctrl-C may come between any two lines: what belongs together is computed first, then set at once.
+            losses = (
+                _measure(state.average, x[sample], target[sample]),
+                _measure(state.average, validation_x, validation_target),
+            )
+            better = losses[1] < history.best
+            copied = copy.deepcopy(state.average) if better else state.best
+            history.train.append(losses[0])
+            history.validation.append(losses[1])
+            state.best, history.best_epoch = copied, epoch if better else history.best_epoch
             history.seconds = already + time.monotonic() - began
             progress(_progress(history, epoch, 1.0, epochs, patience))
             if checkpoint is not None and time.monotonic() - saved > 1.0:
@@ -140,13 +144,14 @@ def train(
         if not history.best_epoch:
             raise
         history.stopped = "stopped by hand; the best epoch so far is kept"
+        interrupted = True
     if not history.best_epoch:
         raise DataError(
             "the training loss was never finite: the features hold numbers too large to learn from, or the learning "
             f"rate, {recipe.learning_rate:g}, is too high."
         )
     history.seconds = already + time.monotonic() - began
-    if checkpoint is not None:
+    if checkpoint is not None and not interrupted:  # in the middle of an epoch: the last whole one stays saved
         state.save(checkpoint)
     return state.best, history
 
@@ -186,7 +191,8 @@ def _one_epoch(
 
 def _measure(network: Network, x: Tensor, target: Tensor) -> float:
     """Cross-entropy of the averaged members, in nats: the same function that is minimised."""
-    return float(cross_entropy(log_probabilities(network, x), target, validate="off"))
+    with _threads(network, len(x)):
+        return float(cross_entropy(log_probabilities(network, x), target, validate="off"))
 
 
 def _progress(history: History, epoch: int, share: float, epochs: int, patience: int) -> Progress:
@@ -198,9 +204,11 @@ def _progress(history: History, epoch: int, share: float, epochs: int, patience:
 
 
 @contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
+def _threads(network: Network, rows: int) -> Iterator[None]:
+    """One thread where there is too little work for more."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    if rows * sum(weight.numel() for weight in network.weights) < LEAST_WORK_FOR_THREADS:
+        torch.set_num_threads(1)
     try:
         yield
     finally:
@@ -274,13 +282,13 @@ class _State:
 
         try:
             with safe_open(path, framework="pt") as file:
-                about = file.metadata()
+                about = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as trouble:
             raise DataError(
                 f"the checkpoint {str(path)!r} cannot be read: {trouble}. Delete it to start afresh."
             ) from trouble
-        if about["fingerprint"] != self.fingerprint:
+        if about.get("fingerprint") != self.fingerprint:
             raise DataError(
                 f"the checkpoint {str(path)!r} belongs to other data, another recipe or another seed. Resume with what "
                 "it was started with, or choose another folder to start afresh."

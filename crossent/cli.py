@@ -5,6 +5,7 @@ Every refusal is a sentence on standard error and exit status 2, with no traceba
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -105,7 +106,7 @@ def fit(
     from crossent.minimise import load
     from crossent.record import Record
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     recipe = _recipe(set_ or [])
     folder = _folder(data, output, resume)
     if resume and (folder / "model.json").exists():
@@ -114,9 +115,9 @@ def fit(
         load(folder)
         return
     checkpoint = folder / "checkpoint"
-    fresh = not folder.exists()
-    _probe(checkpoint)
+    made = [place for place in (checkpoint, *checkpoint.parents) if not os.path.exists(place)]
     try:
+        _probe(checkpoint)
         with _Training(console) as training:
             run = train_and_test(
                 data,
@@ -135,8 +136,7 @@ def fit(
         report.write(run.record, folder / "report.html")
         run.save(folder)
     except BaseException:
-        if fresh:
-            _remove_if_empty(checkpoint)
+        _take_back(folder, made)
         raise
     shutil.rmtree(checkpoint, ignore_errors=True)
     report.show(run.record, console)
@@ -159,7 +159,7 @@ def predict(
     rows = sources.read(data, run.record.facts.get("target"), labelled=False)
     probabilities = run.predict_proba(rows)
     run.write_predictions(output, probabilities)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     for note in run.preparation.notes:
         console.print(note)
     console.print(f"{len(rows):,} rows: {output}", soft_wrap=True)
@@ -173,6 +173,16 @@ def evaluate(
     probability: Annotated[
         list[str] | None, typer.Option(help="Column of probabilities, once for each; else all named p_…")
     ] = None,
+    class_: Annotated[
+        list[str] | None, typer.Option("--class", help="Name of a class, once for each, in the columns' order.")
+    ] = None,
+    range_: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            "--range", metavar="LOW HIGH", help="The labels are numbers, the probability their share of this."
+        ),
+    ] = None,
+    row: Annotated[str | None, typer.Option(help="Column of row ids; else row.")] = None,
     split: Annotated[str | None, typer.Option(help="Rows to measure: test (if any), validation, train or all.")] = None,
     floor: Annotated[
         float, typer.Option(help="What probabilities are raised to in the second answer, if 0 met its label.")
@@ -190,6 +200,11 @@ def evaluate(
         predictions,
         label=label,
         probability=names,
+        classes=class_ or None,
+        task=None if range_ is None else "range",
+        low=None if range_ is None else range_[0],
+        high=None if range_ is None else range_[1],
+        row=row,
         split=split,
         floor=floor,
         normalise=normalise,
@@ -197,7 +212,7 @@ def evaluate(
     )
     record = record or predictions.with_name(f"{predictions.stem}-evaluation.json")
     found.write(record)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     report.show(found, console)
     console.print(f"\nRecord: {record}", soft_wrap=True)
     if html is not None:
@@ -214,7 +229,7 @@ def report(
     from crossent.record import Record
 
     found = Record.read(record)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     drawing.show(found, console)
     if output is not None:
         drawing.write(found, output)
@@ -248,7 +263,7 @@ class _Training:
             self.bar.stop()
 
     def say(self, sentence: str) -> None:
-        self.console.print(sentence, markup=False)
+        self.console.print(sentence)
 
     def show(self, at: Progress) -> None:
         words = self._words(at)
@@ -259,7 +274,7 @@ class _Training:
             self.bar.update(self.job, description=words, completed=done)
         elif time.monotonic() - self.said > 2.0:
             self.said = time.monotonic()
-            self.console.print(words, markup=False)
+            self.console.print(words)
 
     def _words(self, at: Progress) -> str:
         epoch = f"epoch {at.epoch}" if at.share >= 1 else f"epoch {at.epoch}, {at.share:.0%} of it"
@@ -302,14 +317,18 @@ def _folder(data: str, output: Path | None, resume: bool) -> Path:
         first = Path("runs") / Path(data).stem
         numbered = [first, *(first.with_name(f"{first.name}-{number}") for number in range(2, 10_000))]
         if resume:
-            begun = [folder for folder in numbered[: _free(numbered)] if not (folder / "model.json").exists()]
+            begun = [
+                folder
+                for folder in numbered[: _free(numbered)]
+                if (folder / "checkpoint").exists() and not (folder / "model.json").exists()
+            ]
             if not begun:
                 raise DataError(f"there is no stopped run of {data!r} to go on with in {first.parent}{os.sep}.")
             return begun[-1]
         return numbered[_free(numbered)]
     if output.exists() and not output.is_dir():
         raise DataError(f"{str(output)!r} is a file; name a folder with -o.")
-    if resume or not output.exists():
+    if not output.exists() or (resume and any((output / name).exists() for name in ("checkpoint", "model.json"))):
         return output
     if (output / "model.json").exists():
         raise DataError(f"{str(output)!r} holds a finished run, which is not overwritten; name another folder with -o.")
@@ -321,7 +340,7 @@ def _folder(data: str, output: Path | None, resume: bool) -> Path:
 
 
 def _free(numbered: list[Path]) -> int:
-    return next(place for place, folder in enumerate(numbered) if not folder.exists())
+    return next(place for place, folder in enumerate(numbered) if not os.path.exists(folder))
 
 
 def _probe(folder: Path) -> None:
@@ -333,11 +352,15 @@ def _probe(folder: Path) -> None:
     (folder / ".probe").unlink()
 
 
-def _remove_if_empty(folder: Path) -> None:
-    """Take back a folder, and the two above it, that a refused run made and left empty."""
-    for place in (folder, folder.parent, folder.parent.parent):
-        if place in (Path(), Path("/")) or place.resolve() == Path.cwd():
-            return
+def _take_back(folder: Path, made: list[Path]) -> None:
+    """Leave of a run that failed what --resume can go on from, and else nothing: no file, no folder it had made."""
+    from crossent.minimise.run import FILES, MODEL
+
+    if not (folder / MODEL).exists():
+        for name in ("report.html", *FILES):
+            with contextlib.suppress(OSError):
+                (folder / name).unlink()
+    for place in made:
         try:
             place.rmdir()
         except OSError:

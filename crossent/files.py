@@ -32,7 +32,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = target.with_name(f".unfinished-{uuid.uuid4().hex}{target.suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
         yield temporary
+        os.chmod(temporary, mode)  # some writers make a private file of their own; this one has the user's usual mode
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, target)

@@ -17,18 +17,18 @@ from crossent.compute.stats import Stats
 
 
 class _Elements(torch.autograd.Function):
-    """nll (n, 2) of the classes 1 and 0, and lse, uniform, entropy (n,), of z (n,)."""
+    """nll (n, 2) of the classes 1 and 0, and lse, entropy (n,), of z (n,)."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         z = z.to(wide(z))
         tail = torch.log1p(torch.exp(-z.abs()))
         one, zero = (-z).clamp(min=0) + tail, z.clamp(min=0) + tail
         bounded = z.isfinite()
         spread = torch.where(bounded, torch.sigmoid(z) * one + torch.sigmoid(-z) * zero, torch.where(z.isnan(), z, 0.0))
-        return torch.stack((one, zero), -1), zero, (one + zero) / 2, spread
+        return torch.stack((one, zero), -1), zero, spread
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -40,22 +40,31 @@ class _Elements(torch.autograd.Function):
         return _pull(z, *cotangents)
 
 
-def _pull(z: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-    """The gradient of z: -a₁ (1 - p) + a₀ p + b p + c (p - ½) - d p (1 - p) z; plain torch, so differentiable again."""
+def _pull(z: Tensor, a: Tensor, b: Tensor, d: Tensor) -> Tensor:
+    """The gradient of z: -a₁ (1 - p) + a₀ p + b p - d p (1 - p) z; plain torch, so differentiable again."""
     dtype = z.dtype
     z = z.to(wide(z))
     p, q = torch.sigmoid(z), torch.sigmoid(-z)  # both tails exact; 1 - p would lose the small one
     curvature = torch.where(z.isinf(), 0.0, p * q * torch.where(z.isinf(), 0.0, z))
-    dz = a[..., 1] * p - a[..., 0] * q + b * p + c * (p - q) / 2 - d * curvature
-    return dz.to(dtype)
+    return (a[..., 1] * p - a[..., 0] * q + b * p - d * curvature).to(dtype)
 
 
 def element_stats(z: Tensor, target: Tensor, pos_weight: Tensor | None = None) -> Stats:
     """The statistics of logits z (n,) against the share ``target`` (n,) in [0, 1] that is class 1.
 
-    ``pos_weight`` (n,) multiplies the weight of class 1, as in PyTorch.
+    ``pos_weight`` (n,) multiplies the weight of class 1, as in PyTorch; in the uniform distribution too, as class
+    weights do in a row of many columns.
     """
-    nll, lse, uniform, entropy = _Elements.apply(z)
+    nll, lse, entropy = _Elements.apply(z)
     one = target.to(nll.dtype)
-    q = torch.stack((one if pos_weight is None else one * pos_weight.to(nll.dtype), 1 - one), -1)
-    return Stats(nll=nll, q=q, mass=torch.ones_like(lse), lse=lse, uniform=uniform, entropy=entropy)
+    weight = torch.ones_like(nll)
+    if pos_weight is not None:
+        weight = torch.stack((pos_weight.to(nll.dtype), torch.ones_like(lse)), -1)
+    return Stats(
+        nll=nll,
+        q=torch.stack((one, 1 - one), -1) * weight,
+        mass=torch.ones_like(lse),
+        lse=lse,
+        uniform=(weight * nll).mean(-1),
+        entropy=entropy,
+    )

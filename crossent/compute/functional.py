@@ -17,6 +17,7 @@ from crossent.compute.losses import NLL, ClassWeighted, Loss, Smoothed
 from crossent.compute.reduce import check_reduction, reduce
 from crossent.compute.rows import row_losses
 from crossent.compute.target import Target
+from crossent.errors import some
 
 
 def cross_entropy(
@@ -64,7 +65,7 @@ def cross_entropy(
     Special values: a logit of -inf is a class of probability 0 (gradient 0); a target there costs infinity; NaN, +inf
     or nothing but -inf makes its own row NaN.
 
-    Accuracy: loss and gradient within 2 ulp of float32, also where p is 1 - 1e-12 (tests/compute/test_contract.py).
+    Accuracy: loss and gradient within 1 ulp of float32, also where p is 1 - 1e-12 (tests/compute/test_contract.py).
     Cost: the reference reads the logits twice and holds a few float64 copies of them. Source: Good 1952.
 
     >>> z = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 30.0]])
@@ -88,7 +89,10 @@ def cross_entropy(
     rows = _target(target, tuple(input.shape), shape, classes, ignore_index, validate == "full")
     if validate == "full":
         _warn_of_probabilities(z)
-    value, row_weight = row_losses(z, rows, _whole_loss(loss, weight, label_smoothing, classes), link)
+    whole = _whole_loss(loss, weight, label_smoothing, classes)
+    if validate == "full":
+        _check_class_weight(whole)
+    value, row_weight = row_losses(z, rows, whole, link)
     return reduce(value, row_weight, reduction, empty, shape, result_dtype(input))
 
 
@@ -108,7 +112,8 @@ def binary_cross_entropy_with_logits(
 
         ℓ = w [-c t log σ(z) - (1 - t) log(1 - σ(z))]            mean: Σ ℓ / number of elements
 
-    Each element is a row of the two logits (0, z), so ``loss`` may be any loss that ``cross_entropy`` takes.
+    Each element is a row of the two logits (0, z), so ``loss`` may be any loss that ``cross_entropy`` takes but
+    ``ClassWeighted``: the weight of class 1 against class 0 is ``pos_weight``.
 
     Args:
         input: logits of any shape and floating dtype; ±inf are probabilities of exactly 1 and 0.
@@ -116,7 +121,7 @@ def binary_cross_entropy_with_logits(
         weight: multiplies the elements' losses; broadcasts to ``input``.
         reduction: ``"mean"`` (over elements), ``"sum"`` or ``"none"``.
         pos_weight: c, the weight of class 1; broadcasts to ``input``, as in PyTorch.
-        label_smoothing: ε moves every target towards ½: (1 - ε) t + ε / 2.
+        label_smoothing: ε moves every target towards ½: (1 - ε) t + ε / 2, before any ``pos_weight``.
         loss, empty, validate: as in ``cross_entropy``.
 
     Returns:
@@ -126,7 +131,7 @@ def binary_cross_entropy_with_logits(
         ValueError: the shapes differ, or a target is outside [0, 1] (named with its place).
 
     Nothing is clamped: a probability of 0 at a target of 1 costs infinity, and the gradient of its logit is -1.
-    Accuracy: within 2 ulp of float32, both tails (tests/compute/test_binary.py). Source: Good 1952.
+    Accuracy: within 1 ulp of float32, both tails (tests/compute/test_binary.py). Source: Good 1952.
 
     >>> z = torch.tensor([0.0, 40.0, -40.0])
     >>> binary_cross_entropy_with_logits(z, torch.tensor([1.0, 1.0, 0.0]), reduction="none")
@@ -144,7 +149,12 @@ def binary_cross_entropy_with_logits(
         _check_share(target)
     positive = None if pos_weight is None else _broadcast(pos_weight, input, "pos_weight").reshape(-1)
     s = binary.element_stats(input.reshape(-1), target.reshape(-1), positive)
-    value = _whole_loss(loss, None, label_smoothing, 2)(s)
+    whole = _whole_loss(loss, None, label_smoothing, 2)
+    if whole.class_weight is not None:
+        raise TypeError(
+            "class weights of binary elements are pos_weight: pass pos_weight=w[1] / w[0], not ClassWeighted."
+        )
+    value = whole(s)
     if weight is not None:
         value = value * _broadcast(weight, input, "weight").reshape(-1).to(value.dtype)
     return reduce(value, torch.ones_like(value), reduction, empty, input.shape, result_dtype(input))
@@ -204,6 +214,9 @@ def linear_cross_entropy(
     shape = input.shape[:-1]
     ignored = -100 if ignore_index is None else ignore_index
     rows = _target(target, (*shape, classes), shape, classes, ignored, validate == "full")
+    whole = _whole_loss(loss, weight, label_smoothing, classes)
+    if validate == "full":
+        _check_class_weight(whole)
     if torch.is_autocast_enabled(input.device.type):
         # Autocast would make the logits narrow forwards and not backwards, where they are made again.
         narrow = torch.get_autocast_dtype(input.device.type)
@@ -214,7 +227,7 @@ def linear_cross_entropy(
         linear_weight,
         linear_bias,
         rows,
-        _whole_loss(loss, weight, label_smoothing, classes),
+        whole,
         link,
         chunk_rows,
     )
@@ -243,6 +256,16 @@ def _whole_loss(loss: Loss | None, weight: Tensor | None, label_smoothing: float
             f"got shape {tuple(whole.class_weight.shape)}."
         )
     return whole
+
+
+def _check_class_weight(loss: Loss) -> None:
+    weight = loss.class_weight
+    if weight is None or not targets.visible(weight):
+        return
+    wrong = ~(weight >= 0)
+    if bool(wrong.any()):
+        at = wrong.nonzero().flatten().tolist()
+        raise ValueError(f"class weights must be 0 or more; they are negative or NaN at class {some(at)}.")
 
 
 def _target(

@@ -1,8 +1,8 @@
 """Where a cross-entropy comes from: cross-entropy = uncertainty − discrimination + miscalibration.
 
-    uncertainty      H, what the labels cost someone who knows only their frequencies discrimination   H − C*,
-    what the model's probabilities gain on that, had they been calibrated miscalibration   C − C*, what they
-    lose by not being so: the KL divergence of the model from the calibrated one
+    uncertainty      H        what the labels cost someone who knows only their frequencies
+    discrimination   H − C*   what the model's probabilities gain on that, had they been calibrated
+    miscalibration   C − C*   what they lose by not being so: the KL divergence of the model from the calibrated one
 
 with C the model's cross-entropy and C* that of its calibrated self (Murphy 1973 for squares; Bröcker 2009 for
 every proper score). C* is not known and is estimated by cross-fitting: each row is calibrated by what the other folds

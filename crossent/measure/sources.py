@@ -69,9 +69,9 @@ def read_predictions(
     if task == "range":
         low, high = (told.get("low") if low is None else low), (told.get("high") if high is None else high)
 
-    label = _present(path, names, label or "label", "the labels", "label=")
+    label = _present(path, names, label or "label", "the labels", "label= (--label)")
     chosen = _probability_columns(path, names, probability, classes if probability is None else None)
-    row = _present(path, names, row, "the row ids", "row=") if row else ("row" if "row" in names else None)
+    row = _present(path, names, row, "the row ids", "row= (--row)") if row else ("row" if "row" in names else None)
     parts = "split" if "split" in names and label != "split" else None
     if split is not None and parts is None:
         raise DataError(f"{str(path)!r} has no column 'split', so that {split!r} cannot be chosen: leave split out.")
@@ -237,7 +237,7 @@ def _probability_columns(
             raise DataError(
                 f"{str(path)!r} has no columns of probabilities called p_<class>; its columns are "
                 f"{some(names, 12)}. Name one, that of the positive class, or one per class, with "
-                "probability="
+                "probability= (--probability)"
             )
         return found
     if probability is None:
@@ -248,7 +248,7 @@ def _probability_columns(
         asked = [probability] if isinstance(probability, str) else list(probability)
     if len(set(asked)) < len(asked):
         raise DataError(f"{str(path)!r}: a column of probabilities is named twice: {some(asked)}.")
-    return [_present(path, names, name, "probabilities", "probability=") for name in asked]
+    return [_present(path, names, name, "probabilities", "probability= (--probability)") for name in asked]
 
 
 def _parquet_table(path: Path, wanted: list[str], numeric: list[str]) -> Any:
@@ -284,7 +284,7 @@ def _one_split(path: Path, table: Any, column: str, split: str | None) -> tuple[
     if not mask.any():
         raise DataError(
             f"{str(path)!r} has no rows in the split {chosen!r}; it has {present}. Ask for one of these with "
-            "split=, or for all rows with split='all'."
+            "split= (--split), or for all rows with split all."
         )
     notes: tuple[str, ...] = ()
     if split is None and len(kept) > 1:

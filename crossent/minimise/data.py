@@ -49,14 +49,14 @@ def read(source: str | os.PathLike[str], target: str | None = None, *, labelled:
         raise DataError(f"{name!r} is neither a file nor one of the embedded sets ({', '.join(EMBEDDED)}).{hint}")
     if path.is_dir():
         raise DataError(f"{name!r} is a folder; name a .csv, .parquet or .npz file in it.")
-    if suffix not in READERS:
+    if suffix not in SUFFIXES:
         raise DataError(
-            f"{name!r}: data are read from {', '.join(READERS)} files, not from {suffix or 'a nameless kind'}."
+            f"{name!r}: data are read from {', '.join(SUFFIXES)} files, not from {suffix or 'a nameless kind'}."
         )
     _check_content(path, suffix)
     if suffix == ".npz":
         return _arrays(path, target, labelled)
-    return from_table(READERS[suffix](path), target, name, labelled=labelled)
+    return from_table(TABLES[suffix](path), target, name, labelled=labelled)
 
 
 def from_table(table: Any, target: str | None, source: str, *, labelled: bool = True) -> Data:
@@ -204,7 +204,8 @@ def _parquet(path: Path) -> Any:
         raise DataError(f"{str(path)!r} is not a readable Parquet file: {trouble}") from trouble
 
 
-READERS: dict[str, Callable[[Path], Any]] = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".npz": _parquet}
+TABLES: dict[str, Callable[[Path], Any]] = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
+SUFFIXES = (*TABLES, ".npz")
 
 
 def _arrays(path: Path, target: str | None, labelled: bool) -> Data:
@@ -254,6 +255,6 @@ def _check_content(path: Path, suffix: str) -> None:
 def _beside(path: Path) -> list[Path]:
     parent = path.parent
     try:
-        return [file for file in sorted(parent.iterdir())[:1000] if file.suffix.lower() in READERS]
+        return [file for file in sorted(parent.iterdir())[:1000] if file.suffix.lower() in SUFFIXES]
     except OSError:
         return []

@@ -21,14 +21,14 @@ class Recipe:
     members: int = 8
     width: int = 192
     depth: int = 2
-    dropout: float = 0.15
+    dropout: float = 0.3
     learning_rate: float = 2e-3
-    weight_decay: float = 2e-2
+    weight_decay: float = 0.1
     batch: int = 0
     epochs: int = 0
     patience: int = 0
     averaging: float = 2.0
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.01
 
     def __post_init__(self) -> None:
         for least, names in ((1, ("members", "width", "depth")), (0, ("batch", "epochs", "patience"))):

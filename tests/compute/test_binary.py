@@ -93,6 +93,19 @@ def test_agrees_with_torch() -> None:
     assert module(z, t) == binary_cross_entropy_with_logits(z, t, w, pos_weight=pos)
 
 
+def test_smoothing_moves_the_target_before_it_is_weighted() -> None:
+    z, t, pos = torch.tensor([1.0, -2.0]).double(), torch.tensor([1.0, 0.0]).double(), torch.tensor(3.0).double()
+    smoothed = binary_cross_entropy_with_logits(z, t, pos_weight=pos, label_smoothing=0.2, reduction="none")
+    moved = F.binary_cross_entropy_with_logits(z, 0.8 * t + 0.1, pos_weight=pos, reduction="none")
+    torch.testing.assert_close(smoothed, moved, rtol=1e-14, atol=0)
+    assert not torch.allclose(smoothed, F.binary_cross_entropy_with_logits(z, t, pos_weight=pos, reduction="none"))
+
+
+def test_class_weights_are_pos_weight_here() -> None:
+    with pytest.raises(TypeError, match="pos_weight"):
+        binary_cross_entropy_with_logits(torch.zeros(2), torch.zeros(2), loss=ClassWeighted(torch.ones(2)))
+
+
 def test_soft_targets_have_gradients_too() -> None:
     z = torch.tensor([0.7, -2.0], dtype=torch.float64)
     t = torch.tensor([0.3, 0.9], dtype=torch.float64, requires_grad=True)

@@ -85,6 +85,9 @@ def test_16_bit_logits_make_float32_losses_and_correctly_rounded_gradients(dtype
             loss, gradient = truth(z[0].detach(), y)
             assert ulps(value.detach(), [loss]) <= 1, name
             assert ulps(dz[0], torch.from_numpy(gradient)) <= 0.51, name
+            for fault, wrong in faults(dz):
+                if not torch.equal(wrong, dz):
+                    assert ulps(wrong[0], torch.from_numpy(gradient)) > 0.51, f"{name}: a gradient {fault} would pass"
 
 
 def test_float64_stays_float64() -> None:
@@ -261,6 +264,7 @@ def test_a_label_out_of_range_never_reads_foreign_memory() -> None:
         ),
         (lambda z, y: cross_entropy(z, y, label_smoothing=-0.1), ValueError, "between 0 and 1, and is -0.1"),
         (lambda z, y: cross_entropy(z, y, torch.ones(3)), ValueError, "each of the 4 classes"),
+        (lambda z, y: cross_entropy(z, y, -torch.ones(4)), ValueError, "negative or NaN at class 0, 1, 2, 3"),
         (lambda z, y: cross_entropy(z, -torch.ones(4, 4)), ValueError, "0 or more; 16 are negative"),
         (lambda z, y: cross_entropy(z[:, :0], y), ValueError, "has no classes"),
         (lambda z, y: cross_entropy(z, y, validate="yes"), ValueError, "validate must be 'full' or 'off'"),

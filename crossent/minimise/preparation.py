@@ -40,7 +40,7 @@ class Preparation:
     def fit(cls, x: Any, source: str) -> tuple[Preparation, Tensor]:
         """Learn from the training rows how to prepare, and prepare them."""
         if not hasattr(x, "columns"):
-            return cls((), x.shape[1]), torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
+            return cls((), x.shape[1]), _tensor(x)
         skrub = require("skrub", "cli", "a table of mixed columns")
         vectorizer = skrub.TableVectorizer(
             cardinality_threshold=MOST_INDICATORS,
@@ -79,7 +79,7 @@ class Preparation:
                 raise DataError(
                     f"{source}: the model was trained on {self.features} features, and these rows have {x.shape[1]}."
                 )
-            return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
+            return _tensor(x)
         if not hasattr(x, "columns"):
             raise DataError(
                 f"{source}: the model was trained on a table with named columns; give a table, not an array."
@@ -177,4 +177,9 @@ def _finite(table: Any, source: str) -> Tensor:
             f"{str(table.columns[column])!r} at row {table.index[row]}. Replace them by a number, or by an "
             "empty cell if they are missing."
         )
-    return torch.from_numpy(np.ascontiguousarray(x))
+    return _tensor(x)
+
+
+def _tensor(x: np.ndarray) -> Tensor:
+    """A float32 tensor of an array; one that may not be written to (pandas gives such) is copied."""
+    return torch.from_numpy(np.require(x, np.float32, ["C", "W"]))

@@ -26,6 +26,8 @@ MODEL_FORMAT = "crossent model 1"
 MODEL, WEIGHTS, TABLE, RECORD, PREDICTIONS = (
     "model.json", "model.safetensors", "table.skops", "record.json", "predictions.parquet",
 )  # fmt: skip
+FILES = (WEIGHTS, TABLE, PREDICTIONS, RECORD, MODEL)
+"""What a run writes, in this order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +89,7 @@ class Run:
         folder = Path(folder)
         with replacing(folder / WEIGHTS) as temporary:
             state = {name: tensor.contiguous() for name, tensor in self.network.state_dict().items()}
-            safetensors.save_file(state, temporary)
+            temporary.write_bytes(safetensors.save(state))  # not save_file, which hides that a disk is full
         self.preparation.save(folder / TABLE)
         if self.predicted is not None:
             self.write_predictions(
@@ -156,5 +158,5 @@ def load(folder: str | os.PathLike[str]) -> Run:
     except DataError:
         raise
     except Exception as trouble:  # JSON, safetensors and torch each have their own way to say that a file is damaged
-        raise DataError(f"the model in {str(folder)!r} is damaged: {trouble}") from trouble
+        raise DataError(f"the model in {str(folder)!r} is damaged: {' '.join(str(trouble).split())}") from trouble
     return Run(task, recipe, preparation, network, calibrator, Record.read(folder / RECORD))

@@ -128,7 +128,9 @@ def refuse_missing(values: np.ndarray, source: str, target: str) -> None:
     if values.dtype.kind == "f":
         bad = ~np.isfinite(values)
     elif values.dtype.kind == "O":
-        bad = np.array([not isinstance(v, str) and str(v) in ("None", "nan", "<NA>", "NaT") for v in values])
+        bad = np.array([v == "" if isinstance(v, str) else str(v) in ("None", "nan", "<NA>", "NaT") for v in values])
+    elif values.dtype.kind == "U":
+        bad = values == ""
     elif values.dtype.kind == "M":
         raise DataError(f"{source}: the target {target!r} holds dates. Turn them into numbers or classes first.")
     else:

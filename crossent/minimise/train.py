@@ -270,7 +270,8 @@ class _State:
             tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in moments.items()}
         about = {"fingerprint": self.fingerprint, "steps": str(self.steps), "history": json.dumps(vars(self.history))}
         with replacing(folder / "training.safetensors") as temporary:
-            safetensors.save_file({key: value.contiguous() for key, value in tensors.items()}, temporary, about)
+            # Not save_file: that a disk is full has to arrive here as the OSError it is.
+            temporary.write_bytes(safetensors.save({key: value.contiguous() for key, value in tensors.items()}, about))
 
     def resume(self, folder: Path) -> None:
         """Take up a state that was saved, if there is one; one of other data or settings is refused."""

@@ -96,12 +96,25 @@ def test_a_range_is_encoded_as_the_share_of_it_that_is_reached():
         np.array(["a", "b", None, "a", None, "b"], dtype=object),
         np.array(["a", "b", np.float32("nan"), "a", pd.NA, "b"], dtype=object),
         np.array([1, 0, pd.NaT, 1, pd.NA, 0], dtype=object),
+        np.array(["a", "b", "", "a", "", "b"]),
+        pd.Series(["a", "b", "", "a", "", "b"]),
         pd.Series([1, 2, None, 1, None, 2], dtype="Int64"),
         pd.Series([True, False, None, True, None, False], dtype="boolean"),
         pd.Series(["a", "b", None, "a", None, "b"], dtype="category"),
         pd.Series(["a", "b", None, "a", None, "b"], dtype="string"),
     ],
-    ids=["floats", "None", "NaN among text", "NaT among numbers", "Int64", "boolean", "category", "string"],
+    ids=[
+        "floats",
+        "None",
+        "NaN among text",
+        "NaT among numbers",
+        "no letters",
+        "no text",
+        "Int64",
+        "boolean",
+        "category",
+        "string",
+    ],
 )
 def test_rows_without_a_label_are_named(y):
     with pytest.raises(DataError, match=r"'kind' is missing, NaN or infinite in 2 rows, first at row 2, 4\. A row"):

@@ -31,7 +31,7 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as missing:
-        if missing.name is None or missing.name.partition(".")[0] != module.partition(".")[0]:
+        if missing.name != module.partition(".")[0]:
             raise  # the library is here, something inside it is not: that is another story
         raise MissingExtra(
             f"{purpose} needs the library {module.partition('.')[0]!r}, which is not installed. "

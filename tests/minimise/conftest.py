@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from crossent.minimise import Recipe, fit
 
@@ -48,3 +49,12 @@ def table_run():
     """One run on the mixed table, for the tests that only look."""
     x, y = mixed_table()
     return x, y, fit(x, y, recipe=Recipe(**QUICK))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Small tests on a machine that is busy with others: threads that wait for each other would take half the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -65,7 +65,12 @@ def digits_fit():
         title="digits.csv: digit",
         made="2026-03-14T09:26:53Z",
         numbers=_numbers(
-            0.0721, 0.0452, 0.1101, math.log(10) - 0.001, (0.0012, -0.0041, 0.0069), 360,
+            0.0721,
+            0.0452,
+            0.1101,
+            math.log(10) - 0.001,
+            (0.0012, -0.0041, 0.0069),
+            360,
             accuracy=Number(0.9778, "share", 0.957, 0.989, 360),
             brier=Number(0.0341, "1", 0.022, 0.048, 360),
             validation_cross_entropy=Number(0.0668, "nats", 0.041, 0.098, 288),
@@ -88,24 +93,41 @@ def digits_fit():
             "reliability": Curve(
                 [0.52, 0.71, 0.86, 0.95, 0.987, 0.997],
                 [0.58, 0.67, 0.9, 0.967, 1.0, 1.0],
-                "predicted", "observed",
+                "predicted",
+                "observed",
                 [0.37, 0.49, 0.74, 0.86, 0.94, 0.985],
                 [0.77, 0.81, 0.965, 0.994, 1.0, 1.0],
                 [19, 21, 30, 40, 60, 190],
             ),
         },
         facts={
-            "task": "multi-class", "classes": names, "rows": 360, "source": "digits.csv", "split": "test",
+            "task": "multi-class",
+            "classes": names,
+            "rows": 360,
+            "source": "digits.csv",
+            "split": "test",
             "calibrated_with": "temperature scaling, cross-fitted in 5 folds",
             "notes": [],
             "found": "The column 'digit' holds 10 different whole numbers: taken for classes.",
             "splits": {"train": 1149, "validation": 288, "test": 360},
-            "epochs": 60, "best_epoch": 37, "stopped": "no better validation loss in 23 epochs",
-            "calibration": "temperature", "seconds": 41.3, "seed": 0,
+            "epochs": 60,
+            "best_epoch": 37,
+            "stopped": "no better validation loss in 23 epochs",
+            "calibration": "temperature",
+            "seconds": 41.3,
+            "seed": 0,
             "versions": {"crossent": "0.1.0", "python": "3.11.9", "torch": "2.13.0", "numpy": "2.4.6"},
             "command": "crossent fit digits.csv --target digit --out runs/digits",
-            "recipe": {"layers": [256, 256], "dropout": 0.1, "learning_rate": 0.002, "weight_decay": 0.01,
-                       "batch": 128, "loss": "cross_entropy", "label_smoothing": 0.0, "members": 4},
+            "recipe": {
+                "layers": [256, 256],
+                "dropout": 0.1,
+                "learning_rate": 0.002,
+                "weight_decay": 0.01,
+                "batch": 128,
+                "loss": "cross_entropy",
+                "label_smoothing": 0.0,
+                "members": 4,
+            },
         },
     )
 
@@ -119,28 +141,45 @@ def binary():
         title="churn predictions",
         made="2026-03-14T09:26:53Z",
         numbers=_numbers(
-            0.4313, 0.4201, 0.4427, 0.6611, (0.0187, 0.0141, 0.0239), 12000,
+            0.4313,
+            0.4201,
+            0.4427,
+            0.6611,
+            (0.0187, 0.0141, 0.0239),
+            12000,
             accuracy=Number(0.8011, "share", 0.794, 0.808, 12000),
             brier=Number(0.139, "1", 0.135, 0.143, 12000),
         ),
         tables={
             "per_class": {
-                "class": ["stays", "leaves"], "rows": [7512, 4488], "share": [0.626, 0.374],
-                "cross_entropy": [0.3113, 0.6322], "mean_probability": [0.6311, 0.3689],
-                "recall": [0.871, 0.684], "precision": [0.822, 0.76],
+                "class": ["stays", "leaves"],
+                "rows": [7512, 4488],
+                "share": [0.626, 0.374],
+                "cross_entropy": [0.3113, 0.6322],
+                "mean_probability": [0.6311, 0.3689],
+                "recall": [0.871, 0.684],
+                "precision": [0.822, 0.76],
             },
             "costliest": _costliest(["stays", "leaves"], 8),
         },
         curves={
             "reliability": Curve(
-                predicted, observed, "predicted", "observed",
-                [value - 0.025 for value in observed], [value + 0.025 for value in observed],
+                predicted,
+                observed,
+                "predicted",
+                "observed",
+                [value - 0.025 for value in observed],
+                [value + 0.025 for value in observed],
                 [2600, 1900, 1500, 1200, 1000, 900, 800, 800, 700, 600],
             )
         },
         facts={
-            "task": "binary", "classes": ["stays", "leaves"], "rows": 12000, "source": "predictions.parquet",
-            "calibrated_with": "isotonic regression, cross-fitted in 5 folds", "notes": [],
+            "task": "binary",
+            "classes": ["stays", "leaves"],
+            "rows": 12000,
+            "source": "predictions.parquet",
+            "calibrated_with": "isotonic regression, cross-fitted in 5 folds",
+            "notes": [],
         },
     )
 
@@ -155,24 +194,52 @@ def in_a_range():
         title="housing.csv: price",
         made="2026-03-14T09:26:53Z",
         numbers=_numbers(
-            0.5611, 0.5502, 0.5733, 0.6689, (-0.0003, -0.0011, 0.0006), 4128,
+            0.5611,
+            0.5502,
+            0.5733,
+            0.6689,
+            (-0.0003, -0.0011, 0.0006),
+            4128,
             brier=Number(0.011, "1", 0.0101, 0.0119, 4128),
             mae=Number(2.713, "target", 2.61, 2.82, 4128),
             rmse=Number(4.09, "target", 3.92, 4.27, 4128),
         ),
-        tables={"costliest": {"row": [7, 1200, 31, 6], "label": labels, "predicted": [31.2, 18.125, 22.0, 5.5],
-                              "cross_entropy": losses}},
+        tables={
+            "costliest": {
+                "row": [7, 1200, 31, 6],
+                "label": labels,
+                "predicted": [31.2, 18.125, 22.0, 5.5],
+                "cross_entropy": losses,
+            }
+        },
         curves={
             "training": Curve(epochs, [0.66, 0.6, 0.57, 0.56, 0.55], "epoch", "cross-entropy (nats)"),
             "validation": Curve(epochs, [0.65, 0.6, 0.58, 0.57, 0.571], "epoch", "cross-entropy (nats)"),
-            "reliability": Curve([0.1, 0.3, 0.5, 0.8], [0.11, 0.29, 0.5, 0.81], "predicted", "observed",
-                                 [0.09, 0.27, 0.48, 0.78], [0.13, 0.31, 0.52, 0.84], [1032] * 4),
+            "reliability": Curve(
+                [0.1, 0.3, 0.5, 0.8],
+                [0.11, 0.29, 0.5, 0.81],
+                "predicted",
+                "observed",
+                [0.09, 0.27, 0.48, 0.78],
+                [0.13, 0.31, 0.52, 0.84],
+                [1032] * 4,
+            ),
         },
         facts={
-            "task": "range", "low": 0, "high": 50, "rows": 4128, "source": "housing.csv", "split": "test",
+            "task": "range",
+            "low": 0,
+            "high": 50,
+            "rows": 4128,
+            "source": "housing.csv",
+            "split": "test",
             "found": "The column 'price' holds 3,842 different numbers from 0.15 to 50: taken for a number in a range.",
-            "splits": {"train": 13209, "validation": 3303, "test": 4128}, "epochs": 5, "best_epoch": 4,
-            "stopped": "all epochs done", "calibration": "none", "seconds": 12.0, "seed": 1,
+            "splits": {"train": 13209, "validation": 3303, "test": 4128},
+            "epochs": 5,
+            "best_epoch": 4,
+            "stopped": "all epochs done",
+            "calibration": "none",
+            "seconds": 12.0,
+            "seed": 1,
         },
     )
 
@@ -201,13 +268,22 @@ def impossible():
     by_class["rows"] = [*by_class["rows"][:9], 0]
     by_class["recall"] = [*by_class["recall"][:9], math.nan]
     return Record(
-        "evaluation", "predictions of a rival", record.made, numbers, {"per_class": by_class, "costliest": dear},
+        "evaluation",
+        "predictions of a rival",
+        record.made,
+        numbers,
+        {"per_class": by_class, "costliest": dear},
         {"reliability": record.curves["reliability"]},
         {
-            "task": "multi-class", "classes": record.facts["classes"], "rows": 360, "source": "rival.npz",
+            "task": "multi-class",
+            "classes": record.facts["classes"],
+            "rows": 360,
+            "source": "rival.npz",
             "floor": 1e-6,
-            "notes": ["3 rows gave probability exactly 0 to their label; no honest forecast is that sure.",
-                      "Probabilities of 11 rows summed to 1 only within 2e-3 and were rescaled."],
+            "notes": [
+                "3 rows gave probability exactly 0 to their label; no honest forecast is that sure.",
+                "Probabilities of 11 rows summed to 1 only within 2e-3 and were rescaled.",
+            ],
         },
     )
 
@@ -216,11 +292,22 @@ def hundred_classes():
     """More classes than a page shows, and a model that these rows cannot tell from the frequencies."""
     names = [f"species {index:03d}" for index in range(100)]
     return Record(
-        "evaluation", "a hundred species", "2026-03-14T09:26:53Z",
+        "evaluation",
+        "a hundred species",
+        "2026-03-14T09:26:53Z",
         _numbers(4.58, 4.49, 4.67, 4.595, (0.41, 0.3, 0.52), 900, accuracy=Number(0.012, "share", 0.006, 0.022, 900)),
         {"per_class": _per_class(names, 5, 5.0), "costliest": _costliest(names, 30)},
-        {"reliability": Curve([0.011, 0.013, 0.014], [0.012, 0.011, 0.013], "predicted", "observed",
-                              [0.006, 0.005, 0.008], [0.02, 0.019, 0.021], [300] * 3)},
+        {
+            "reliability": Curve(
+                [0.011, 0.013, 0.014],
+                [0.012, 0.011, 0.013],
+                "predicted",
+                "observed",
+                [0.006, 0.005, 0.008],
+                [0.02, 0.019, 0.021],
+                [300] * 3,
+            )
+        },
         {"task": "multi-class", "classes": names, "rows": 900, "source": "species.csv"},
     )
 
@@ -228,31 +315,56 @@ def hundred_classes():
 def hostile():
     """Names that attack a page, a picture, a terminal or a narrow screen."""
     names = [
-        "<script>alert(1)</script>", "\"><img src=x onerror=console.error(1)>", "[bold red]rich[/]", "$\\frac{1}{2}$",
-        "日本語のとても長いクラスの名前です、どこまでも続きます", "نص عربي", "\x1b[31mred\x07\x00", "😀👩‍👩‍👧",
-        "#040404 url(#p) id=\"x\"", "Donaudampfschifffahrtsgesellschaftskapitänsmütze" * 4, "{{ 7 * 7 }}", "\ud800",
+        "<script>alert(1)</script>",
+        '"><img src=x onerror=console.error(1)>',
+        "[bold red]rich[/]",
+        "$\\frac{1}{2}$",
+        "日本語のとても長いクラスの名前です、どこまでも続きます",
+        "نص عربي",
+        "\x1b[31mred\x07\x00",
+        "😀👩‍👩‍👧",
+        '#040404 url(#p) id="x"',
+        "Donaudampfschifffahrtsgesellschaftskapitänsmütze" * 4,
+        "{{ 7 * 7 }}",
+        "\ud800",
     ]
     record = digits_fit()
     facts = record.facts | {
-        "classes": names, "source": "/data/" + "a-very-long-folder-name-without-any-space/" * 6 + "<b>file</b>.csv",
+        "classes": names,
+        "source": "/data/" + "a-very-long-folder-name-without-any-space/" * 6 + "<b>file</b>.csv",
         "notes": ["A note about <script>alert(2)</script> & co.", "word" * 60],
-        "command": "crossent fit " + "x" * 300, "found": "The column '<i>' holds [red]text[/red].",
+        "command": "crossent fit " + "x" * 300,
+        "found": "The column '<i>' holds [red]text[/red].",
     }
     return Record(
-        "fit", "<script>alert(0)</script> & " + "Wort" * 30, record.made, record.numbers,
-        {"per_class": _per_class(names), "costliest": _costliest(names, 9)}, record.curves, facts,
+        "fit",
+        "<script>alert(0)</script> & " + "Wort" * 30,
+        record.made,
+        record.numbers,
+        {"per_class": _per_class(names), "costliest": _costliest(names, 9)},
+        record.curves,
+        facts,
     )
 
 
 def one_row():
     """As little as a record can hold and still be a measurement."""
     return Record(
-        "evaluation", "one row", "2026-03-14T09:26:53Z",
-        {"cross_entropy": Number(0.5, "nats", n=1), "label_entropy": Number(0.0, "bits", n=1),
-         "information_gained": Number(-0.72, "bits", n=1), "miscalibration": Number(math.nan, "nats")},
+        "evaluation",
+        "one row",
+        "2026-03-14T09:26:53Z",
+        {
+            "cross_entropy": Number(0.5, "nats", n=1),
+            "label_entropy": Number(0.0, "bits", n=1),
+            "information_gained": Number(-0.72, "bits", n=1),
+            "miscalibration": Number(math.nan, "nats"),
+        },
         {"per_class": {"class": ["a"], "cross_entropy": [0.5]}},
-        {"reliability": Curve([0.6], [1.0], "predicted", "observed"),
-         "training": Curve([1], [0.7], "epoch", "nats"), "validation": Curve([1], [math.inf], "epoch", "nats")},
+        {
+            "reliability": Curve([0.6], [1.0], "predicted", "observed"),
+            "training": Curve([1], [0.7], "epoch", "nats"),
+            "validation": Curve([1], [math.inf], "epoch", "nats"),
+        },
         {"task": "binary"},
     )
 

@@ -61,9 +61,17 @@ def test_the_page_is_whole_and_asks_for_nothing(record, page):
 def test_the_headline_and_every_number_are_on_the_page(case, page):
     words = " ".join(" ".join(Reader(page(case("digits_fit"))).words).replace("\u00a0", " ").split())
     assert headline(case("digits_fit")) in words
-    for expected in ("0.072 nats (0.045 to 0.110)", "Learning curves", "The dashed line is epoch 37",
-                     "The column 'digit' holds 10 different", "−0.0121 to −0.0004", "crossent fit digits.csv",
-                     "1,149 train, 288 validation, 360 test", "label smoothing", "torch 2.13.0"):
+    for expected in (
+        "0.072 nats (0.045 to 0.110)",
+        "Learning curves",
+        "The dashed line is epoch 37",
+        "The column 'digit' holds 10 different",
+        "−0.0121 to −0.0004",
+        "crossent fit digits.csv",
+        "1,149 train, 288 validation, 360 test",
+        "label smoothing",
+        "torch 2.13.0",
+    ):
         assert expected in words
 
 
@@ -101,9 +109,7 @@ def test_a_page_that_cannot_be_written_leaves_nothing(case, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize(
-    ("library", "purpose"), [("matplotlib", "drawing a report"), ("jinja2", "writing a report")]
-)
+@pytest.mark.parametrize(("library", "purpose"), [("matplotlib", "drawing a report"), ("jinja2", "writing a report")])
 def test_a_missing_library_is_named_with_its_extra(case, tmp_path, monkeypatch, library, purpose):
     monkeypatch.setitem(sys.modules, library, None)
     sentence = rf"{purpose} needs the library '{library}'.*pip install 'crossent\[cli\]'"

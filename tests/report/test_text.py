@@ -24,8 +24,9 @@ def test_the_headline_of_an_infinite_loss_says_why_and_what_a_floor_gives(case):
     words = headline(case("impossible"))
     assert words.startswith("The model's cross-entropy on 360 rows is infinite: to the labels of 3 of them")
     assert "With every probability raised to at least 1 × 10⁻⁶ it is 0.21 nats" in words
-    assert words.endswith("Above the floor, calibration could win nothing that these rows can show (95 % interval "
-                          "−0.010 to 0.050 nats).")
+    assert words.endswith(
+        "Above the floor, calibration could win nothing that these rows can show (95 % interval −0.010 to 0.050 nats)."
+    )
     assert "knows" not in words
 
 

@@ -98,11 +98,12 @@ def name_pair(
     if len(texts) > 2:
         raise DataError(
             f"one probability per row means two classes, and the labels have {len(texts)}: {some(texts)}. "
-            "Give one column of probabilities per class; for a number in a range say so (task='range', or --range LOW HIGH)."
+            "Give one column of probabilities per class; for a number in a range say so (task='range', or --range "
+            "LOW HIGH)."
         )
     raise DataError(
-        f"which class is the probability of? The labels are {some(texts)}. Name the classes, the one that "
-        f"the probability belongs to last (classes={[*texts, '…'][:2]}, or --class twice), or call the column p_<class>."
+        f"which class is the probability of? The labels are {some(texts)}. Name the classes, the one that the "
+        f"probability belongs to last (classes={[*texts, '…'][:2]}, or --class twice), or call the column p_<class>."
     )
 
 

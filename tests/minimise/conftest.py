@@ -51,7 +51,7 @@ def table_run():
     return x, y, fit(x, y, recipe=Recipe(**QUICK))
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread():
     """Small tests on a machine that is busy with others: threads that wait for each other would take half the time."""
     before = torch.get_num_threads()

@@ -18,7 +18,7 @@ def validation(seed, n=300, classes=3, sharpened=1.0):
 
 
 def test_overconfident_probabilities_are_softened():
-    for seed in range(10):
+    for seed in range(5):
         log_p, labels = validation(seed, sharpened=3.0)
         calibrator, table = calibrate.choose(log_p, labels, 0)
         assert calibrator.kind in ("temperature", "temperature and bias")
@@ -33,17 +33,17 @@ def test_overconfident_probabilities_are_softened():
 
 def test_calibrated_probabilities_are_mostly_left_alone_and_never_much_harmed():
     left, harm = 0, []
-    for seed in range(25):
+    for seed in range(15):
         log_p, labels = validation(seed)
         calibrator, _ = calibrate.choose(log_p, labels, 0)
         left += calibrator.kind == "none"
         fresh, truth = validation(seed + 100, n=4000)
         harm.append((fresh - calibrator.of_logits(fresh))[np.arange(4000), truth].mean())
     # The gain must be more than one standard error: noise passes that for either of two families in about a fifth.
-    assert left >= 17
+    assert left >= 10
     assert np.mean(harm) < 0.003
     assert max(harm) < 0.03
-    forced = [calibrate.choose(*validation(seed, sharpened=3.0), 0)[0].kind == "none" for seed in range(10)]
+    forced = [calibrate.choose(*validation(seed, sharpened=3.0), 0)[0].kind == "none" for seed in range(5)]
     assert not any(forced)
 
 

@@ -2,6 +2,7 @@
 
 Every file crossent leaves behind goes first to a temporary name in the same folder and is then renamed:
 a reader sees the old content or the new one, never half of it, and a full disk costs nothing that was there.
+And a file that is read is looked at first: its name is only a promise.
 """
 
 from __future__ import annotations
@@ -44,6 +45,33 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def check_content(path: Path) -> None:
+    """Refuse a file whose first bytes are not what its name promises: a name is only a promise.
+
+    Known are ``.parquet``, ``.npz`` and text (``.csv``, ``.tsv``); an empty file is none of them.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4096)
+    except OSError as trouble:
+        raise DataError(f"cannot read {str(path)!r}: {trouble.strerror or trouble}.") from trouble
+    if not head:
+        raise DataError(f"{str(path)!r} is empty: it has no bytes at all.")
+    if head.startswith(b"PAR1"):
+        found, looks = ".parquet", "a Parquet file"
+    elif head.startswith(b"PK\x03\x04"):
+        found, looks = ".npz", "a zip, as .npz and .xlsx files are"
+    elif b"\x00" in head:
+        found, looks = "", "a binary file of another kind"
+    else:
+        found, looks = "text", "text, perhaps CSV"
+    promised = {".csv": "text", ".tsv": "text", ".pq": ".parquet"}.get(path.suffix.lower(), path.suffix.lower())
+    if found != promised:
+        raise DataError(
+            f"{str(path)!r} is not what its name says: its content looks like {looks}. Rename or convert it."
+        )
 
 
 def refusal(trouble: OSError, path: str | os.PathLike[str]) -> str:

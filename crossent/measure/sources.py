@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from crossent.errors import DataError, require, some
-from crossent.files import replacing
+from crossent.files import check_content, replacing
 from crossent.measure.naming import PREFIX, class_text
 from crossent.measure.predictions import Predictions, as_array
 
@@ -162,7 +162,7 @@ def write_predictions(
 
 
 def _recognised(path: Path) -> bool:
-    """Look at the file's first bytes: True for Parquet, False for text; an error for anything else."""
+    """True for a Parquet file, False for text; an error for anything else."""
     shown = repr(str(path))
     if path.is_dir():
         raise DataError(f"{shown} is a folder, and a file of predictions is wanted (.parquet or .csv).")
@@ -172,22 +172,8 @@ def _recognised(path: Path) -> bool:
     suffix = path.suffix.lower()
     if suffix not in _PARQUET + _CSV:
         raise DataError(f"predictions are read from .parquet or .csv, and {shown} ends in {suffix!r}.")
-    try:
-        with open(path, "rb") as file:
-            start = file.read(4096)
-    except OSError as trouble:
-        raise DataError(f"cannot read {shown}: {trouble.strerror or trouble}.") from trouble
-    if not start:
-        raise DataError(f"{shown} is empty: it has 0 bytes.")
-    is_parquet = start.startswith(b"PAR1")
-    if suffix in _PARQUET and not is_parquet:
-        kind = "something else" if b"\0" in start else "text, perhaps CSV: if it is, rename it to .csv"
-        raise DataError(f"{shown} is named like a Parquet file and does not begin like one; it looks like {kind}.")
-    if suffix in _CSV and is_parquet:
-        raise DataError(f"{shown} is named like a CSV file and is a Parquet file: rename it to .parquet.")
-    if suffix in _CSV and b"\0" in start:
-        raise DataError(f"{shown} is named like a CSV file and does not hold UTF-8 text (it has zero bytes).")
-    return is_parquet
+    check_content(path)
+    return suffix in _PARQUET
 
 
 def _neighbours(path: Path) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from crossent.errors import DataError, require, some
+from crossent.files import check_content
 
 EMBEDDED = ("digits", "breast_cancer", "iris", "wine", "diabetes")
 
@@ -53,7 +54,7 @@ def read(source: str | os.PathLike[str], target: str | None = None, *, labelled:
         raise DataError(
             f"{name!r}: data are read from {', '.join(SUFFIXES)} files, not from {suffix or 'a nameless kind'}."
         )
-    _check_content(path, suffix)
+    check_content(path)
     if suffix == ".npz":
         return _arrays(path, target, labelled)
     return from_table(TABLES[suffix](path), target, name, labelled=labelled)
@@ -227,29 +228,6 @@ def _arrays(path: Path, target: str | None, labelled: bool) -> Data:
             "save text labels as a text array."
         ) from trouble
     return from_arrays(x, y, str(path))
-
-
-def _check_content(path: Path, suffix: str) -> None:
-    """A file says what it is in its first bytes; its name is only a promise."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(4096)
-    except OSError as trouble:
-        raise DataError(f"cannot read {str(path)!r}: {trouble.strerror or trouble}.") from trouble
-    if not head:
-        raise DataError(f"{str(path)!r} is empty: it has no bytes at all.")
-    kind = ".parquet" if head[:4] == b"PAR1" else ".npz" if head[:4] == b"PK\x03\x04" else None
-    if kind is None and b"\x00" in head:
-        kind = "binary"
-    promised = {".tsv": ".csv"}.get(suffix, suffix)
-    found = kind or ".csv"
-    if found != promised:
-        looks = {"binary": "a binary file of another kind", ".csv": "text"}.get(
-            found, f"a {found} (or .xlsx) file" if found == ".npz" else f"a {found} file"
-        )
-        raise DataError(
-            f"{str(path)!r} is not what its name says: its content looks like {looks}. Rename or convert it."
-        )
 
 
 def _beside(path: Path) -> list[Path]:

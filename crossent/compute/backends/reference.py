@@ -33,7 +33,7 @@ def part(z: Tensor, index: Tensor | None, column_weight: Tensor | None) -> Part:
     power = torch.exp(below)
     allowed = z != -torch.inf
     bounded = torch.where(allowed, below, 0.0)  # 0 · -inf = 0 in the two sums that multiply by it
-    u = allowed.to(z.dtype) if column_weight is None else allowed * column_weight.to(z.dtype)
+    u = _column_weights(allowed, column_weight, z.dtype)
     return Part(
         peak=peak,
         rest=power.scatter(-1, first.unsqueeze(-1), 0.0).sum(-1) + (peak - peak),  # NaN rows stay NaN
@@ -62,9 +62,9 @@ def pull(
     power = torch.exp(z - s.peak.unsqueeze(-1))
     p = power / mass
     nll = (s.peak.unsqueeze(-1) - z) + torch.log1p(s.rest).unsqueeze(-1)
-    alpha = a if index is None else torch.zeros_like(z).scatter_add(-1, index, a.to(z.dtype))
+    alpha = _of_each_column(a, index, z)
     allowed = z != -torch.inf
-    u = allowed.to(z.dtype) if column_weight is None else allowed * column_weight.to(z.dtype)
+    u = _column_weights(allowed, column_weight, z.dtype)
     entropy = torch.log1p(s.rest) - s.dot / (1 + s.rest)
 
     dz = (a.sum(-1, keepdim=True) - alpha) * p + alpha * torch.expm1(-nll)
@@ -90,12 +90,22 @@ def differentiable_pull(
     log_p = torch.log_softmax(z, -1)
     p = log_p.exp()
     allowed = z != -torch.inf
-    u = allowed.to(z.dtype) if column_weight is None else allowed * column_weight.to(z.dtype)
+    u = _column_weights(allowed, column_weight, z.dtype)
     count = allowed.sum(-1).to(z.dtype)
-    alpha = a if index is None else torch.zeros_like(z).scatter_add(-1, index, a.to(z.dtype))
+    alpha = _of_each_column(a, index, z)
     nll = -torch.where(allowed, log_p, 0.0)
     entropy = (p * nll).sum(-1, keepdim=True)
     dz = (a.sum(-1, keepdim=True) + b.unsqueeze(-1)) * p - alpha
     dz = dz + (c / count).unsqueeze(-1) * (u.sum(-1, keepdim=True) * p - u)
     dz = dz + d.unsqueeze(-1) * p * (nll - entropy)
     return dz.to(dtype)
+
+
+def _column_weights(allowed: Tensor, column_weight: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """u: 0 where a column is not allowed, else 1 or its class weight."""
+    return allowed.to(dtype) if column_weight is None else allowed * column_weight.to(dtype)
+
+
+def _of_each_column(a: Tensor, index: Tensor | None, z: Tensor) -> Tensor:
+    """α: the cotangents of the targets (n, k), added up at the columns (n, v) they belong to."""
+    return a if index is None else torch.zeros_like(z).scatter_add(-1, index, a.to(z.dtype))

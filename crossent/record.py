@@ -141,15 +141,18 @@ class Record(Mapping[str, Number]):
             raise DataError(
                 f"this is not a record that this version reads: its 'format' should be {FORMAT!r} and is {found!r}."
             )
-        return cls(
-            kind=plain["kind"],
-            title=plain["title"],
-            made=plain["made"],
-            numbers={name: Number(**_unspell(number)) for name, number in plain["numbers"].items()},
-            tables={name: _unspell_table(table) for name, table in plain["tables"].items()},
-            curves={name: Curve(**_unspell(curve)) for name, curve in plain["curves"].items()},
-            facts=plain["facts"],
-        )
+        try:
+            return cls(
+                kind=plain["kind"],
+                title=plain["title"],
+                made=plain["made"],
+                numbers={name: Number(**_unspell(number)) for name, number in plain["numbers"].items()},
+                tables={name: _unspell_table(table) for name, table in plain["tables"].items()},
+                curves={name: Curve(**_unspell(curve)) for name, curve in plain["curves"].items()},
+                facts=plain["facts"],
+            )
+        except (KeyError, TypeError, AttributeError) as trouble:
+            raise DataError(f"this record is damaged: a part of it is missing or misnamed ({trouble!r}).") from trouble
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the record to a file, whole or not at all."""

@@ -178,7 +178,11 @@ BAD = {
     "an empty file": ("", ["fit", "data.csv"], "is empty: it has no bytes at all"),
     "a header alone": ("a,b\n", ["fit", "data.csv"], "has a header and no rows"),
     "few rows": ("a,b\n1,2\n3,4\n", ["fit", "data.csv"], "2 rows are too few"),
-    "not a csv": (b"PAR1 and more", ["fit", "data.csv"], "not what its name says: its content looks like a Parquet file"),
+    "not a csv": (
+        b"PAR1 and more",
+        ["fit", "data.csv"],
+        "not what its name says: its content looks like a Parquet file",
+    ),
     "infinite": (flowers(petal=[*range(59), np.inf]), ["fit", "data.csv"], "first in column 'petal' at row 59. R"),
     "a foreign task": (flowers(), ["fit", "data.csv", "--task", "guess"], "must be 'classes' or 'range'; got 'guess'"),
     "a range of text": (flowers(), ["fit", "data.csv", "--task", "range"], "needs numbers, and the target 'kind'"),

@@ -82,7 +82,8 @@ def test_the_format_of_the_first_version_is_still_read() -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [("{", "it is not JSON"), ("[]", "its 'format' should be 'crossent record 1' and is None"),
-     ('{"format": "crossent record 9"}', "is 'crossent record 9'")],
+     ('{"format": "crossent record 9"}', "is 'crossent record 9'"),
+     ('{"format": "crossent record 1", "kind": "fit"}', "this record is damaged.*KeyError")],
 )  # fmt: skip
 def test_what_is_no_record_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
     (tmp_path / "r.json").write_text(text)

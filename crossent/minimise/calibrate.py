@@ -17,8 +17,8 @@ def choose(log_p: NDArray[np.float64], labels: NDArray, seed: int) -> tuple[Cali
     """The calibrator for log-probabilities (n, classes) of the validation rows, and what each candidate did there.
 
     Every family is judged by its cross-fitted cross-entropy: each row is calibrated by rows other than itself. The
-    best is used if it gains more than one standard error of its paired gain; else none is, for a calibrator fitted to
-    noise makes probabilities worse.
+    cheapest is used if the 95 % interval of its paired change lies wholly below 0; else none is, for a calibrator
+    fitted to noise makes probabilities worse.
     """
     plain = costs_of_logs(log_p, labels)
     finite = np.isfinite(plain)
@@ -29,17 +29,17 @@ def choose(log_p: NDArray[np.float64], labels: NDArray, seed: int) -> tuple[Cali
         "high": [None],
         "chosen": [True],
     }
-    best, best_gain = 0, 0.0
+    best, lowest = 0, 0.0
     if finite.sum() < LEAST_ROWS:
         return Calibrator(), table
     for place, kind in enumerate(KINDS[1:], 1):
         change = costs_of_logs(cross_fit_log(log_p, labels, kind, seed=seed), labels)[finite] - plain[finite]
         low, high = of_mean(change) or (None, None)
-        gain, error = -float(change.mean()), float(change.std(ddof=1) / np.sqrt(len(change)))
-        cells = (kind, float(plain.mean()) - gain, low, high, False)
+        mean = float(change.mean())
+        cells = (kind, float(plain.mean()) + mean, low, high, False)
         for name, cell in zip(("name", "cross_entropy", "low", "high", "chosen"), cells, strict=True):
             table[name].append(cell)
-        if gain > error and gain > best_gain:
-            best, best_gain = place, gain
+        if high is not None and high < 0 and mean < lowest:
+            best, lowest = place, mean
     table["chosen"] = [place == best for place in range(len(KINDS))]
     return (recalibrate(log_p, labels, KINDS[best], logits=True) if best else Calibrator()), table

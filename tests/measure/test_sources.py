@@ -129,7 +129,7 @@ def test_what_is_no_table_at_all_gets_its_sentence(tmp_path):
         read_predictions(tmp_path)
     with pytest.raises(DataError, match=r"from .parquet or .csv, and .* ends in '.xlsx'"):
         read_predictions(csv(tmp_path, "x", "p.xlsx"))
-    with pytest.raises(DataError, match="not what its name says.*looks like text, perhaps CSV. Rename"):
+    with pytest.raises(DataError, match=r"not what its name says.*looks like text, perhaps CSV. Rename"):
         read_predictions(csv(tmp_path, "label,p_1\n", "p.parquet"))
     with pytest.raises(DataError, match="looks like a binary file of another kind"):
         read_predictions(csv(tmp_path, "\0\0\0", "q.parquet"))
@@ -139,7 +139,7 @@ def test_what_is_no_table_at_all_gets_its_sentence(tmp_path):
         read_predictions(csv(tmp_path, "PAR1 and no more", "r.parquet"))
     write_predictions(tmp_path / "s.parquet", P, task="multi-class", classes=CLASSES)
     (tmp_path / "s.parquet").rename(tmp_path / "s.csv")
-    with pytest.raises(DataError, match="its content looks like a Parquet file. Rename"):
+    with pytest.raises(DataError, match=r"its content looks like a Parquet file. Rename"):
         read_predictions(tmp_path / "s.csv")
     (tmp_path / "t.csv").write_bytes("label,p_é\n".encode("latin-1"))
     with pytest.raises(DataError, match="not UTF-8"):

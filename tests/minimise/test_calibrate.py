@@ -39,9 +39,9 @@ def test_calibrated_probabilities_are_mostly_left_alone_and_never_much_harmed():
         left += calibrator.kind == "none"
         fresh, truth = validation(seed + 100, n=4000)
         harm.append((fresh - calibrator.of_logits(fresh))[np.arange(4000), truth].mean())
-    # The gain must be more than one standard error: noise passes that for either of two families in about a fifth.
-    assert left >= 10
-    assert np.mean(harm) < 0.003
+    # The interval of the gain must lie above 0: noise does that for either of two families in one case of twenty or so.
+    assert left >= 13
+    assert np.mean(harm) < 0.001
     assert max(harm) < 0.03
     forced = [calibrate.choose(*validation(seed, sharpened=3.0), 0)[0].kind == "none" for seed in range(5)]
     assert not any(forced)

@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -77,104 +78,130 @@ def fit(
         raise DataError(
             f"{os.fspath(x)!r} brings its own labels; leave out y, or pass the features as a table or array."
         )
-    own = data.read(x, target) if isinstance(x, (str, os.PathLike)) else data.from_arrays(x, y)
-    if own.y is None:
-        raise DataError("fit needs labels: pass y, or a file that has them.")
-    other = None
-    if test is not None:
-        other = (
-            data.read(test, own.target)
-            if isinstance(test, (str, os.PathLike))
-            else data.from_arrays(test[0], test[1], "test")
-        )
-        if other.y is None:
-            raise DataError("the test needs labels: pass a file that has them, or a pair (x, y).")
-        task.refuse_missing(other.y, other.source, other.target)
+    own, other = _data(x, y, target, test)
     found = task.look(own.y, own.source, own.target, kind, limits)
     said(found.found)
+    parts = _parts(found, own, other, seed)
+    learn, choose, judge = parts
+    all_of = "" if other is None else f" (all of {other.source})"
+    said(f"{len(learn):,} rows to train, {len(choose):,} to choose by, {len(judge):,} to test once{all_of}.")
 
-    encoded = found.encode(own.y, np.arange(len(own)), own.source)
-    parts = split.draw(encoded, seed, with_test=other is None)
-    tested, test_rows = (own, parts.test) if other is None else (other, np.arange(len(other)))
-    test_encoded = encoded[parts.test] if other is None else found.encode(other.y, test_rows, other.source)
-    if len(own) < FEW_ROWS or not (len(parts.train) > 1 and len(parts.validation) and len(test_rows)):
-        raise DataError(
-            f"{own.source}: {len(own):,} rows are too few to train on some, choose by others and test on the rest; "
-            f"it takes at least {FEW_ROWS}."
-        )
-    said(
-        f"{len(parts.train):,} rows to train, {len(parts.validation):,} to choose by, {len(test_rows):,} to test once"
-        + (f" (all of {other.source})." if other is not None else ".")
-    )
-
-    preparation, features = Preparation.fit(_take(own.x, parts.train), own.source)
-    validation = preparation(_take(own.x, parts.validation), own.source)
-    test_features = preparation(_take(tested.x, test_rows), tested.source)
+    preparation, features = Preparation.fit(learn.x, own.source)
+    inputs = [features, preparation(choose.x, own.source), preparation(judge.x, judge.data.source)]
     network, history = train(
-        features,
-        found.target(encoded[parts.train]),
-        validation,
-        found.target(encoded[parts.validation]),
+        inputs[0],
+        found.target(learn.encoded),
+        inputs[1],
+        found.target(choose.encoded),
         found.columns,
         recipe,
         seed,
         checkpoint=None if checkpoint is None else Path(checkpoint),
         progress=progress,
     )
-    log_p = [log_probabilities(network, rows).numpy() for rows in (features, validation, test_features)]
-    calibrator, candidates = Calibrator(), None
-    if calibrated:
-        calibrator, candidates = calibrate.choose(log_p[1], encoded[parts.validation], seed)
-    p = [np.exp(calibrator.of_logits(rows)) for rows in log_p]
-
-    labels = [
-        _labels(found, own.y[parts.train]),
-        _labels(found, own.y[parts.validation]),
-        _labels(found, tested.y[test_rows]),
-    ]
-    measured = evaluate(
-        Predictions.from_arrays(
-            p[2][:, 1] if found.kind == "range" else p[2],
-            labels[2],
-            classes=list(found.classes) or None,
-            rows=test_rows,
-            task=found.kind,
-            low=found.low,
-            high=found.high,
-            source=tested.source,
-            split="test",
-        ),
-        title=f"{Path(own.source).stem}: what a network knows of {own.target}",
+    plain = [log_probabilities(network, rows).numpy() for rows in inputs]
+    calibrator, candidates = calibrate.choose(plain[1], choose.encoded, seed) if calibrated else (Calibrator(), None)
+    log_p = [calibrator.of_logits(rows) for rows in plain]
+    predicted = Predicted(
+        rows=np.concatenate([part.rows for part in parts]),
+        splits=np.repeat(["train", "validation", "test"], [len(part) for part in parts]),
+        labels=np.concatenate([_labels(found, part.data.y[part.rows]) for part in parts]),
+        probabilities=np.exp(np.concatenate(log_p)),
     )
+
+    measured = _test(found, own, judge, predicted)
     record = _record(
         measured,
         history,
         candidates,
         numbers={
-            "validation_cross_entropy": _mean(calibrator.of_logits(log_p[1]), encoded[parts.validation]),
-            "uncalibrated_cross_entropy": _mean(log_p[2], test_encoded),
+            "validation_cross_entropy": _mean(log_p[1], choose.encoded),
+            "uncalibrated_cross_entropy": _mean(plain[2], judge.encoded),
         },
         facts={
             "source": own.source,
             "target": own.target,
             "found": found.found,
-            "splits": {"train": len(parts.train), "validation": len(parts.validation), "test": len(test_rows)},
+            "splits": {"train": len(learn), "validation": len(choose), "test": len(judge)},
             "features": preparation.features,
             "calibration": calibrator.kind,
             "seed": seed,
             "recipe": recipe.to_dict(),
             "command": command,
             "versions": versions(),
-            "notes": [*measured.facts.get("notes", []), *preparation.notes, *_rare(found, encoded)],
+            "notes": [*measured.facts.get("notes", []), *preparation.notes, *_rare(found, parts)],
         },
     )
-    predicted = Predicted(
-        rows=np.concatenate([parts.train, parts.validation, test_rows]),
-        splits=np.repeat(["train", "validation", "test"], [len(rows) for rows in p]),
-        labels=np.concatenate(labels),
-        probabilities=np.concatenate(p),
-    )
     return Run(found, recipe, preparation, network, calibrator, record, predicted)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """The rows of one part of the split: where they stand, and what is to be predicted of them."""
+
+    data: data.Data
+    rows: np.ndarray
+    encoded: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def x(self) -> Any:
+        """Their features; a table's keep their numbers as its index, so that trouble can be said to be in that row."""
+        x = self.data.x
+        return x.iloc[self.rows] if hasattr(x, "iloc") else x[self.rows]
+
+
+def _data(x: Any, y: Any, target: str | None, test: Any) -> tuple[data.Data, data.Data | None]:
+    """The data, and the test's own if it has any; both labelled."""
+    own = data.read(x, target) if isinstance(x, (str, os.PathLike)) else data.from_arrays(x, y)
+    if own.y is None:
+        raise DataError("fit needs labels: pass y, or a file that has them.")
+    if test is None:
+        return own, None
+    from_file = isinstance(test, (str, os.PathLike))
+    other = data.read(test, own.target) if from_file else data.from_arrays(test[0], test[1], "test")
+    if other.y is None:
+        raise DataError("the test needs labels: pass a file that has them, or a pair (x, y).")
+    task.refuse_missing(other.y, other.source, other.target)
+    return own, other
+
+
+def _parts(found: task.Task, own: data.Data, other: data.Data | None, seed: int) -> tuple[_Part, _Part, _Part]:
+    """Rows to learn from, to choose by, and to judge by."""
+    encoded = found.encode(own.y, np.arange(len(own)), own.source)
+    drawn = split.draw(encoded, seed, with_test=other is None)
+    learn, choose, judge = (_Part(own, rows, encoded[rows]) for rows in (drawn.train, drawn.validation, drawn.test))
+    if other is not None:
+        rows = np.arange(len(other))
+        judge = _Part(other, rows, found.encode(other.y, rows, other.source))
+    if len(own) < FEW_ROWS or not (len(learn) > 1 and len(choose) and len(judge)):
+        raise DataError(
+            f"{own.source}: {len(own):,} rows are too few to train on some, choose by others and test on the rest; "
+            f"it takes at least {FEW_ROWS}."
+        )
+    return learn, choose, judge
+
+
+def _test(found: task.Task, own: data.Data, judge: _Part, predicted: Predicted) -> Record:
+    """What the model is worth on the rows that nothing before has looked at."""
+    tested = predicted.splits == "test"
+    p = predicted.probabilities[tested]
+    return evaluate(
+        Predictions.from_arrays(
+            p[:, 1] if found.kind == "range" else p,
+            predicted.labels[tested],
+            classes=list(found.classes) or None,
+            rows=judge.rows,
+            task=found.kind,
+            low=found.low,
+            high=found.high,
+            source=judge.data.source,
+            split="test",
+        ),
+        title=f"{Path(own.source).stem}: what a network knows of {own.target}",
+    )
 
 
 def versions() -> dict[str, str]:
@@ -188,11 +215,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _take(x: Any, rows: np.ndarray) -> Any:
-    """Some rows; a table's keep their numbers as its index, so that trouble with one can be said to be in that row."""
-    return x.iloc[rows] if hasattr(x, "iloc") else x[rows]
-
-
 def _labels(found: task.Task, y: np.ndarray) -> np.ndarray:
     """Labels as they are written down: numbers of a range, or the names of classes."""
     if found.kind == "range":
@@ -204,10 +226,11 @@ def _mean(log_p: np.ndarray, encoded: np.ndarray) -> Number:
     return Number(float(costs_of_logs(log_p, encoded).mean()), "nats", n=len(encoded))
 
 
-def _rare(found: task.Task, encoded: np.ndarray) -> list[str]:
+def _rare(found: task.Task, parts: tuple[_Part, ...]) -> list[str]:
     if found.kind == "range":
         return []
-    counts = np.bincount(encoded, minlength=len(found.classes))
+    own = [part.encoded for part in parts if part.data is parts[0].data]  # not a test file's: they teach nothing
+    counts = np.bincount(np.concatenate(own), minlength=len(found.classes))
     rare = [f"{name} ({count})" for name, count in zip(found.classes, counts.tolist(), strict=True) if count < 5]
     return [f"Classes with fewer than five rows in all can hardly be learned or tested: {some(rare)}."] if rare else []
 

@@ -40,7 +40,8 @@ _MEANINGS = {
     "discrimination": ("Discrimination", "What the model knows once its probabilities are calibrated."),
     "miscalibration": (
         "Miscalibration",
-        "What calibration could still win; estimated on rows held out, so it can fall slightly below 0.",
+        "KL divergence of the model from its calibrated self: what calibration could still win. "
+        "Estimated on rows held out, so it can fall slightly below 0.",
     ),
     "accuracy": ("Accuracy", "Rows whose most probable class is their label."),
     "brier": ("Brier score", "Mean squared distance of the probabilities from the label. 0 is perfect."),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor
 
 from crossent import CrossEntropyLoss, cross_entropy
@@ -215,6 +216,19 @@ def test_torch_func_and_compile() -> None:
     lse = torch.logsumexp(z[0], -1)
     truth = truth + 2e-2 * (p.outer(p) + lse * truth)
     torch.testing.assert_close(hessian, truth, rtol=1e-12, atol=1e-14)
+
+
+def test_checkpointing_export_and_what_is_refused() -> None:
+    z, y = torch.randn(4, 6, requires_grad=True), torch.tensor([0, 5, -100, 2])
+    (dz,) = torch.autograd.grad(cross_entropy(z, y), z)
+    again = torch.utils.checkpoint.checkpoint(lambda z: cross_entropy(z, y), z, use_reentrant=False)
+    assert torch.equal(torch.autograd.grad(again, z)[0], dz)
+    module = CrossEntropyLoss(label_smoothing=0.1)
+    exported = torch.export.export(module, (z.detach(), y)).module()
+    assert exported(z.detach(), y) == module(z.detach(), y)
+    assert exported(z.detach().flip(0), y) != module(z.detach(), y)
+    with pytest.raises(NotImplementedError, match="jvp"):  # forward mode: an error at the call, never a wrong number
+        torch.func.jvp(lambda z: cross_entropy(z, y), (z.detach(),), (torch.ones(4, 6),))
 
 
 # Dynamo itself instantiates autograd functions, which torch itself deprecates.

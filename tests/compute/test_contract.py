@@ -11,6 +11,7 @@ from torch import Tensor
 
 from crossent import CrossEntropyLoss, cross_entropy
 from crossent.compute import losses
+from crossent.compute.backends import reference
 from crossent.compute.losses import NLL, LogZ
 from tests.compare import faults, ulps
 
@@ -161,6 +162,29 @@ def test_inputs_are_never_changed() -> None:
     leaf = z.requires_grad_()
     cross_entropy(leaf, y, w, label_smoothing=0.1).backward()
     assert all(torch.equal(a, b) for a, b in zip((z, y, w), before, strict=True))
+
+
+@pytest.mark.parametrize("block", [1, 20, 21])
+def test_blocks_of_rows_change_no_bit(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    torch.manual_seed(7)
+    z, q, w = torch.randn(9, 10), torch.rand(9, 10), torch.rand(10)
+    y = torch.randint(10, (9,))
+
+    def seen() -> list[Tensor]:
+        tensors = []
+        for target in (y, q):
+            leaf = z.clone().requires_grad_()
+            value = cross_entropy(
+                leaf, target, w, loss=NLL() + 0.1 * LogZ() + 0.1 * losses.Confidence(), reduction="none"
+            )
+            tensors += [value.detach(), torch.autograd.grad(value.sum(), leaf)[0]]
+        return tensors
+
+    whole = seen()
+    monkeypatch.setattr(reference, "BLOCK", block)
+    assert len(reference._blocks(z, z)) == {1: 9, 20: 5, 21: 5}[block]
+    assert all(torch.equal(a, b) for a, b in zip(whole, seen(), strict=True))
+    assert not torch.equal(whole[0], whole[2])
 
 
 def torch_cases():

@@ -10,6 +10,9 @@ the gradient of the logits. With p = softmax(z), A = Σ_k a_k and α_j = the sum
 
 float64 is what makes float32 exact: the difference z_j - peak and the sum of 256k exponentials are then right
 far below a float32 ulp. A device without float64 (Apple's GPU) works in float32 and keeps fewer digits.
+
+Rows are worked through in blocks that stay in a processor's cache: the dozen float64 copies that plain torch makes on
+the way would otherwise each be fresh pages of memory, which cost more than the arithmetic (six times, LOG.md).
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from torch import Tensor
 
 from crossent.compute.stats import Part
 
+BLOCK = 2**18
+
 
 def wide(z: Tensor) -> torch.dtype:
     """The dtype in which rows are worked out: float64 wherever the device has it."""
@@ -27,6 +32,13 @@ def wide(z: Tensor) -> torch.dtype:
 
 def part(z: Tensor, index: Tensor | None, column_weight: Tensor | None) -> Part:
     """Read the rows of z (n, v): the part of all columns, ``hit`` at index (n, k), or everywhere if that is None."""
+    blocks = [_part(rows, at, column_weight) for rows, at in _blocks(z, z, index)]
+    if len(blocks) == 1:
+        return blocks[0]
+    return Part(*(torch.cat(field) for field in zip(*(vars(block).values() for block in blocks), strict=True)))
+
+
+def _part(z: Tensor, index: Tensor | None, column_weight: Tensor | None) -> Part:
     z = z.to(wide(z))
     peak, first = z.max(-1)
     below = z - peak.unsqueeze(-1)
@@ -55,9 +67,22 @@ def pull(
     d: Tensor,
 ) -> Tensor:
     """The gradient of z (n, v) from the cotangents a (n, k) and b, c, d (n,); in z's dtype, rounded once."""
+    blocks = [_pull(rows, at, column_weight, *cotangents) for rows, at, *cotangents in _blocks(z, z, index, a, b, c, d)]
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+
+
+def _pull(
+    z: Tensor,
+    index: Tensor | None,
+    column_weight: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor,
+) -> Tensor:
     dtype = z.dtype
     z = z.to(wide(z))
-    s = part(z, index, column_weight)
+    s = _part(z, index, column_weight)
     mass = (1 + s.rest).unsqueeze(-1)
     power = torch.exp(z - s.peak.unsqueeze(-1))
     p = power / mass
@@ -99,6 +124,15 @@ def differentiable_pull(
     dz = dz + (c / count).unsqueeze(-1) * (u.sum(-1, keepdim=True) * p - u)
     dz = dz + d.unsqueeze(-1) * p * (nll - entropy)
     return dz.to(dtype)
+
+
+def _blocks(z: Tensor, *tensors: Tensor | None) -> list[tuple]:
+    """The tensors cut into the same blocks of rows, about BLOCK logits each; a compiler makes its own."""
+    rows = max(1, BLOCK // max(1, z.shape[-1]))
+    if torch.compiler.is_compiling() or z.shape[0] <= rows:
+        return [tensors]
+    starts = range(0, z.shape[0], rows)
+    return [tuple(None if t is None else t[i : i + rows] for t in tensors) for i in starts]
 
 
 def _column_weights(allowed: Tensor, column_weight: Tensor | None, dtype: torch.dtype) -> Tensor:

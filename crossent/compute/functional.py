@@ -66,8 +66,8 @@ def cross_entropy(
     or nothing but -inf makes its own row NaN.
 
     Accuracy: loss and gradient within 1 ulp of float32, also where p is 1 - 1e-12 (tests/compute/test_contract.py).
-    Cost: the reference reads the logits three times, a few rows at a time; the gradient is the only array of their
-    size. Source: Good 1952.
+    Cost: the reference reads the logits three times, a few rows at a time. For (N, C) logits and labels the gradient is
+    the only array of their size, held twice while its blocks are joined. Source: Good 1952.
 
     >>> z = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 30.0]])
     >>> cross_entropy(z, torch.tensor([0, 2]))
@@ -194,7 +194,7 @@ def linear_cross_entropy(
     Returns:
         A scalar, or the rows (…): float64 for float64 hidden states, else float32.
 
-    Memory: the gradients of what needs them, and chunk_rows × C logits with the reference's float64 copies of them.
+    Memory: the gradients of what needs them, and chunk_rows × C logits with their gradient.
     The head's gradient is added up in float32 (float64 for float64), whatever its dtype.
     Cost: 8 N C D flops when trained (the logits are made twice). Double backward is refused at the call.
 

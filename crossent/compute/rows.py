@@ -25,17 +25,19 @@ class _Rows(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(z: Tensor, index: Tensor | None, column_weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return finish(reference.part(z, index, column_weight))
+    def forward(
+        z: Tensor, live: Tensor, index: Tensor | None, column_weight: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return finish(reference.part(z, live, index, column_weight))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None]:
-        z, index, column_weight = ctx.saved_tensors
-        return _Pull.apply(z, index, column_weight, *cotangents), None, None
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None, None]:
+        z, live, index, column_weight = ctx.saved_tensors
+        return _Pull.apply(z, live, index, column_weight, *cotangents), None, None, None
 
 
 class _Pull(torch.autograd.Function):
@@ -44,6 +46,7 @@ class _Pull(torch.autograd.Function):
     @staticmethod
     def forward(
         z: Tensor,
+        live: Tensor,
         index: Tensor | None,
         column_weight: Tensor | None,
         a: Tensor,
@@ -51,7 +54,7 @@ class _Pull(torch.autograd.Function):
         c: Tensor,
         d: Tensor,
     ) -> Tensor:
-        return reference.pull(z, index, column_weight, a, b, c, d)
+        return reference.pull(z, live, index, column_weight, a, b, c, d)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -59,26 +62,24 @@ class _Pull(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        z, index, column_weight, *cotangents = ctx.saved_tensors
+        z, live, index, column_weight, *cotangents = ctx.saved_tensors
 
         def again(z: Tensor, *cotangents: Tensor) -> Tensor:
-            return reference.differentiable_pull(z, index, column_weight, *cotangents)
+            return reference.differentiable_pull(z, live, index, column_weight, *cotangents)
 
         back = torch.func.vjp(again, z, *cotangents)[1]
         dz, *rest = back(g)
-        return dz, None, None, *rest
+        return dz, None, None, None, *rest
 
 
 def row_stats(z: Tensor, target: Target, class_weight: Tensor | None = None, link: Link | None = None) -> Stats:
     """The statistics of every row of z (n, v) against its target.
 
-    Rows that are not live are never read: zeros stand in for them, by selection, so that a NaN there reaches
-    nothing and their gradient is exactly +0.
+    Rows that are not live are never read, so that a NaN there reaches nothing and their gradient is exactly +0.
     """
-    z = torch.where(target.live.unsqueeze(-1), z, 0.0)
-    if link is not None:
-        z = link(z.to(reference.wide(z)))
-    nll, lse, uniform, entropy = _Rows.apply(z, target.index, class_weight)
+    if link is not None:  # its own derivative at a NaN would be one, so here the selection comes first
+        z = link(torch.where(target.live.unsqueeze(-1), z, 0.0).to(reference.wide(z)))
+    nll, lse, uniform, entropy = _Rows.apply(z, target.live, target.index, class_weight)
     q = target.weight.to(nll.dtype)
     mass = q.sum(-1)
     if class_weight is not None:

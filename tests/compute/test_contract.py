@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor
 
-from crossent import CrossEntropyLoss, cross_entropy
+from crossent import CrossEntropyLoss, Link, cross_entropy
 from crossent.compute import losses
 from crossent.compute.backends import reference
 from crossent.compute.losses import NLL, LogZ
@@ -73,6 +73,19 @@ def test_torch_loses_the_digits_that_we_keep() -> None:
     y = torch.tensor([5])
     assert ulps(cross_entropy(z, y), [loss]) <= 1
     assert ulps(F.cross_entropy(z, y), [loss]) > 1e5
+
+
+def test_an_ignored_row_is_not_read_through_a_link_either() -> None:
+    z = torch.randn(3, 4)
+    z[1] = torch.nan
+    z.requires_grad_()
+    value = cross_entropy(z, torch.tensor([0, -100, 2]), link=Link(temperature=2.0, softcap=5.0))
+    (dz,) = torch.autograd.grad(value, z)
+    assert value.isfinite()
+    assert dz.isfinite().all()
+    assert not dz[1].any()
+    assert dz[0].any()
+    assert cross_entropy(z, torch.tensor([0, 1, 2]), link=Link(softcap=5.0)).isnan()  # read, it would be seen
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -11,6 +11,7 @@ from torch import Tensor
 from crossent.compute.backends import reference
 from crossent.compute.stats import Part, empty_part, finish, merge
 
+LIVE = torch.tensor([True])
 LOGIT = st.one_of(st.floats(-50, 50, width=32), st.sampled_from([0.0, -float("inf"), 1e4, -1e4]))
 ROWS = st.lists(LOGIT, min_size=3, max_size=9).filter(lambda row: any(v > -float("inf") for v in row))
 
@@ -22,7 +23,7 @@ def parts(row: list[float], cuts: list[int], y: int, weight: Tensor) -> list[Par
         if start == stop:
             continue
         inside = start <= y < stop
-        part = reference.part(z[:, start:stop], torch.tensor([[y - start if inside else 0]]), weight[start:stop])
+        part = reference.part(z[:, start:stop], LIVE, torch.tensor([[y - start if inside else 0]]), weight[start:stop])
         absent = torch.full_like(part.hit, -torch.inf)
         # A block that is -inf throughout has no peak of its own: it is a block of columns that are not allowed.
         if part.peak.item() == -torch.inf:
@@ -43,7 +44,7 @@ def test_any_split_of_the_columns_gives_the_row(row: list[float], data: st.DataO
     cuts = sorted(data.draw(st.lists(st.integers(0, len(row)), min_size=1, max_size=3)))
     weight = torch.tensor(data.draw(st.lists(st.floats(0.25, 4), min_size=len(row), max_size=len(row))))
     blocks = parts(row, cuts, y, weight)
-    whole = reference.part(torch.tensor([row]), torch.tensor([[y]]), weight)
+    whole = reference.part(torch.tensor([row]), LIVE, torch.tensor([[y]]), weight)
     forwards = backwards = empty_part(whole)
     for block in blocks:
         forwards = merge(forwards, block)
@@ -55,7 +56,7 @@ def test_any_split_of_the_columns_gives_the_row(row: list[float], data: st.DataO
 
 def test_the_comparison_can_fail() -> None:
     weight = torch.ones(4)
-    whole = reference.part(torch.tensor([[0.0, 1.0, 2.0, 3.0]]), torch.tensor([[1]]), weight)
+    whole = reference.part(torch.tensor([[0.0, 1.0, 2.0, 3.0]]), LIVE, torch.tensor([[1]]), weight)
     blocks = parts([0.0, 1.0, 2.0, 3.0], [2], 1, weight)
     assert close(merge(*blocks), whole)
     assert not close(merge(blocks[0], blocks[0]), whole)
@@ -71,7 +72,7 @@ def test_the_comparison_can_fail() -> None:
 
 
 def test_the_empty_part_is_the_identity_to_the_bit() -> None:
-    whole = reference.part(torch.randn(3, 5), torch.tensor([[0], [1], [4]]), None)
+    whole = reference.part(torch.randn(3, 5), torch.ones(3, dtype=torch.bool), torch.tensor([[0], [1], [4]]), None)
     for merged in (merge(whole, empty_part(whole)), merge(empty_part(whole), whole)):
         assert all(torch.equal(vars(merged)[name], value) for name, value in vars(whole).items())
 
@@ -80,6 +81,6 @@ def test_the_empty_part_is_the_identity_to_the_bit() -> None:
 def test_nan_survives_a_merge(at: int) -> None:
     z = torch.randn(1, 6)
     z[0, at * 3] = torch.nan
-    a, b = (reference.part(z[:, i : i + 3], torch.tensor([[0]]), None) for i in (0, 3))
+    a, b = (reference.part(z[:, i : i + 3], LIVE, torch.tensor([[0]]), None) for i in (0, 3))
     assert finish(merge(a, b))[1].isnan().all()
     assert finish(merge(b, a))[1].isnan().all()

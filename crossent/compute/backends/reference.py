@@ -30,16 +30,18 @@ def wide(z: Tensor) -> torch.dtype:
     return torch.float32 if z.device.type == "mps" else torch.float64
 
 
-def part(z: Tensor, index: Tensor | None, column_weight: Tensor | None) -> Part:
-    """Read the rows of z (n, v): the part of all columns, ``hit`` at index (n, k), or everywhere if that is None."""
-    blocks = [_part(rows, at, column_weight) for rows, at in _blocks(z, z, index)]
+def part(z: Tensor, live: Tensor, index: Tensor | None, column_weight: Tensor | None) -> Part:
+    """Read the rows of z (n, v): the part of all columns, ``hit`` at index (n, k), or everywhere if that is None.
+
+    A row that is not live (n,) is not read: zeros stand in for it.
+    """
+    blocks = [_part(_read(rows, alive), at, column_weight) for rows, alive, at in _blocks(z, z, live, index)]
     if len(blocks) == 1:
         return blocks[0]
     return Part(*(torch.cat(field) for field in zip(*(vars(block).values() for block in blocks), strict=True)))
 
 
 def _part(z: Tensor, index: Tensor | None, column_weight: Tensor | None) -> Part:
-    z = z.to(wide(z))
     peak, first = z.max(-1)
     below = z - peak.unsqueeze(-1)
     power = torch.exp(below)
@@ -59,6 +61,7 @@ def _part(z: Tensor, index: Tensor | None, column_weight: Tensor | None) -> Part
 
 def pull(
     z: Tensor,
+    live: Tensor,
     index: Tensor | None,
     column_weight: Tensor | None,
     a: Tensor,
@@ -66,13 +69,20 @@ def pull(
     c: Tensor,
     d: Tensor,
 ) -> Tensor:
-    """The gradient of z (n, v) from the cotangents a (n, k) and b, c, d (n,); in z's dtype, rounded once."""
-    blocks = [_pull(rows, at, column_weight, *cotangents) for rows, at, *cotangents in _blocks(z, z, index, a, b, c, d)]
+    """The gradient of z (n, v) from the cotangents a (n, k) and b, c, d (n,); in z's dtype, rounded once.
+
+    Rows that are not live get exactly +0, by selection.
+    """
+    blocks = [
+        _pull(rows, alive, at, column_weight, *cotangents)
+        for rows, alive, at, *cotangents in _blocks(z, z, live, index, a, b, c, d)
+    ]
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
 def _pull(
     z: Tensor,
+    live: Tensor,
     index: Tensor | None,
     column_weight: Tensor | None,
     a: Tensor,
@@ -81,7 +91,7 @@ def _pull(
     d: Tensor,
 ) -> Tensor:
     dtype = z.dtype
-    z = z.to(wide(z))
+    z = _read(z, live)
     s = _part(z, index, column_weight)
     mass = (1 + s.rest).unsqueeze(-1)
     power = torch.exp(z - s.peak.unsqueeze(-1))
@@ -97,11 +107,12 @@ def _pull(
     dz = dz + (c / s.count).unsqueeze(-1) * (s.measure.unsqueeze(-1) * p - u)
     surprise = torch.where(p == 0, 0.0, nll) - entropy.unsqueeze(-1)
     dz = dz + d.unsqueeze(-1) * p * surprise
-    return dz.to(dtype)
+    return torch.where(live.unsqueeze(-1), dz, 0.0).to(dtype)
 
 
 def differentiable_pull(
     z: Tensor,
+    live: Tensor,
     index: Tensor | None,
     column_weight: Tensor | None,
     a: Tensor,
@@ -111,7 +122,7 @@ def differentiable_pull(
 ) -> Tensor:
     """The same gradient from torch's softmax, for autograd to go through again: right, if not to the last digit."""
     dtype = z.dtype
-    z = z.to(wide(z))
+    z = _read(z, live)
     log_p = torch.log_softmax(z, -1)
     p = log_p.exp()
     allowed = z != -torch.inf
@@ -123,7 +134,11 @@ def differentiable_pull(
     dz = (a.sum(-1, keepdim=True) + b.unsqueeze(-1)) * p - alpha
     dz = dz + (c / count).unsqueeze(-1) * (u.sum(-1, keepdim=True) * p - u)
     dz = dz + d.unsqueeze(-1) * p * (nll - entropy)
-    return dz.to(dtype)
+    return torch.where(live.unsqueeze(-1), dz, 0.0).to(dtype)
+
+
+def _read(z: Tensor, live: Tensor) -> Tensor:
+    return torch.where(live.unsqueeze(-1), z, 0.0).to(wide(z))
 
 
 def _blocks(z: Tensor, *tensors: Tensor | None) -> list[tuple]:

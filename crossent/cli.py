@@ -103,7 +103,6 @@ def fit(
     """
     from crossent import report
     from crossent.minimise import fit as train_and_test
-    from crossent.minimise import load
     from crossent.record import Record
 
     console = Console(highlight=False, markup=False)
@@ -112,7 +111,6 @@ def fit(
     if resume and (folder / "model.json").exists():
         console.print(f"{folder} is finished; nothing is left to do.")
         report.show(Record.read(folder / "record.json"), console)
-        load(folder)
         return
     checkpoint = folder / "checkpoint"
     made = [place for place in (checkpoint, *checkpoint.parents) if not os.path.exists(place)]

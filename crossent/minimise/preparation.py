@@ -10,6 +10,7 @@ it is accepted.
 from __future__ import annotations
 
 import warnings
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from crossent.errors import DataError, require, some
 from crossent.files import replacing
+from crossent.minimise import data
 
 TRUSTED = ("skrub.", "sklearn.", "numpy.dtype", "datetime.", "pandas.DatetimeTZDtype")
 """Beside what skops trusts itself; not all of pandas, numpy or scipy, which have functions that read pickles."""
@@ -72,9 +74,7 @@ class Preparation:
         """Prepare other rows in the same way: features (n, d), float32, NaN where a number is missing."""
         if not self.columns:
             if hasattr(x, "columns"):
-                from crossent.minimise.data import from_arrays
-
-                x = from_arrays(x.to_numpy(), None, source).x
+                x = data.from_arrays(x.to_numpy(), None, source).x
             if x.shape[1] != self.features:
                 raise DataError(
                     f"{source}: the model was trained on {self.features} features, and these rows have {x.shape[1]}."
@@ -136,8 +136,6 @@ class Preparation:
         if self.vectorizer is None:
             return
         skops = require("skops.io", "cli", "saving how a table is prepared")
-        import zipfile
-
         with replacing(path) as temporary:
             skops.dump(self.vectorizer, temporary, compression=zipfile.ZIP_DEFLATED, compresslevel=6)
 

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crossent.compute.codes import Fraction
 from crossent.errors import DataError, some
 
 Kind = Literal["binary", "multi-class", "range"]
@@ -62,7 +61,8 @@ class Task:
     def target(self, encoded: np.ndarray) -> Tensor:
         """What ``cross_entropy`` takes: labels (n,), or for a range soft targets (n, 2)."""
         if self.kind == "range":
-            return Fraction(0.0, 1.0).encode(torch.from_numpy(encoded).float())
+            share = torch.from_numpy(encoded).float()
+            return torch.stack((1 - share, share), -1)
         return torch.from_numpy(encoded)
 
 

@@ -67,4 +67,7 @@ def element_stats(z: Tensor, target: Tensor, pos_weight: Tensor | None = None) -
         lse=lse,
         uniform=(weight * nll).mean(-1),
         entropy=entropy,
+        count=torch.full_like(lse, 2.0),
+        index=torch.tensor([1, 0], device=z.device).expand_as(nll),
+        logits=torch.stack((torch.zeros_like(z), z), -1).to(nll.dtype),
     )

@@ -30,6 +30,8 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     loss: Loss | None = None,
     link: Link | None = None,
+    sample_weight: Tensor | None = None,
+    mask: Tensor | None = None,
     empty: str = "zero",
     validate: str = "full",
 ) -> Tensor:
@@ -48,9 +50,13 @@ def cross_entropy(
         loss: what to compute of each row instead of the negative log-likelihood: any loss or sum of losses of
             ``crossent.compute.losses``.
         link: temperature, soft cap or class bias to apply to the logits first.
+        sample_weight: a weight, 0 or more, for each row, of the shape of the indices: it multiplies the row's loss, and
+            the mean divides by the sum of the weights.
+        mask: True for each row that counts, of the shape of the indices; the others are ignored.
         empty: the mean when no row counts: ``"zero"`` (with a gradient of 0), ``"nan"`` (PyTorch's) or ``"raise"``.
-        validate: ``"full"`` looks at the values of the target and names bad ones; ``"off"`` does not wait for the
-            device, and a label out of range makes its own row NaN.
+        validate: ``"full"`` looks at the values of the target and names bad ones; ``"async"`` lets the device do it,
+            which neither waits nor says where; ``"off"`` does not look. A label out of range that nobody looked at
+            makes its own row NaN.
 
     Returns:
         A scalar, or the rows: float64 for float64 logits and float32 for all others, 16-bit ones too.
@@ -65,9 +71,12 @@ def cross_entropy(
     Special values: a logit of -inf is a class of probability 0 (gradient 0); a target there costs infinity; NaN, +inf
     or nothing but -inf makes its own row NaN.
 
-    Accuracy: loss and gradient within 1 ulp of float32, also where p is 1 - 1e-12 (tests/compute/test_contract.py).
-    Cost: the reference reads the logits three times, a few rows at a time. For (N, C) logits and labels the gradient is
-    the only array of their size, held twice while its blocks are joined. Source: Good 1952.
+    Accuracy: loss and target gradient within 2 ulp of float32 and the other gradients within 4, also where p is
+    1 - 1e-12 (tests/compute/test_contract.py); a gradient that is a difference, as p - q against soft targets, to 4 ulp
+    of the larger term. Cost: the logits are read once forwards and once backwards, in whatever layout they lie, and one
+    array of their size is made: their gradient. A link adds a few in float64. A soft target is read twice; if the loss
+    is not linear in the negative log-likelihood (``Focal``, …), its columns are worked out one by one, in float64.
+    Source: Good 1952.
 
     >>> z = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 30.0]])
     >>> cross_entropy(z, torch.tensor([0, 2]))
@@ -84,10 +93,10 @@ def cross_entropy(
     classes = input.shape[0] if input.dim() == 1 else input.shape[1]
     if classes == 0:
         raise ValueError(f"input of shape {tuple(input.shape)} has no classes: the dimension of logits is empty.")
-    z = input if input.dim() == 1 else input.movedim(1, -1)
-    shape = z.shape[:-1]
-    z = z.reshape(-1, classes)
-    rows = _target(target, tuple(input.shape), shape, classes, ignore_index, validate == "full")
+    z = _columns(input)
+    shape = input.shape[:0] if input.dim() == 1 else input.shape[:1] + input.shape[2:]
+    rows = _target(target, tuple(input.shape), shape, classes, ignore_index, validate)
+    rows = rows.weighted(*_weights_of_rows(sample_weight, mask, shape, validate))
     if validate == "full":
         _warn_of_probabilities(z)
     whole = _whole_loss(loss, weight, label_smoothing, classes)
@@ -173,6 +182,8 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     loss: Loss | None = None,
     link: Link | None = None,
+    sample_weight: Tensor | None = None,
+    mask: Tensor | None = None,
     empty: str = "zero",
     validate: str = "full",
     chunk_rows: int | None = None,
@@ -187,7 +198,7 @@ def linear_cross_entropy(
         linear_weight: the head, (C, D).
         target: class indices (…), class probabilities (…, C), or a ``Target`` of as many rows.
         linear_bias: (C,).
-        weight, reduction, label_smoothing, loss, link, empty, validate: as in ``cross_entropy``.
+        weight, reduction, label_smoothing, loss, link, sample_weight, mask, empty, validate: as in ``cross_entropy``.
         ignore_index: None means -100 for class indices, as in PyTorch.
         chunk_rows: rows of logits held at a time; by default as many as make 64 MiB of them.
 
@@ -214,7 +225,8 @@ def linear_cross_entropy(
         raise ValueError(f"linear_bias must have shape ({classes},); got {tuple(linear_bias.shape)}.")
     shape = input.shape[:-1]
     ignored = -100 if ignore_index is None else ignore_index
-    rows = _target(target, (*shape, classes), shape, classes, ignored, validate == "full")
+    rows = _target(target, (*shape, classes), shape, classes, ignored, validate)
+    rows = rows.weighted(*_weights_of_rows(sample_weight, mask, shape, validate))
     whole = _whole_loss(loss, weight, label_smoothing, classes)
     if validate == "full":
         _check_class_weight(whole)
@@ -269,24 +281,53 @@ def _check_class_weight(loss: Loss) -> None:
         raise ValueError(f"class weights must be 0 or more; they are negative or NaN at class {some(at)}.")
 
 
+def _columns(input: Tensor) -> Tensor:
+    """Logits (C,), (N, C) or (N, C, d1, …) as (n, v, l): a view wherever the layout allows one."""
+    if input.dim() == 1:
+        return input.reshape(1, -1, 1)
+    return input.unsqueeze(-1) if input.dim() == 2 else input.flatten(2)
+
+
+def _weights_of_rows(
+    weight: Tensor | None, mask: Tensor | None, shape: torch.Size, validate: str
+) -> tuple[Tensor | None, Tensor | None]:
+    for name, given in (("sample_weight", weight), ("mask", mask)):
+        if given is not None and given.shape != shape:
+            raise ValueError(
+                f"{name} must have one entry for each row, shape {tuple(shape)}; it has {tuple(given.shape)}."
+            )
+    if mask is not None and mask.dtype != torch.bool:
+        raise TypeError(
+            f"mask must be bool, True where a row counts; it is {str(mask.dtype).removeprefix('torch.')}. "
+            "Write mask.bool(), or pass weights as sample_weight."
+        )
+    if weight is not None and validate == "full" and targets.visible(weight):
+        wrong = ~(weight >= 0)
+        if bool(wrong.any()):
+            at = [tuple(place) for place in wrong.nonzero()[:5].tolist()]
+            raise ValueError(f"sample_weight must be 0 or more; it is negative or NaN at {some(at)}.")
+    return (None if weight is None else weight.reshape(-1)), (None if mask is None else mask.reshape(-1))
+
+
 def _target(
     target: Tensor | Target,
     like_logits: tuple[int, ...],
     shape: torch.Size,
     classes: int,
     ignore_index: int,
-    validate: bool,
+    validate: str,
 ) -> Target:
     """Find out what the target is from its dtype and shape, or say what is wrong with it."""
     if isinstance(target, Target):
-        if target.live.shape[0] != shape.numel():
-            raise ValueError(f"the target has {target.live.shape[0]} rows, and the logits have {shape.numel()}.")
+        if target.rows != shape.numel():
+            raise ValueError(f"the target has {target.rows} rows, and the logits have {shape.numel()}.")
         return target
     got, dtype = tuple(target.shape), str(target.dtype).removeprefix("torch.")
     if target.is_floating_point():
         if got == like_logits:
-            q = target if like_logits == (*shape, classes) else target.movedim(1, -1)
-            return targets.probabilities(q.reshape(-1, classes), validate=validate)
+            rows_last = like_logits == (*shape, classes)
+            q = target.reshape(-1, classes) if rows_last else _columns(target)
+            return targets.probabilities(q, validate=validate)
         if got == tuple(shape):
             raise TypeError(
                 f"target is {dtype} of shape {got}: class labels are integers (write target.long()), "
@@ -320,8 +361,8 @@ def _check_logits(input: Tensor) -> None:
 
 
 def _check_validate(validate: str) -> None:
-    if validate not in ("full", "off"):
-        raise ValueError(f"validate must be 'full' or 'off'; got {validate!r}.")
+    if validate not in ("full", "async", "off"):
+        raise ValueError(f"validate must be 'full', 'async' or 'off'; got {validate!r}.")
 
 
 def _check_share(target: Tensor) -> None:
@@ -347,9 +388,12 @@ def _broadcast(weight: Tensor, input: Tensor, name: str) -> Tensor:
 
 def _warn_of_probabilities(z: Tensor) -> None:
     """Rows that are non-negative and sum to 1 are probabilities, not logits; a look at eight rows costs nothing."""
-    if not targets.visible(z) or z.shape[0] < 2 or z.shape[1] < 2:
+    if not targets.visible(z) or z.shape[0] * z.shape[2] < 2 or z.shape[1] < 2:
         return
-    head = z[:8].detach().float()
+    rows = (z[:8, :, 0] if z.shape[2] == 1 else z[0, :, :8].T).detach()
+    if bool((rows[0] < 0).any()) or abs(float(rows[0].sum()) - 1) > 0.01:
+        return  # most calls end here
+    head = rows.float()
     one_hot = (head == 0).sum(-1) == z.shape[1] - 1  # identity matrices are fine logits
     if bool(((head >= 0).all(-1) & ((head.sum(-1) - 1).abs() < 1e-5) & ~one_hot).all()) and bool(
         (head.amax(-1) - head.amin(-1) > 1e-3).any()

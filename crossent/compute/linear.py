@@ -66,7 +66,8 @@ class _Chunks(torch.autograd.Function):
         weight = torch.empty_like(value)
         for start, stop in _spans(x.shape[0], chunk_rows):
             z = _logits(x[start:stop], w, bias)
-            value[start:stop], weight[start:stop] = rows.row_losses(z, target.slice(start, stop), loss, link)
+            value[start:stop], row_weight = rows.row_losses(z, target.slice(start, stop), loss, link)
+            weight[start:stop] = 1.0 if row_weight is None else row_weight
         ctx.mark_non_differentiable(weight)
         return value, weight
 
@@ -88,7 +89,7 @@ class _Chunks(torch.autograd.Function):
         for start, stop in _spans(x.shape[0], chunk_rows):
             with torch.enable_grad():
                 z = _logits(x[start:stop].detach(), w.detach(), bias).detach().requires_grad_()
-                value, _ = rows.row_losses(z, target.slice(start, stop), loss, link)
+                value = rows.row_losses(z, target.slice(start, stop), loss, link)[0]
                 (dz,) = torch.autograd.grad(value, z, g[start:stop])
             if dx is not None:
                 dx[start:stop] = dz @ w

@@ -9,8 +9,12 @@ REDUCTIONS = ("none", "sum", "mean")
 EMPTY = ("zero", "nan", "raise")
 
 
-def reduce(value: Tensor, weight: Tensor, reduction: str, empty: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+def reduce(
+    value: Tensor, weight: Tensor | None, reduction: str, empty: str, shape: torch.Size, dtype: torch.dtype
+) -> Tensor:
     """Reduce row losses (n,) with row weights (n,); ``mean`` is Σ value / Σ weight.
+
+    ``weight`` None is a weight of 1 in every row.
 
     The sums are in the rows' own wide dtype and rounded to ``dtype`` once, at the end: a million rows of float16
     logits neither overflow nor stop counting. If no row has weight, the mean is 0 and still connected to the graph
@@ -20,7 +24,7 @@ def reduce(value: Tensor, weight: Tensor, reduction: str, empty: str, shape: tor
         return value.reshape(shape).to(dtype)
     if reduction == "sum":
         return value.sum().to(dtype)
-    total = weight.sum()
+    total = value.new_tensor(value.numel()) if weight is None else weight.sum()
     if empty == "raise" and not torch.compiler.is_compiling() and bool(total == 0):
         raise ValueError(
             "no row has any weight: every target is ignored, the batch is empty, or all class weights are 0. "

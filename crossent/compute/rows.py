@@ -1,8 +1,8 @@
 """The one place where autograd meets the kernels: logits in, the statistics of every row out.
 
-``_Rows`` calls a backend's ``part`` forwards and its ``pull`` backwards; everything above it (losses, targets,
-reductions) is plain torch that autograd differentiates by itself. ``_Pull`` makes the backward differentiable in
-its turn, through torch's own softmax, so that Hessians and gradient penalties work.
+``_Rows`` calls ``part`` forwards and ``_Pull`` calls ``pull`` backwards; everything above it (losses, targets,
+reductions) is plain torch that autograd differentiates by itself. Only what the loss reads is worked out. Second
+derivatives and forward-mode ones go through torch's own softmax: right, if not to the last digit.
 """
 
 from __future__ import annotations
@@ -12,88 +12,232 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crossent.compute import operators
 from crossent.compute.backends import reference
 from crossent.compute.link import Link
 from crossent.compute.losses.algebra import Loss
-from crossent.compute.stats import Stats, finish
+from crossent.compute.stats import Stats, finish, unpack
 from crossent.compute.target import Target
 
 
 class _Rows(torch.autograd.Function):
-    """(nll, lse, uniform, entropy) of z (n, v), in the backend's wide dtype."""
+    """(fields, nll, lse, uniform?, entropy?) of z (n, v, l), in the wide dtype.
 
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        z: Tensor, live: Tensor, index: Tensor | None, column_weight: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return finish(reference.part(z, live, index, column_weight))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None, None]:
-        z, live, index, column_weight = ctx.saved_tensors
-        return _Pull.apply(z, live, index, column_weight, *cotangents), None, None, None
-
-
-class _Pull(torch.autograd.Function):
-    generate_vmap_rule = True
+    ``fields`` are the backend's own, for ``pull``; they carry no gradient.
+    """
 
     @staticmethod
     def forward(
         z: Tensor,
-        live: Tensor,
+        live: Tensor | None,
         index: Tensor | None,
+        q: Tensor | None,
         column_weight: Tensor | None,
+        uniform: bool,
+        entropy: bool,
+    ) -> tuple[Tensor, ...]:
+        fields, gap = operators.part(z, live, index, q, column_weight, uniform, entropy)
+        part = unpack(fields, gap, dense=q is not None, uniform=uniform, entropy=entropy)
+        return fields, *(stat for stat in finish(part) if stat is not None)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        z, live, index, q, column_weight, ctx.uniform, ctx.entropy = inputs
+        ctx.mark_non_differentiable(output[0])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(z, live, index, q, column_weight, output[0])
+        ctx.save_for_forward(z, live, index, q, column_weight, output[0])
+
+    @staticmethod
+    def backward(ctx: Any, _: None, a: Tensor | None, b: Tensor | None, *rest: Tensor | None) -> tuple:
+        z, live, index, q, column_weight, fields = ctx.saved_tensors
+        given = iter(rest)
+        c = next(given) if ctx.uniform else None
+        d = next(given) if ctx.entropy else None
+        if a is None:
+            columns = 1 if q is not None else z.shape[1] if index is None else index.shape[1]
+            a = fields.new_zeros(1, 1).expand(fields.shape[1], columns)
+        # The kernel tells by c and d which fields there are.
+        c = fields.new_zeros(1).expand(fields.shape[1]) if ctx.uniform and c is None else c
+        d = fields.new_zeros(1).expand(fields.shape[1]) if ctx.entropy and d is None else d
+        return _kind(_Pull).apply(z, live, index, q, column_weight, fields, a, b, c, d), *(None,) * 6
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple[tuple, tuple]:
+        fields, *stats = _kind(_Rows).apply(*_folded(info.batch_size, in_dims, inputs))
+        batch = (info.batch_size, -1)
+        return (fields.unflatten(1, batch), *(stat.unflatten(0, batch) for stat in stats)), (1, *(0 for _ in stats))
+
+
+class _RowsForward(_Rows):
+    """The same with a forward derivative, which torch.compile cannot see through."""
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor | None, *_: None) -> tuple:
+        z, live, index, q, column_weight, _ = ctx.saved_tensors
+        t = torch.zeros_like(z) if tangent is None else tangent
+        moved = reference.push(z, live, index, q, column_weight, ctx.uniform, ctx.entropy, t)
+        return None, *(move for move in moved if move is not None)
+
+
+class _Pull(torch.autograd.Function):
+    """The gradient of the logits from the cotangents of the four statistics."""
+
+    @staticmethod
+    def forward(
+        z: Tensor,
+        live: Tensor | None,
+        index: Tensor | None,
+        q: Tensor | None,
+        column_weight: Tensor | None,
+        fields: Tensor,
         a: Tensor,
-        b: Tensor,
-        c: Tensor,
-        d: Tensor,
+        b: Tensor | None,
+        c: Tensor | None,
+        d: Tensor | None,
     ) -> Tensor:
-        return reference.pull(z, live, index, column_weight, a, b, c, d)
+        return operators.pull(z, live, index, q, column_weight, fields, a, b, c, d)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        z, live, index, column_weight, *cotangents = ctx.saved_tensors
+        again, moving = _pull_again(ctx.saved_tensors)
+        dz, *rest = torch.func.vjp(again, *moving)[1](g)
+        given = iter(rest)
+        cotangents = (None if cotangent is None else next(given) for cotangent in ctx.saved_tensors[6:])
+        return dz, *(None,) * 5, *cotangents
 
-        def again(z: Tensor, *cotangents: Tensor) -> Tensor:
-            return reference.differentiable_pull(z, live, index, column_weight, *cotangents)
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *inputs: Tensor | None) -> tuple[Tensor, int]:
+        # The fields have their rows in the second dimension; turned round they fold like everything else.
+        turned, dims = list(inputs), list(in_dims)
+        assert inputs[5] is not None
+        turned[5] = inputs[5].mT if in_dims[5] is None else inputs[5].movedim(in_dims[5], 0).mT
+        dims[5] = None if in_dims[5] is None else 0
+        folded = list(_folded(info.batch_size, tuple(dims), tuple(turned)))
+        folded[5] = folded[5].mT
+        return _kind(_Pull).apply(*folded).unflatten(0, (info.batch_size, -1)), 0
 
-        back = torch.func.vjp(again, z, *cotangents)[1]
-        dz, *rest = back(g)
-        return dz, None, None, None, *rest
+
+class _PullForward(_Pull):
+    """The same with a forward derivative."""
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        again, moving = _pull_again(ctx.saved_tensors)
+        cotangents = zip(tangents[6:], ctx.saved_tensors[6:], strict=True)
+        along = [tangents[0], *(tangent for tangent, there in cotangents if there is not None)]
+        along = [torch.zeros_like(x) if t is None else t for t, x in zip(along, moving, strict=True)]
+        return torch.func.jvp(again, tuple(moving), tuple(along))[1]
 
 
-def row_stats(z: Tensor, target: Target, class_weight: Tensor | None = None, link: Link | None = None) -> Stats:
-    """The statistics of every row of z (n, v) against its target.
+def _pull_again(saved: tuple) -> tuple[Any, list[Tensor]]:
+    """``pull`` in plain torch, as a function of what it can be differentiated by: z and the cotangents."""
+    z, live, index, q, column_weight, _, *cotangents = saved
+
+    def again(z: Tensor, *moving: Tensor) -> Tensor:
+        given = iter(moving)
+        a, b, c, d = (None if cotangent is None else next(given) for cotangent in cotangents)
+        assert a is not None
+        return reference.differentiable_pull(z, live, index, q, column_weight, a, b, c, d)
+
+    return again, [z, *(cotangent for cotangent in cotangents if cotangent is not None)]
+
+
+def _folded(batch: int, in_dims: tuple, inputs: tuple) -> Any:
+    """What vmap handed over, with the batch folded into the rows: rows know nothing of each other."""
+    for position, (value, at) in enumerate(zip(inputs, in_dims, strict=True)):
+        if position == 4 and at is not None:
+            raise NotImplementedError(
+                "torch.func.vmap over class weights is not possible, since all rows are read with the same ones; "
+                "call cross_entropy once for each, or take the weights into sparse or soft targets."
+            )
+        if position == 4 or not isinstance(value, Tensor):
+            yield value
+        else:
+            spread = value.unsqueeze(0).expand(batch, *value.shape) if at is None else value.movedim(at, 0)
+            yield spread.flatten(0, 1)
+
+
+def _kind(function: type[torch.autograd.Function]) -> Any:
+    """The function to apply: with a forward derivative, except for a compiler that could not see through it."""
+    if torch.compiler.is_compiling():
+        return function
+    return _RowsForward if function is _Rows else _PullForward
+
+
+def row_stats(z: Tensor, target: Target, loss: Loss, link: Link | None = None) -> Stats:
+    """What ``loss`` reads of every row of z, (n, v) or (n, v, l), against its target.
 
     Rows that are not live are never read, so that a NaN there reaches nothing and their gradient is exactly +0.
     """
+    z = z.unsqueeze(-1) if z.dim() == 2 else z
+    class_weight = loss.class_weight
+    dense = target.index is None
+    # A soft target is summed up while the row is read, unless someone needs its columns one by one.
+    soft = target.weight if dense and loss.linear and target.weight is not None else None
+    if soft is not None and soft.requires_grad:
+        soft = None
+    if soft is not None and soft.dim() == 2:
+        soft = soft.unsqueeze(-1)
     if link is not None:  # its own derivative at a NaN would be one, so here the selection comes first
-        z = link(torch.where(target.live.unsqueeze(-1), z, 0.0).to(reference.wide(z)))
-    nll, lse, uniform, entropy = _Rows.apply(z, target.live, target.index, class_weight)
-    q = target.weight.to(nll.dtype)
-    mass = q.sum(-1)
-    if class_weight is not None:
-        q = q * target.of_each_class(class_weight.to(nll.dtype))
-    return Stats(nll=nll, q=q, mass=mass, lse=lse, uniform=uniform, entropy=entropy)
+        z = link(_live_columns(z, target).to(reference.wide(z)))
+    uniform, entropy = "uniform" in loss.reads, "entropy" in loss.reads
+    fields, nll, lse, *rest = _kind(_Rows).apply(z, target.live, target.index, soft, class_weight, uniform, entropy)
+    given = iter(rest)
+    known = unpack(fields, nll, dense=soft is not None, uniform=uniform, entropy=entropy)
+    if soft is not None:
+        q, mass = known.held, known.mass
+    elif target.weight is None:
+        q = nll.new_ones(()).expand_as(nll)
+        mass = nll.new_ones(()).expand_as(lse)
+    else:
+        weight = target.weight if target.weight.dim() == 2 else reference.by_row(target.weight)
+        q = weight.to(nll.dtype)
+        mass = q.sum(-1)
+    if class_weight is not None and soft is None:
+        q = q * (class_weight.to(q) if target.index is None else class_weight.to(q)[target.index])
+    return Stats(
+        nll=nll,
+        q=q,
+        mass=mass,
+        lse=lse,
+        uniform=next(given) if uniform else None,
+        entropy=next(given) if entropy else None,
+        count=known.count,
+        index=target.index,
+        logits=reference.by_row(_live_columns(z, target).to(nll.dtype)) if "logits" in loss.reads else None,
+        plain=target.weight is None and class_weight is None,
+    )
 
 
-def row_losses(z: Tensor, target: Target, loss: Loss, link: Link | None = None) -> tuple[Tensor, Tensor]:
-    """(loss, weight) of every row, both (n,): the weight is what a mean divides by, 1 unless classes are weighted.
+def row_losses(z: Tensor, target: Target, loss: Loss, link: Link | None = None) -> tuple[Tensor, Tensor | None]:
+    """(loss, weight) of every row, both (n,): the weight is what a mean divides by.
 
-    Rows that are not live have loss 0 and weight 0.
+    It is 1 unless classes or rows are weighted, and None if it is 1 in every row. Rows that are not live have loss 0
+    and weight 0.
     """
-    s = row_stats(z, target, loss.class_weight, link)
-    value = torch.where(target.live, loss(s), 0.0)
+    s = row_stats(z, target, loss, link)
+    value = loss(s)
+    if s.plain and target.live is None and target.row_weight is None:
+        return value, None
     # The mean class weight under the target: w_y for a label, the same for its one-hot, 1 without class weights.
     weight = torch.where(s.mass == 0, 1.0, s.q.sum(-1) / torch.where(s.mass == 0, 1.0, s.mass))
-    return value, torch.where(target.live, weight, 0.0)
+    if target.row_weight is not None:
+        row_weight = target.row_weight.to(value)
+        silent = row_weight == 0  # 0 · ∞ = 0: a row of no weight costs nothing
+        value, weight = torch.where(silent, 0.0, value) * row_weight, weight * row_weight
+    if target.live is not None:
+        value, weight = torch.where(target.live, value, 0.0), torch.where(target.live, weight, 0.0)
+    return value, weight
+
+
+def _live_columns(z: Tensor, target: Target) -> Tensor:
+    """z (n, v, l) with zeros in the rows that are not to be read."""
+    if target.live is None:
+        return z
+    return torch.where(target.live.reshape(z.shape[0], 1, z.shape[2]), z, 0.0)

@@ -4,14 +4,18 @@ A *part* is what a loss could want to know of any subset of the columns of a row
 ``merge``, in any order and grouping; the empty subset is the identity. So one row may be read in one go, in
 blocks, or on several machines, and the answer is the same.
 
-    peak     max z_j                            rest     Σ e^{z_j - peak} over all columns but the (first) greatest
-    hit      z at the target columns            total    Σ u_j (z_j - peak) over the allowed columns
-    dot      Σ e^{z_j - peak} (z_j - peak)      count, measure   how many columns are allowed; Σ u_j over them
+    peak   max z_j                               rest   Σ e^{z_j - peak} over all columns but one of the greatest
+    gap    peak - z at the target columns, (n, k)    held   how much target weight lies in this subset, (n, k)
+    total  Σ u_j (z_j - peak) over the allowed columns, for the cross-entropy from the uniform distribution
+    count, measure  how many columns are allowed; Σ u_j over them
+    dot    Σ e^{z_j - peak} (z_j - peak), for the entropy
 
-A column is allowed unless its logit is -inf; u_j is 1, or the class weight. ``finish`` turns the part of the
+A column is allowed unless its logit is -inf; u_j is 1, or the class weight. A label has one target column, and its
+``held`` is 1 in the subset that has it. A soft target over all columns is summed up while they are read: its one
+``gap`` is the mean of peak - z_j under the target's weights, its ``held`` their sum. ``finish`` turns the part of the
 whole row into four cross-entropies *of the row against something*, with p = softmax(z):
 
-    nll      against the target class           -log p_y   = (peak - hit) + log1p(rest)
+    nll      against the target class           -log p_y   = gap + log1p(rest)
     uniform  against the uniform distribution   -mean log p = (measure · log1p(rest) - total) / count
     entropy  against itself                     -Σ p log p = log1p(rest) - dot / (1 + rest)
     lse      against the base measure           log Σ e^z  = peak + log1p(rest)
@@ -24,6 +28,7 @@ because ``rest`` never had the 1 added to it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,27 +36,58 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Part:
-    """What is known of a subset of the columns; every field has shape (n,) except ``hit``, which has (n, k)."""
+    """What is known of a subset of the columns: ``gap`` and ``held`` (n, k), all else (n,).
+
+    ``mass`` is Σ q_j of a soft target over all columns, class weights left out, and None for any other target. What
+    nobody asked for is None: ``total``, ``count`` and ``measure`` without the uniform cross-entropy, ``dot`` without
+    the entropy.
+    """
 
     peak: Tensor
     rest: Tensor
-    hit: Tensor
-    total: Tensor
-    dot: Tensor
-    count: Tensor
-    measure: Tensor
+    gap: Tensor
+    held: Tensor
+    mass: Tensor | None = None
+    total: Tensor | None = None
+    count: Tensor | None = None
+    measure: Tensor | None = None
+    dot: Tensor | None = None
+
+
+def field_names(*, dense: bool, uniform: bool, entropy: bool) -> tuple[str, ...]:
+    """The fields (n,) of a part in the order in which a backend stacks them; ``gap`` comes apart."""
+    return (
+        "peak",
+        "rest",
+        *(("mass", "held") if dense else ()),
+        *(("total", "count", "measure") if uniform else ()),
+        *(("dot",) if entropy else ()),
+    )
+
+
+def unpack(fields: Tensor, gap: Tensor, *, dense: bool, uniform: bool, entropy: bool) -> Part:
+    """The part that a backend gave as ``fields`` (f, n) and ``gap`` (n, k)."""
+    named = dict(zip(field_names(dense=dense, uniform=uniform, entropy=entropy), fields.unbind(0), strict=True))
+    held = named.pop("held").unsqueeze(-1) if dense else gap.new_ones(()).expand_as(gap)
+    return Part(gap=gap, held=held, **named)
 
 
 def empty_part(like: Part) -> Part:
     """The part of no columns: the identity of ``merge``."""
+
+    def zeros(field: Tensor | None) -> Tensor | None:
+        return None if field is None else torch.zeros_like(field)
+
     return Part(
         peak=torch.full_like(like.peak, -torch.inf),
-        rest=torch.full_like(like.rest, -1.0),  # so that the mass, 1 + rest, is 0
-        hit=torch.full_like(like.hit, -torch.inf),
-        total=torch.zeros_like(like.total),
-        dot=torch.zeros_like(like.dot),
-        count=torch.zeros_like(like.count),
-        measure=torch.zeros_like(like.measure),
+        rest=torch.full_like(like.rest, -1.0),  # so that the sum of powers, 1 + rest, is 0
+        gap=torch.zeros_like(like.gap),
+        held=torch.zeros_like(like.held),
+        mass=zeros(like.mass),
+        total=zeros(like.total),
+        count=zeros(like.count),
+        measure=zeros(like.measure),
+        dot=zeros(like.dot),
     )
 
 
@@ -64,26 +100,56 @@ def merge(a: Part, b: Part) -> Part:
         return torch.where(a_leads, x, y), torch.where(a_leads, y, x)
 
     lead_rest, follow_rest = lead_and_follow(a.rest, b.rest)
-    lead_dot, follow_dot = lead_and_follow(a.dot, b.dot)
     _, follow_peak = lead_and_follow(a.peak, b.peak)
     # A follower at -inf has nothing to add; -inf - -inf would make a NaN of that nothing.
     nothing = follow_peak == -torch.inf
     drop = torch.where(nothing, 0.0, follow_peak - peak)
     scale = torch.where(nothing, 0.0, torch.exp(drop))
 
-    def moved(part: Part) -> Tensor:
-        shift = torch.where(part.measure == 0, 0.0, part.peak - peak)
-        return part.total + part.measure * shift
+    def below(part: Part, weight: Tensor) -> Tensor:
+        """How far the part's own peak lies below the common one, 0 where no weight is there to be moved."""
+        drop = torch.where(part.peak == peak, 0.0, peak - part.peak)  # 0 also where both are -inf
+        drop = drop.reshape(-1, *[1] * (weight.dim() - 1))
+        return torch.where(weight == 0, 0.0, drop)
 
+    def sum_of(x: Tensor | None, y: Tensor | None) -> Tensor | None:
+        return None if x is None or y is None else x + y
+
+    held = a.held + b.held
+    # The mean of the two gaps by the weight they hold; a part that holds all of it gives its own, to the bit.
+    share = torch.where(held == 0, 0.0, b.held / torch.where(held == 0, 1.0, held))
+    gap_a, gap_b = a.gap + below(a, a.held), b.gap + below(b, b.held)
+    gap = torch.where(share == 0, gap_a, torch.where(share == 1, gap_b, (1 - share) * gap_a + share * gap_b))
+
+    total = dot = None
+    if a.total is not None and b.total is not None and a.measure is not None and b.measure is not None:
+        total = (a.total - a.measure * below(a, a.measure)) + (b.total - b.measure * below(b, b.measure))
+    if a.dot is not None and b.dot is not None:
+        lead_dot, follow_dot = lead_and_follow(a.dot, b.dot)
+        dot = lead_dot + scale * (follow_dot + drop * (1 + follow_rest))
     return Part(
         peak=peak,
         rest=(lead_rest + scale * follow_rest) + scale,
-        hit=torch.maximum(a.hit, b.hit),
-        total=moved(a) + moved(b),
-        dot=lead_dot + scale * (follow_dot + drop * (1 + follow_rest)),
-        count=a.count + b.count,
-        measure=a.measure + b.measure,
+        gap=gap,
+        held=held,
+        mass=sum_of(a.mass, b.mass),
+        total=total,
+        count=sum_of(a.count, b.count),
+        measure=sum_of(a.measure, b.measure),
+        dot=dot,
     )
+
+
+def finish(part: Part) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """(nll, lse, uniform, entropy) of the part of a whole row; the last two are None if nobody asked for them."""
+    spread = torch.log1p(part.rest)
+    nll = part.gap + spread.unsqueeze(-1)
+    uniform = entropy = None
+    if part.total is not None and part.measure is not None and part.count is not None:
+        uniform = (part.measure * spread - part.total) / part.count
+    if part.dot is not None:
+        entropy = spread - part.dot / (1 + part.rest)
+    return nll, part.peak + spread, uniform, entropy
 
 
 @dataclass(frozen=True)
@@ -91,21 +157,40 @@ class Stats:
     """The four cross-entropies of every row, and the target they are weighed by: what a loss is written on.
 
     ``nll`` has shape (n, k) for k target columns in a row, ``q`` their weights with the class weights multiplied
-    in; ``lse``, ``uniform``, ``entropy`` and ``mass`` (the sum of the weights, class weights left out: 1 for a
-    label) have shape (n,).
+    in. A soft target over all columns is one column here whose nll is the mean under the target, as long as the loss
+    is linear in nll; for the others it is v columns. ``lse``, ``uniform``, ``entropy``, ``count`` (of allowed columns)
+    and ``mass`` (the sum of the weights, class weights left out: 1 for a label) have shape (n,). ``index`` (n, k) says
+    which columns the targets are, None if that is all of them in order. ``logits`` (n, v) is the row itself, for the
+    few losses that cannot do without.
+
+    A field that the loss does not name in ``reads`` is None; ``plain`` says that all weights are 1.
     """
 
     nll: Tensor
     q: Tensor
-    mass: Tensor
+    mass: Any
     lse: Tensor
-    uniform: Tensor
-    entropy: Tensor
+    uniform: Any = None
+    entropy: Any = None
+    count: Any = None
+    index: Tensor | None = None
+    logits: Any = None
+    plain: bool = False
 
     @property
     def miss(self) -> Tensor:
         """1 - p at the target columns, exact where p is near 1."""
         return -torch.expm1(-self.nll)
+
+    @property
+    def hit(self) -> Tensor:
+        """The logits of the target columns, (n, k)."""
+        return self.lse.unsqueeze(-1) - self.nll
+
+    def of_class(self, values: Tensor) -> Tensor:
+        """One number (v,) for each class → that of each target column: (n, k), or (1, v) if that is all of them."""
+        values = values.to(self.nll)
+        return values.unsqueeze(0) if self.index is None else values[self.index]
 
     def over_targets(self, values: Tensor) -> Tensor:
         """Σ_k q_k values_k, where a weight of 0 silences even an infinite value: 0 · ∞ = 0 here.
@@ -114,14 +199,7 @@ class Stats:
         """
         if values.dim() < self.q.dim():
             values = values.unsqueeze(-1)
+        if self.plain:
+            return values.sum(-1)
         silent = (self.q == 0) & values.isinf()
         return (self.q * torch.where(silent, 0.0, values)).sum(-1)
-
-
-def finish(part: Part) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(nll, lse, uniform, entropy) of the part of a whole row."""
-    spread = torch.log1p(part.rest)
-    nll = (part.peak.unsqueeze(-1) - part.hit) + spread.unsqueeze(-1)
-    uniform = (part.measure * spread - part.total) / part.count
-    entropy = spread - part.dot / (1 + part.rest)
-    return nll, part.peak + spread, uniform, entropy

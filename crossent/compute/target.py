@@ -17,54 +17,76 @@ from crossent.errors import some
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """Targets of n rows: ``index`` (n, k) int64 columns or None for all v, ``weight`` (n, k), ``live`` (n,) bool.
+    """Targets of n rows: ``index`` (n, k) int64 columns and their ``weight`` (n, k), or weights of all v columns.
 
-    A row that is not live (ignored) is never read. Build one with ``labels``, ``probabilities`` or ``sparse``.
+    In the second case ``index`` is None and ``weight`` has the shape of the logits, (n, v) or (n, v, l). ``weight``
+    None is a weight of 1 for every column of ``index``. A row that is not ``live`` (n,) is ignored and never read; None
+    says that all are live. ``row_weight`` (n,) multiplies the losses of rows and their share in a mean. Build one with
+    ``labels``, ``probabilities`` or ``sparse``.
     """
 
     index: Tensor | None
-    weight: Tensor
-    live: Tensor
+    weight: Tensor | None = None
+    live: Tensor | None = None
+    row_weight: Tensor | None = None
 
-    def of_each_class(self, values: Tensor) -> Tensor:
-        """The value (v,) that belongs to each target column: (n, k), or (v,) for a dense target."""
-        return values if self.index is None else values[self.index]
+    def __post_init__(self) -> None:
+        if self.index is None and self.weight is None:
+            raise ValueError("a target needs columns (index), or a weight for every column.")
+
+    @property
+    def rows(self) -> int:
+        """How many rows it is for."""
+        if self.index is not None:
+            return self.index.shape[0]
+        assert self.weight is not None
+        return self.weight.shape[0] * self.weight.shape[2:].numel()
 
     def slice(self, start: int, stop: int) -> Target:
         """The targets of rows start to stop."""
-        index = None if self.index is None else self.index[start:stop]
-        return Target(index, self.weight[start:stop], self.live[start:stop])
+        fields = (self.index, self.weight, self.live, self.row_weight)
+        return Target(*(None if field is None else field[start:stop] for field in fields))
+
+    def weighted(self, row_weight: Tensor | None = None, mask: Tensor | None = None) -> Target:
+        """The same with weights (n,) for rows, and with only the rows of ``mask`` (n,) counting."""
+        if mask is not None:
+            mask = mask if self.live is None else self.live & mask
+        return Target(self.index, self.weight, self.live if mask is None else mask, row_weight)
 
 
-def labels(y: Tensor, classes: int, ignore_index: int, *, validate: bool = True) -> Target:
+def labels(y: Tensor, classes: int, ignore_index: int, *, validate: str = "full") -> Target:
     """One class index in each row: y (n,) of any integer dtype; ``ignore_index`` marks rows that do not count.
 
     A label outside 0 … classes - 1 is an ``IndexError`` that names the first of them. Where nothing may be looked
-    at (``validate=False``, or inside torch.compile) its row becomes NaN: never an access out of bounds.
+    at (``validate="off"``, or inside torch.compile) its row becomes NaN: never an access out of bounds.
     """
-    if y.dtype == torch.uint8 and ignore_index < 0:  # a byte holds no negative number: nothing is ignored
-        live = torch.ones_like(y, dtype=torch.bool)
-    else:
-        live = y != ignore_index
+    unsigned = y.dtype == torch.uint8 and ignore_index < 0  # a byte holds no negative number: nothing is ignored
     y = y.long()
+    if validate == "full" and visible(y) and y.numel():
+        least, greatest = torch.aminmax(y)
+        if int(least) >= 0 and int(greatest) < classes and not 0 <= ignore_index < classes:
+            return Target(y.unsqueeze(-1))
+    live = torch.ones_like(y, dtype=torch.bool) if unsigned else y != ignore_index
     inside = (y >= 0) & (y < classes)
-    if validate and visible(y):
-        outside = live & ~inside
-        if bool(outside.any()):
-            raise IndexError(_outside(y, outside, classes, ignore_index))
-    weight = torch.where(inside | ~live, 1.0, torch.nan)
+    outside = live & ~inside
+    if validate == "full" and visible(y) and bool(outside.any()):
+        raise IndexError(_outside(y, outside, classes, ignore_index))
+    if validate == "async":
+        torch._assert_async(~outside.any(), f"target has labels that are no class: 0 to {classes - 1} are.")
+    weight = torch.where(outside, torch.nan, 1.0)
     return Target(torch.where(live & inside, y, 0).unsqueeze(-1), weight.unsqueeze(-1), live)
 
 
-def probabilities(q: Tensor, *, validate: bool = True) -> Target:
-    """A weight for every class: q (n, v), as PyTorch takes class probabilities. Rows need not sum to 1."""
-    if validate:
-        _refuse_negative(q)
-    return Target(None, q, torch.ones(q.shape[:-1], dtype=torch.bool, device=q.device))
+def probabilities(q: Tensor, *, validate: str = "full") -> Target:
+    """A weight for every class: q (n, v) or (n, v, l), as PyTorch takes class probabilities. Rows need not sum to 1."""
+    _refuse_negative(q, validate)
+    return Target(None, q)
 
 
-def sparse(index: Tensor, weight: Tensor, classes: int, *, validate: bool = True) -> Target:
+def sparse(index: Tensor, weight: Tensor, classes: int, *, validate: str = "full") -> Target:
     """A few classes in each row and their weights: index (n, k) and weight (n, k).
+
+    A label outside 0 … classes - 1 is an ``IndexError`` with its place, a negative weight a ``ValueError``.
 
     >>> mixup = sparse(torch.tensor([[0, 2]]), torch.tensor([[0.7, 0.3]]), classes=3)
     >>> mixup.weight
@@ -75,13 +97,13 @@ def sparse(index: Tensor, weight: Tensor, classes: int, *, validate: bool = True
             f"a sparse target is index (n, k) and weight (n, k); got {tuple(index.shape)} and {tuple(weight.shape)}."
         )
     index = index.long()
-    if validate:
-        _refuse_negative(weight)
+    _refuse_negative(weight, validate)
     inside = (index >= 0) & (index < classes)
-    if validate and visible(index) and not bool(inside.all()):
+    if validate == "full" and visible(index) and not bool(inside.all()):
         raise IndexError(_outside(index, ~inside, classes, None))
-    live = torch.ones(index.shape[0], dtype=torch.bool, device=index.device)
-    return Target(torch.where(inside, index, 0), torch.where(inside, weight, torch.nan), live)
+    if validate == "async":
+        torch._assert_async(inside.all(), f"target has columns that are no class: 0 to {classes - 1} are.")
+    return Target(torch.where(inside, index, 0), torch.where(inside, weight, torch.nan))
 
 
 def visible(tensor: Tensor) -> bool:
@@ -91,11 +113,13 @@ def visible(tensor: Tensor) -> bool:
     return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
-def _refuse_negative(weight: Tensor) -> None:
-    if not visible(weight):
+def _refuse_negative(weight: Tensor, validate: str) -> None:
+    if validate == "async":
+        torch._assert_async((weight >= 0).all(), "target weights must be 0 or more; some are negative or NaN.")
+    if validate != "full" or not visible(weight) or not weight.numel():
         return
-    wrong = ~(weight >= 0)  # also NaN
-    if bool(wrong.any()):
+    if not bool(weight.detach().amin() >= 0):  # amin of a NaN is NaN
+        wrong = ~(weight >= 0)
         where = [tuple(at) for at in wrong.nonzero()[:5].tolist()]
         raise ValueError(
             f"target weights must be 0 or more; {int(wrong.sum()):,} are negative or NaN, first at (row, class) "

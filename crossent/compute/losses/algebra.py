@@ -16,7 +16,22 @@ from crossent.compute.stats import Stats
 
 
 class Loss:
-    """Something that gives a number (n,) for every row; ``+`` and multiplication by a number make new ones."""
+    """Something that gives a number (n,) for every row; ``+`` and multiplication by a number make new ones.
+
+    ``reads`` names the statistics it looks at besides nll, q and mass; only those are worked out. ``linear`` says that
+    it is linear in nll, so that a soft target over all columns may be summed up while the row is read; what is not
+    linear gets every column apart. The defaults are right for any loss that does not need the logits, and cost most.
+    """
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Some of "uniform", "entropy" and "logits"; "uniform" also brings ``count``."""
+        return frozenset({"uniform", "entropy"})
+
+    @property
+    def linear(self) -> bool:
+        """Whether the loss of a mixture of labels is the mixture of their losses' nll."""
+        return False
 
     @property
     def class_weight(self) -> Tensor | None:
@@ -60,6 +75,16 @@ class Sum(Loss):
         _unweighted(self.a)
         _unweighted(self.b)
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """What either of them reads."""
+        return self.a.reads | self.b.reads
+
+    @property
+    def linear(self) -> bool:
+        """Whether both are."""
+        return self.a.linear and self.b.linear
+
     def __call__(self, s: Stats) -> Tensor:
         """The sum of the two, row by row."""
         return self.a(s) + self.b(s)
@@ -71,6 +96,16 @@ class Scaled(Loss):
 
     factor: float
     loss: Loss
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """What the loss that is scaled reads."""
+        return self.loss.reads
+
+    @property
+    def linear(self) -> bool:
+        """Whether the loss that is scaled is."""
+        return self.loss.linear
 
     @property
     def class_weight(self) -> Tensor | None:

@@ -21,6 +21,8 @@ class Unlikelihood(Loss):
     tensor(0.6931)
     """
 
+    reads = frozenset()
+
     def __call__(self, s: Stats) -> Tensor:
         """Σ_k q_k (-log(1 - p_k))."""
         # log(1 - e^-nll) by whichever of two forms keeps its digits (Mächler 2012); the other one is fed a harmless 1.
@@ -44,6 +46,8 @@ class Margin(Loss):
     >>> cross_entropy(z - torch.tensor([[0.5, 0.0, 0.0]]), torch.tensor([0]))
     tensor(0.2664)
     """
+
+    reads = frozenset()
 
     m: float = 0.35
 

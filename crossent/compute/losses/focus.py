@@ -22,6 +22,8 @@ class Focal(Loss):
     tensor(0.1733)
     """
 
+    reads = frozenset()
+
     gamma: float = 2.0
 
     def __post_init__(self) -> None:
@@ -50,6 +52,8 @@ class Poly1(Loss):
     >>> cross_entropy(torch.zeros(1, 2), torch.tensor([1]), loss=Poly1(1.0))
     tensor(1.1931)
     """
+
+    reads = frozenset()
 
     epsilon: float = 1.0
 

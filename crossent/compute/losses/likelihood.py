@@ -20,6 +20,9 @@ class NLL(Loss):
     tensor(1.3863)
     """
 
+    reads = frozenset()
+    linear = True
+
     def __call__(self, s: Stats) -> Tensor:
         """Σ_k q_k nll_k."""
         return s.over_targets(s.nll)
@@ -44,6 +47,16 @@ class Smoothed(Loss):
         if not 0.0 <= self.smoothing <= 1.0:
             raise ValueError(f"label_smoothing must lie between 0 and 1, and is {self.smoothing}.")
         _unweighted(self.loss)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """What the loss inside reads, and the uniform cross-entropy."""
+        return self.loss.reads | {"uniform"}
+
+    @property
+    def linear(self) -> bool:
+        """Whether the loss inside is."""
+        return self.loss.linear
 
     def __call__(self, s: Stats) -> Tensor:
         """(1 - ε) loss + ε · mass · uniform."""
@@ -79,6 +92,16 @@ class ClassWeighted(Loss):
     def class_weight(self) -> Tensor | None:
         """The weights (v,), for the pass over the columns."""
         return self.weight
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """What the loss inside reads."""
+        return self.loss.reads
+
+    @property
+    def linear(self) -> bool:
+        """Whether the loss inside is."""
+        return self.loss.linear
 
     def __call__(self, s: Stats) -> Tensor:
         """The loss itself: the weights are already in the statistics."""

@@ -21,6 +21,9 @@ class LogZ(Loss):
     tensor(0.6932)
     """
 
+    reads = frozenset()
+    linear = True
+
     def __call__(self, s: Stats) -> Tensor:
         """lse², weighed like the row's target."""
         return s.over_targets(s.lse.square())
@@ -36,6 +39,9 @@ class Confidence(Loss):
     >>> cross_entropy(torch.zeros(1, 2), torch.tensor([1]), loss=NLL() + 0.1 * Confidence())
     tensor(0.6238)
     """
+
+    reads = frozenset({"entropy"})
+    linear = True
 
     def __call__(self, s: Stats) -> Tensor:
         """-H(p), weighed like the row's target."""

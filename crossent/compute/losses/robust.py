@@ -22,6 +22,8 @@ class GeneralisedCE(Loss):
     tensor(0.5000)
     """
 
+    reads = frozenset()
+
     q: float = 0.7
 
     def __post_init__(self) -> None:

@@ -53,7 +53,7 @@ class Code(ABC):
         """What it costs, in nats, that labels y came: the mean or sum over them, or (``"none"``) each one's cost."""
         check_reduction(reduction, "zero")
         shape = self._shape(logits)
-        value = self._loss(logits.reshape(-1, self.columns), self._share(_like(y, shape)), reduction)
+        value = self._loss(logits.reshape(-1, self.columns), self._share(like(y, shape)), reduction)
         return value.reshape(shape) if reduction == "none" else value
 
     def mean(self, logits: Tensor) -> Tensor:
@@ -66,14 +66,14 @@ class Code(ABC):
 
     def quantile(self, logits: Tensor, level: float) -> Tensor:
         """The least number that is not exceeded with probability ``level``, which lies between 0 and 1."""
-        return self._number(logits, self._quantile(self._rows(logits), _between(level)))
+        return self._number(logits, self._quantile(self._rows(logits), between(level)))
 
     def interval(self, logits: Tensor, level: float = 0.9) -> tuple[Tensor, Tensor]:
         """The lower and the upper end of the central interval that holds the number with probability ``level``.
 
         As much is left out below as above. On points (``TwoHot``, ``Ordinal``) it holds at least ``level``.
         """
-        outside = (1 - _between(level)) / 2
+        outside = (1 - between(level)) / 2
         return self.quantile(logits, outside), self.quantile(logits, 1 - outside)
 
     def cdf(self, logits: Tensor, y: float | Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class Code(ABC):
         Its mean over held-out labels is the log score, by which codes that have a density are compared.
         """
         shape = self._shape(logits)
-        value = self._log_prob(self._rows(logits), self._share(_like(y, shape)))
+        value = self._log_prob(self._rows(logits), self._share(like(y, shape)))
         return value.reshape(shape).to(result_dtype(logits))
 
     # What a code says of rows z (n, columns) and shares f (n,), all float64.
@@ -149,22 +149,23 @@ class Code(ABC):
         # A float32 0.7 lies below 0.7: the ends are compared as the labels' dtype knows them.
         low, high = torch.tensor([self.low, self.high], dtype=wide(y), device=y.device).to(at.dtype)
         inside = (at >= low) & (at <= high) & at.isfinite()
-        self._check(
-            y, inside, f"outside the range {self.low:.12g} to {self.high:.12g}", "Widen the range or mend them."
-        )
+        if visible(y) and not bool(inside.all()):
+            raise ValueError(
+                f"{first(y, ~inside, f'outside the range {self.low:.12g} to {self.high:.12g}')} "
+                "Widen the range or mend them."
+            )
         return torch.where(inside, self._unit(at), torch.nan)
 
-    def _check(self, y: Tensor, right: Tensor, fault: str, remedy: str) -> None:
-        """Refuse labels that are not right (n,), naming how many, where the first is, and what it is."""
-        if not visible(y) or bool(right.all()):
-            return
-        wrong = (~right).reshape(y.shape)
-        at = wrong.nonzero()[0].tolist()
-        place = f"row {at[0]}" if len(at) == 1 else f"{tuple(at)}"
-        raise ValueError(f"{int(wrong.sum()):,} labels are {fault}, first at {place}: {y[tuple(at)].item()}. {remedy}")
+
+def first(y: Tensor, wrong: Tensor, fault: str) -> str:
+    """A sentence on labels that are wrong (n,): how many, where the first of them is, and what it is."""
+    at = wrong.reshape(y.shape).nonzero()[0].tolist()
+    place = f"row {at[0]}" if len(at) == 1 else f"{tuple(at)}"
+    return f"{int(wrong.sum()):,} labels are {fault}, first at {place}: {y[tuple(at)].item()}."
 
 
-def _like(y: Tensor, shape: torch.Size) -> Tensor:
+def like(y: Tensor, shape: torch.Size) -> Tensor:
+    """The labels, if they are one for each row of logits."""
     if y.shape != shape:
         hint = " Write y.squeeze(-1)." if y.shape == (*shape, 1) else ""
         raise ValueError(
@@ -173,7 +174,8 @@ def _like(y: Tensor, shape: torch.Size) -> Tensor:
     return y
 
 
-def _between(level: float) -> float:
+def between(level: float) -> float:
+    """The level, if it is a probability between 0 and 1."""
     if not 0 < level < 1:
         raise ValueError(f"level is a probability strictly between 0 and 1; got {level}. (0 and 1 give the range.)")
     return level

@@ -25,8 +25,8 @@ class HLGauss(Code):
 
     ``sigma`` is in bins; 0.75 is the ratio that Farebrother et al. found to serve (their σ/ς).
     The best p is the expected target: the truth blurred by sigma. ℓ is at least the entropy of q, not 0. The mean of a
-    target is its label to 5e-6 of a bin at sigma 0.75, but near an end it lies further in, at the end itself by 0.8
-    sigma (what lies outside is given back to the inside): choose a range that is a few bins wider than the labels.
+    target is its label to 5e-6 of a bin at sigma 0.75, but near an end it lies further in, at the end itself by 0.7
+    bins (what lies outside is given back to the inside): choose a range that is a few bins wider than the labels.
 
     A prediction is a density of steps, p_i / width; quantiles run straight through a bin. ``log_prob`` is the log of
     that density at y itself, so it compares with other densities; the loss, against a blurred label, does not.

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossent.compute.codes.code import Code
+from crossent.compute.codes.code import Code, between, first
 from crossent.compute.functional import binary_cross_entropy_with_logits, cross_entropy, result_dtype
 from crossent.compute.reduce import reduce
-from crossent.compute.target import Target, sparse
+from crossent.compute.target import Target, sparse, visible
 
 
 class Points(Code):
@@ -40,14 +40,16 @@ class Points(Code):
         shares = torch.linspace(0, 1, self.count, dtype=z.dtype, device=z.device)
         return (self._masses(z) * shares).sum(-1)
 
-    def _quantile(self, z: Tensor, level: float) -> Tensor:
-        reached = self._masses(z).cumsum(-1)
+    def quantile(self, logits: Tensor, level: float) -> Tensor:
+        """The first point at which the masses have added up to ``level``, exactly that point."""
+        reached = self._masses(self._rows(logits)).cumsum(-1)
         # Rounding may leave the last sum below 1: the last point is always reached.
-        first = (reached[:, :-1] < level).sum(-1)
-        return torch.where(reached[:, -1].isnan(), torch.nan, first / (self.count - 1))
+        passed = (reached[:, :-1] < between(level)).sum(-1)
+        y = torch.where(reached[:, -1].isnan(), torch.nan, self.points.to(reached)[passed])
+        return y.reshape(logits.shape[:-1]).to(result_dtype(logits))
 
     def _cdf(self, z: Tensor, y: Tensor) -> Tensor:
-        points = self.points.to(device=y.device).to(y.dtype)  # as y's dtype knows them
+        points = self.points.to(y.dtype).to(y.device)  # as y's dtype knows them
         return (self._masses(z) * (points <= y.unsqueeze(-1))).sum(-1).clamp(max=1)
 
 
@@ -171,7 +173,11 @@ class Ordinal(Points):
         whole = (
             y.reshape(-1) == y.reshape(-1).round() if y.is_floating_point() else torch.ones_like(f, dtype=torch.bool)
         )
-        self._check(y, whole, "not whole numbers", f"The levels are {int(self.low)}, …, {int(self.high)}: round them?")
+        if visible(y) and not bool(whole.all()):
+            raise ValueError(
+                f"{first(y, ~whole, 'not whole numbers')} The levels are {int(self.low)}, …, {int(self.high)}: "
+                "round them?"
+            )
         return torch.where(whole, f, torch.nan)
 
     def _target(self, f: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

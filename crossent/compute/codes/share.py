@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -101,7 +102,7 @@ class ContinuousBernoulli(Code):
         return reduce(value, torch.ones_like(value), reduction, "zero", value.shape, result_dtype(z))
 
     def _log_prob(self, z: Tensor, f: Tensor) -> Tensor:
-        return self._share_log_density(z, f) - torch.log(torch.tensor(self.high - self.low, dtype=z.dtype))
+        return self._share_log_density(z, f) - math.log(self.high - self.low)
 
     def _share_log_density(self, z: Tensor, f: Tensor) -> Tensor:
         """-a m - log((1 - e^-a) / a), with m the distance of f from the end to which the density leans."""
@@ -130,7 +131,7 @@ class ContinuousBernoulli(Code):
 
     def _quantile(self, z: Tensor, level: float) -> Tensor:
         z = z.squeeze(-1)
-        a, rest = _lean(z), torch.where(z >= 0, 1 - level, level)
+        a, rest = _lean(z), torch.where(z >= 0, torch.full_like(z, 1 - level), level)
         flat = a < FLAT
         far = torch.where(flat, 1.0, a)
         distance = torch.where(flat, rest, -torch.log1p(rest * torch.expm1(-far)) / far)

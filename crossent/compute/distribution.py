@@ -1,0 +1,260 @@
+"""Distributions, and what lies between two of them: log p, log p/q and the divergences, exact however close or sure.
+
+A tensor of numbers does not say whether it holds logits, probabilities, log-probabilities or counts, and guessing
+wrong gives a plausible number. So ``given`` says it, and whatever it says becomes a measure e^a, and p = e^a / Σ e^a.
+All is float64 along the last dimension. Three things are done so that no digit is lost:
+
+    log p     (a - peak) - log1p(rest), where rest leaves out the greatest: p = 1 - 1e-12 keeps its digits
+    log p/q   d - log1p(Σ q expm1(d)) with d = a_p - a_q, where p and q are near: not a difference of logarithms
+    KL        Σ (q - p + p log p/q), whose terms are never negative: p · excess(-log p/q) with excess(x) = e^x - 1 - x
+
+A class whose log p is -inf is *absent*: 0 log 0 = 0 there, and its gradient is 0.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from crossent.compute.backends.reference import wide
+from crossent.compute.target import visible
+
+Given = Literal["logits", "probabilities", "log_probabilities", "counts"]
+GIVEN = ("logits", "probabilities", "log_probabilities", "counts")
+
+
+@dataclass(frozen=True, eq=False)
+class Distribution:
+    """Distributions along the last dimension: ``log`` p, and what it was made of.
+
+    p is proportional to e^(``measure`` / ``temperature``), and to ``linear`` where the numbers came as such.
+    """
+
+    log: Tensor
+    measure: Tensor
+    linear: Tensor | None = None
+    temperature: float = 1.0
+
+    @property
+    def p(self) -> Tensor:
+        """The probabilities."""
+        return self.log.exp()
+
+    @property
+    def absent(self) -> Tensor:
+        """Where a class cannot be. NaN is not absent: it makes its row NaN."""
+        return self.log == -torch.inf
+
+
+def read(input: Tensor, given: Given, dim: int = -1, name: str = "input") -> Distribution:
+    """The distributions along ``dim``, which becomes the last, of what ``given`` says the tensor holds."""
+    if given not in GIVEN:
+        raise ValueError(
+            f"given must be 'logits', 'probabilities', 'log_probabilities' or 'counts'; got {given!r}. "
+            "It is named and never guessed, because a wrong guess looks like a right number."
+        )
+    if input.dim() == 0 or input.shape[dim] == 0:
+        raise ValueError(f"{name} of shape {tuple(input.shape)} holds no distribution along dim {dim}.")
+    a = input.movedim(dim, -1).to(wide(input))
+    if given in ("logits", "log_probabilities"):
+        if given == "log_probabilities":
+            _refuse_unless_one(a.exp().sum(-1), input, name)
+        return of_measure(a)
+    _refuse_negative(a, given, name)
+    if given == "probabilities":
+        _refuse_unless_one(a.sum(-1), input, name)
+    elif visible(a) and bool((a.sum(-1) == 0).any()):
+        raise ValueError(f"{name} holds counts that are all 0 along dim {dim}: nothing was counted there.")
+    return of_linear(a)
+
+
+def of_measure(a: Tensor, temperature: float = 1.0) -> Distribution:
+    """The distribution proportional to e^(a / temperature), a in float64."""
+    # Offsets go before anything is rounded by the division; a row with +inf, or nothing above -inf, is all NaN.
+    scaled = a if temperature == 1 else (a - a.detach().amax(-1, keepdim=True)) / temperature
+    return Distribution(_LogSoftmax.apply(scaled), a, None, temperature)
+
+
+def of_linear(p: Tensor) -> Distribution:
+    """The distribution proportional to p, in float64 and not negative."""
+    a = log(p)
+    return Distribution(_LogSoftmax.apply(a), a, p)
+
+
+def log(p: Tensor) -> Tensor:
+    """The logarithm, with a gradient of 0 where p is 0."""
+    return torch.where(p == 0, -torch.inf, torch.log(torch.where(p == 0, 1.0, p)))
+
+
+def log_quotient(x: Tensor, y: Tensor) -> Tensor:
+    """Elementwise log x/y of positive numbers: through their difference where they are close. 0 where either is 0."""
+    x, y = torch.broadcast_tensors(x, y)
+    there = (x != 0) & (y != 0)
+    x, y = torch.where(there, x, 1.0), torch.where(there, y, 1.0)
+    close = ((x - y).abs() < 0.5 * y) & (y > 1e-300)
+    near = torch.log1p(torch.where(close, x - y, 0.0) / torch.where(close, y, 1.0))
+    return torch.where(close, near, torch.log(x) - torch.log(y))
+
+
+def log_ratio(p: Distribution, q: Distribution) -> Tensor:
+    """log p/q where both are there, and 0 where either is absent.
+
+    Where the two are near, the normalisers are compared through the differences of the measures and not through
+    their own logarithms: logits that differ by 1e-12 have a ratio with all its digits.
+    """
+    there = ~(p.absent | q.absent)
+    far = torch.where(there, p.log, 0.0) - torch.where(there, q.log, 0.0)
+    if p.linear is not None and q.linear is not None:
+        d = log_quotient(*_comparable(p.linear, q.linear))
+    elif p.temperature == q.temperature:
+        d = _difference(p.measure, q.measure, q.log, there) / p.temperature
+    else:
+        return far
+    small = torch.where(there, d.abs(), 0.0).amax(-1, keepdim=True) <= 30
+    d = torch.where(small & there, d, 0.0)
+    mean = (q.p * torch.where(p.absent, -1.0, torch.expm1(d))).sum(-1, keepdim=True)
+    near = small & (mean.abs() <= 0.5) & (p.absent | ~q.absent).all(-1, keepdim=True)
+    ratio = d - torch.log1p(torch.where(near, mean, 0.0))
+    return torch.where(there, torch.where(near, ratio, far), 0.0)
+
+
+def _difference(a: Tensor, b: Tensor, log_q: Tensor, there: Tensor) -> Tensor:
+    """a - b, but for a number that is the same for all classes, where the two are there."""
+    a, b = torch.where(there, a, 0.0), torch.where(there, b, 0.0)
+    most = log_q.expand_as(a).argmax(-1, keepdim=True)
+    a_most, b_most = a.gather(-1, most).detach(), b.gather(-1, most).detach()
+    # Close logits are subtracted first, which is exact; logits with offsets of their own first lose those.
+    close = (a_most - b_most).abs() <= 1
+    return torch.where(close, (a - b) - (a_most - b_most), (a - a_most) - (b - b_most))
+
+
+def _comparable(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """x and y, times the other's sum if the sums are far apart: that of counts is exact, and nothing is divided."""
+    of_x, of_y = x.sum(-1, keepdim=True).detach(), y.sum(-1, keepdim=True).detach()
+    apart = (of_x - of_y).abs() > 0.1 * of_y
+    return x * torch.where(apart, of_y, 1.0), y * torch.where(apart, of_x, 1.0)
+
+
+def kl(p: Distribution, q: Distribution) -> Tensor:
+    """KL(p ‖ q) of every row, in nats."""
+    terms = kl_terms(p.p, q.p, log_ratio(p, q))
+    terms = torch.where(p.absent, q.p, terms)
+    return torch.where(q.absent & ~p.absent, torch.inf, terms).sum(-1)
+
+
+def kl_terms(p: Tensor, q: Tensor, ratio: Tensor) -> Tensor:
+    """The terms q - p + p log p/q of a divergence of (…, v): none is negative, and their sum is Σ p log p/q."""
+    close = ratio > -1
+    near = p * excess(torch.where(close, -ratio, 0.0))
+    return torch.where(close, near, (q - p) + p * ratio)  # where q > e p nothing cancels, and e^-ratio may overflow
+
+
+def js(p: Distribution, q: Distribution, weight: float) -> Tensor:
+    """w KL(p ‖ m) + (1 - w) KL(q ‖ m) of every row with m = w p + (1 - w) q, in nats."""
+    w, other = weight, 1 - weight
+    ratio = log_ratio(p, q)
+    m = w * p.p + other * q.p
+    of_p = kl_terms(p.p, m, _log_over_mixture(ratio, w, other))
+    of_q = kl_terms(q.p, m, _log_over_mixture(-ratio, other, w))
+    terms = w * of_p + other * of_q
+    # Where one of the two is absent, the other is its share of the mixture: log 1/w remains.
+    terms = torch.where(p.absent, -other * math.log1p(-w) * q.p, terms)
+    terms = torch.where(q.absent, -w * math.log(w) * p.p, terms)
+    return terms.sum(-1)
+
+
+def _log_over_mixture(ratio: Tensor, w: float, other: float) -> Tensor:
+    """log p/m for log p/q: -log(w + (1 - w) q/p), through what it lacks to 1 where p and q are close."""
+    close = ratio.abs() <= 1
+    near = -torch.log1p(other * torch.expm1(torch.where(close, -ratio, 0.0)))
+    above, below = ratio.clamp(min=0.0), ratio.clamp(max=0.0)  # one of them is 0: neither exponential can overflow
+    far = below - torch.log(w * torch.exp(below) + other * torch.exp(-above))
+    return torch.where(close, near, far)
+
+
+class _LogSoftmax(torch.autograd.Function):
+    """log softmax along the last dimension, its value and its gradient with all digits where p is near 1."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor) -> Tensor:
+        peak, first = a.max(-1, keepdim=True)
+        below = a - peak
+        rest = torch.exp(below).scatter(-1, first, 0.0).sum(-1, keepdim=True)
+        return below - (torch.log1p(rest) + (peak - peak))  # a row with +inf, or nothing above -inf, is all NaN
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (log_p,) = ctx.saved_tensors
+        first = log_p.argmax(-1, keepdim=True)
+        # dz_j = g_j (1 - p_j) - p_j Σ_{i≠j} g_i; only at the greatest class could the g_j taken out of the sum be most
+        # of it, so there the others are added up by themselves.
+        others = g.sum(-1, keepdim=True) - g
+        others = others.scatter(-1, first, g.scatter(-1, first, 0.0).sum(-1, keepdim=True))
+        return -g * torch.expm1(log_p) - log_p.exp() * others
+
+
+def excess(x: Tensor) -> Tensor:
+    """e^x - 1 - x, which is x²/2 near 0 and never negative, with all its digits; its derivative is e^x - 1."""
+    return _Excess.apply(x)
+
+
+class _Excess(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        small = torch.where(x.abs() < 0.5, x, 0.0)
+        series = torch.ones_like(x)
+        for k in range(16, 2, -1):  # Σ x^k / k! from k = 2: 0.5^15 / 17! is 1e-19 of the first term
+            series.mul_(small).mul_(1 / k).add_(1)
+        return torch.where(x.abs() < 0.5, series * small * small / 2, torch.expm1(x) - x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return g * torch.expm1(x)
+
+
+def _refuse_negative(p: Tensor, given: str, name: str) -> None:
+    if not visible(p):
+        return
+    wrong = ~((p >= 0) & (p < torch.inf))
+    if bool(wrong.any()):
+        at = tuple(wrong.nonzero()[0].tolist())
+        raise ValueError(
+            f"{name} holds {given} that are negative, infinite or NaN; the first, along the last dimension, is at "
+            f"{at}: {float(p[at])}. Are these logits?"
+        )
+
+
+def tolerance(input: Tensor) -> float:
+    """How far a sum of probabilities, stored in input's dtype, may be from 1 by rounding alone."""
+    # Rounding v numbers near 1/v to their dtype moves the sum by at most half an ulp of 1 and a little.
+    return max(4 * torch.finfo(input.dtype).eps, 1e-6) if input.dtype.is_floating_point else 1e-6
+
+
+def _refuse_unless_one(total: Tensor, input: Tensor, name: str) -> None:
+    if not visible(total):
+        return
+    wrong = ~((total - 1).abs() <= tolerance(input))
+    if bool(wrong.any()):
+        at = tuple(wrong.nonzero()[0].tolist())
+        raise ValueError(
+            f"{name} should hold distributions that sum to 1; {int(wrong.sum())} do not, first at "
+            f"{at}: {float(total[at])}. "
+            "Pass given='logits' or given='counts' if that is what they are."
+        )

@@ -22,9 +22,16 @@ if TYPE_CHECKING:
     from crossent.compute import Target as Target
     from crossent.compute import binary_cross_entropy_with_logits as binary_cross_entropy_with_logits
     from crossent.compute import cross_entropy as cross_entropy
+    from crossent.compute import cross_entropy_between as cross_entropy_between
+    from crossent.compute import distillation as distillation
     from crossent.compute import entropy as entropy
+    from crossent.compute import information_gain as information_gain
+    from crossent.compute import js_divergence as js_divergence
     from crossent.compute import kl_divergence as kl_divergence
     from crossent.compute import linear_cross_entropy as linear_cross_entropy
+    from crossent.compute import mutual_information as mutual_information
+    from crossent.compute import renyi_divergence as renyi_divergence
+    from crossent.compute import renyi_entropy as renyi_entropy
     from crossent.compute import sparse as sparse
     from crossent.measure import evaluate as evaluate
     from crossent.minimise import Run as Run
@@ -41,9 +48,16 @@ _HOME = {
     "Target": "crossent.compute",
     "binary_cross_entropy_with_logits": "crossent.compute",
     "cross_entropy": "crossent.compute",
+    "cross_entropy_between": "crossent.compute",
+    "distillation": "crossent.compute",
     "entropy": "crossent.compute",
+    "information_gain": "crossent.compute",
+    "js_divergence": "crossent.compute",
     "kl_divergence": "crossent.compute",
     "linear_cross_entropy": "crossent.compute",
+    "mutual_information": "crossent.compute",
+    "renyi_divergence": "crossent.compute",
+    "renyi_entropy": "crossent.compute",
     "sparse": "crossent.compute",
     "evaluate": "crossent.measure",
     "Run": "crossent.minimise",

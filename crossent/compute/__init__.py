@@ -7,13 +7,21 @@ losses/ · backends/      what to make of a row · how to read it
 target · link · reduce   what a row should be · what happens before and after
 stats                    the numbers through which a loss looks at a row
 information              entropy and divergence of distributions
+distillation             a student's divergence from its teacher
 """
 
+from crossent.compute.distillation import distillation as distillation
 from crossent.compute.functional import binary_cross_entropy_with_logits as binary_cross_entropy_with_logits
 from crossent.compute.functional import cross_entropy as cross_entropy
 from crossent.compute.functional import linear_cross_entropy as linear_cross_entropy
+from crossent.compute.information import cross_entropy_between as cross_entropy_between
 from crossent.compute.information import entropy as entropy
+from crossent.compute.information import information_gain as information_gain
+from crossent.compute.information import js_divergence as js_divergence
 from crossent.compute.information import kl_divergence as kl_divergence
+from crossent.compute.information import mutual_information as mutual_information
+from crossent.compute.information import renyi_divergence as renyi_divergence
+from crossent.compute.information import renyi_entropy as renyi_entropy
 from crossent.compute.link import Link as Link
 from crossent.compute.modules import BCEWithLogitsLoss as BCEWithLogitsLoss
 from crossent.compute.modules import CrossEntropyLoss as CrossEntropyLoss

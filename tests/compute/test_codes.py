@@ -229,6 +229,23 @@ def test_log_prob_of_levels_are_masses_that_sum_to_1() -> None:
     assert torch.equal(code.log_prob(z, labels(code, 3)), -code.loss(z, labels(code, 3), reduction="none"))
 
 
+@pytest.mark.parametrize("kind", DENSITIES)
+def test_the_ends_have_a_density_too(kind: type[Code]) -> None:
+    code = EXAMPLES[kind]
+    z = logits(code, 2)
+    ends = torch.tensor([LOW, HIGH], dtype=torch.float64)
+    inside = torch.tensor([LOW + 1e-9, HIGH - 1e-9], dtype=torch.float64)
+    torch.testing.assert_close(code.log_prob(z, ends), code.log_prob(z, inside), rtol=0, atol=1e-9)
+
+
+def test_a_quantile_on_points_is_the_first_point_that_reaches_the_level() -> None:
+    assert TwoHot(0.0, 1.0, bins=2).median(torch.zeros(1, 2)) == 0  # exactly half lies at 0
+    narrow = TwoHot(0.1, 0.7, bins=7)  # points that float32 does not know
+    z = logits(narrow, 50).float()
+    assert bool((narrow.cdf(z, narrow.median(z)) >= 0.5).all())
+    assert not bool((narrow.cdf(z, narrow.median(z).double()) >= 0.5).all())
+
+
 # The continuous Bernoulli where formulas break: at 0, beside it, and far out.
 
 SLOPES = [0.0, 5e-324, 1e-300, 1e-31, 1e-20, 1e-9, 1e-4, 0.1, 0.99, 1.0, 1.01, 5.0, 36.0, 90.0, 699.0, 710.0, 1e4, 1e9]
@@ -551,6 +568,8 @@ def test_a_half_precision_end_is_the_end() -> None:
     assert code.encode(torch.tensor([0.7, 1.1], dtype=torch.float16)).shape == (2,)
     with pytest.raises(ValueError, match="outside"):
         code.encode(torch.tensor([0.7]).double())
+    with pytest.raises(ValueError, match="row 1: inf"):  # in float16 1e5 is infinite itself
+        Fraction(0.0, 1e5).encode(torch.tensor([6e4, torch.inf], dtype=torch.float16))
 
 
 @pytest.mark.parametrize("kind", CODES)
@@ -604,6 +623,8 @@ def test_compiled_and_mapped_a_bad_label_is_nan_in_its_row(kind: type[Code]) -> 
     z, y = logits(code, 3), labels(code, 3)
     whole = torch.compile(lambda z, y: code.loss(z, y, reduction="none"), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(whole(z, y), code.loss(z, y, reduction="none"), rtol=1e-13, atol=1e-13)
+    y[1] = 1.5 if kind is Ordinal else 99.0
+    assert whole(z, y).isnan().tolist() == [False, True, False]
     y[1] = 99.0
     assert whole(z, y).isnan().tolist() == [False, True, False]
     one_by_one = torch.func.vmap(lambda z, y: code.loss(z.unsqueeze(0), y.unsqueeze(0)))(z, y)

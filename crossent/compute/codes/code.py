@@ -146,9 +146,8 @@ class Code(ABC):
         if y.is_complex():
             raise TypeError(f"labels must be real numbers; they are {str(y.dtype).removeprefix('torch.')}.")
         at = (y if y.is_floating_point() else y.to(wide(y))).reshape(-1)
-        # A float32 0.7 lies below 0.7: the ends are compared as the labels' dtype knows them.
-        low, high = torch.tensor([self.low, self.high], dtype=wide(y), device=y.device).to(at.dtype)
-        inside = (at >= low) & (at <= high) & at.isfinite()
+        # A float32 0.7 lies below 0.7: torch compares with the ends as the labels' dtype knows them (or as inf).
+        inside = (at >= self.low) & (at <= self.high) & at.isfinite()
         if visible(y) and not bool(inside.all()):
             raise ValueError(
                 f"{first(y, ~inside, f'outside the range {self.low:.12g} to {self.high:.12g}')} "

@@ -523,6 +523,26 @@ def test_every_level_answers_its_questions(low: int, more: int, data: st.DataObj
         assert asked.tolist() == [[1.0] * min(k + 1, more) + [0.0] * (more - k - 1)]
 
 
+def test_levels_survive_the_way_through_shares() -> None:
+    code = Ordinal(0, 49)
+    assert 1 / 49 * 49 < 1  # so that rounding down would lose a level
+    bits, asked = code.encode(torch.arange(50))
+    assert bits.sum(-1).tolist() == list(range(50))
+    assert asked.sum(-1).tolist() == [*range(1, 50), 49]
+
+
+@pytest.mark.parametrize("kind", [TwoHot, HLGauss, Ordinal])
+def test_rounded_sums_of_masses_stay_probabilities(kind: type[Code]) -> None:
+    code = EXAMPLES[kind]
+    z = logits(code, 2000)
+    assert bool((code.cdf(z, code.high) <= 1).all())
+    if kind is not Ordinal:
+        z[:, -3:] = -torch.inf  # the last three points or bins are empty
+        last = code.edges[-4] if kind is HLGauss else code.points[-4]
+        almost = math.nextafter(1.0, 0.0)
+        assert bool((code.quantile(z, almost) <= last).all())
+
+
 # Shapes, dtypes, sentences.
 
 

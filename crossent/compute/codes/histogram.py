@@ -90,8 +90,8 @@ class HLGauss(Code):
     def _quantile(self, z: Tensor, level: float) -> Tensor:
         p = z.softmax(-1)
         reached = p.cumsum(-1)
-        reached = reached / reached[:, -1:]
-        i = (reached < level).sum(-1, keepdim=True).clamp(max=self.bins - 1)
+        reached = reached / reached[:, -1:]  # 1 but for rounding, which must not carry a level to a bin without mass
+        i = (reached < level).sum(-1, keepdim=True)
         before = torch.where(i == 0, 0.0, reached.gather(-1, (i - 1).clamp(min=0)))
         through = ((level - before) / (reached.gather(-1, i) - before)).clamp(0, 1)
         return ((i + through) / self.bins).squeeze(-1)

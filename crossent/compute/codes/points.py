@@ -43,9 +43,9 @@ class Points(Code):
     def quantile(self, logits: Tensor, level: float) -> Tensor:
         """The first point at which the masses have added up to ``level``, exactly that point."""
         reached = self._masses(self._rows(logits)).cumsum(-1)
-        # Rounding may leave the last sum below 1: the last point is always reached.
-        passed = (reached[:, :-1] < between(level)).sum(-1)
-        y = torch.where(reached[:, -1].isnan(), torch.nan, self.points.to(reached)[passed])
+        whole = reached[:, -1:]  # 1 but for rounding, which must not carry a level to a point without mass
+        passed = (reached / whole < between(level)).sum(-1)
+        y = torch.where(whole.squeeze(-1).isnan(), torch.nan, self.points.to(reached)[passed])
         return y.reshape(logits.shape[:-1]).to(result_dtype(logits))
 
     def _cdf(self, z: Tensor, y: Tensor) -> Tensor:

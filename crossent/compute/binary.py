@@ -65,6 +65,7 @@ def element_stats(z: Tensor, target: Tensor, pos_weight: Tensor | None = None) -
         q=torch.stack((one, 1 - one), -1) * weight,
         mass=torch.ones_like(lse),
         lse=lse,
+        classes=2,
         uniform=(weight * nll).mean(-1),
         entropy=entropy,
         count=torch.full_like(lse, 2.0),

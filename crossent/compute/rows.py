@@ -206,6 +206,7 @@ def row_stats(z: Tensor, target: Target, loss: Loss, link: Link | None = None) -
         q=q,
         mass=mass,
         lse=lse,
+        classes=z.shape[1],
         uniform=next(given) if uniform else None,
         entropy=next(given) if entropy else None,
         count=known.count,

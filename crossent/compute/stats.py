@@ -27,6 +27,7 @@ because ``rest`` never had the 1 added to it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,6 +153,18 @@ def finish(part: Part) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     return nll, part.peak + spread, uniform, entropy
 
 
+def missing(nll: Tensor) -> Tensor:
+    """1 - e^-nll: what is missing from a probability, exact at both ends, and so is its derivative e^-nll.
+
+    Autograd takes the slope of expm1 to be expm1 + 1, which keeps no digit of a small e^-nll; from log 2 on nothing
+    cancels in 1 - exp, and its slope is the exponential itself. The other form is fed a harmless 1.
+    """
+    likely = nll < math.log(2.0)
+    near = -torch.expm1(-torch.where(likely, nll, 1.0))
+    far = 1 - torch.exp(-torch.where(likely, 1.0, nll))
+    return torch.where(likely, near, far)
+
+
 @dataclass(frozen=True)
 class Stats:
     """The four cross-entropies of every row, and the target they are weighed by: what a loss is written on.
@@ -160,8 +173,8 @@ class Stats:
     in. A soft target over all columns is one column here whose nll is the mean under the target, as long as the loss
     is linear in nll; for the others it is v columns. ``lse``, ``uniform``, ``entropy``, ``count`` (of allowed columns)
     and ``mass`` (the sum of the weights, class weights left out: 1 for a label) have shape (n,). ``index`` (n, k) says
-    which columns the targets are, None if that is all of them in order. ``logits`` (n, v) is the row itself, for the
-    few losses that cannot do without.
+    which columns the targets are, None if that is all of them in order. ``classes`` is v, -inf columns included.
+    ``logits`` (n, v) is the row itself, for the few losses that cannot do without.
 
     A field that the loss does not name in ``reads`` is None; ``plain`` says that all weights are 1.
     """
@@ -170,6 +183,7 @@ class Stats:
     q: Tensor
     mass: Any
     lse: Tensor
+    classes: int
     uniform: Any = None
     entropy: Any = None
     count: Any = None
@@ -179,8 +193,8 @@ class Stats:
 
     @property
     def miss(self) -> Tensor:
-        """1 - p at the target columns, exact where p is near 1."""
-        return -torch.expm1(-self.nll)
+        """1 - p at the target columns, exact where p is near 1, with a slope p that is exact where p is near 0."""
+        return missing(self.nll)
 
     @property
     def hit(self) -> Tensor:

@@ -16,10 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from crossent.compute import BCEWithLogitsLoss as BCEWithLogitsLoss
+    from crossent.compute import ContinuousBernoulli as ContinuousBernoulli
     from crossent.compute import CrossEntropyLoss as CrossEntropyLoss
+    from crossent.compute import Fraction as Fraction
+    from crossent.compute import HLGauss as HLGauss
     from crossent.compute import LinearCrossEntropyLoss as LinearCrossEntropyLoss
     from crossent.compute import Link as Link
+    from crossent.compute import Ordinal as Ordinal
     from crossent.compute import Target as Target
+    from crossent.compute import TwoHot as TwoHot
     from crossent.compute import binary_cross_entropy_with_logits as binary_cross_entropy_with_logits
     from crossent.compute import cross_entropy as cross_entropy
     from crossent.compute import cross_entropy_between as cross_entropy_between
@@ -42,10 +47,15 @@ __version__ = "0.1.0"
 
 _HOME = {
     "BCEWithLogitsLoss": "crossent.compute",
+    "ContinuousBernoulli": "crossent.compute",
     "CrossEntropyLoss": "crossent.compute",
+    "Fraction": "crossent.compute",
+    "HLGauss": "crossent.compute",
     "LinearCrossEntropyLoss": "crossent.compute",
     "Link": "crossent.compute",
+    "Ordinal": "crossent.compute",
     "Target": "crossent.compute",
+    "TwoHot": "crossent.compute",
     "binary_cross_entropy_with_logits": "crossent.compute",
     "cross_entropy": "crossent.compute",
     "cross_entropy_between": "crossent.compute",

@@ -1,6 +1,7 @@
 """Compute: every cross-entropy, exact to the last digits.
 
 functional · modules     the public faces
+codes/                   a number in a range as a target, and logits as a number again
 linear                   the head that never stores its logits
 rows · binary            where autograd meets the kernels
 losses/ · backends/      what to make of a row · how to read it
@@ -10,6 +11,11 @@ information              entropy and divergence of distributions
 distillation             a student's divergence from its teacher
 """
 
+from crossent.compute.codes import ContinuousBernoulli as ContinuousBernoulli
+from crossent.compute.codes import Fraction as Fraction
+from crossent.compute.codes import HLGauss as HLGauss
+from crossent.compute.codes import Ordinal as Ordinal
+from crossent.compute.codes import TwoHot as TwoHot
 from crossent.compute.distillation import distillation as distillation
 from crossent.compute.functional import binary_cross_entropy_with_logits as binary_cross_entropy_with_logits
 from crossent.compute.functional import cross_entropy as cross_entropy

@@ -185,7 +185,7 @@ def row_stats(z: Tensor, target: Target, loss: Loss, link: Link | None = None) -
     if soft is not None and soft.dim() == 2:
         soft = soft.unsqueeze(-1)
     if link is not None:  # its own derivative at a NaN would be one, so here the selection comes first
-        z = link(_live_columns(z, target).to(reference.wide(z)))
+        z = link(_live_columns(z, target).to(reference.wide(z)).movedim(1, -1)).movedim(-1, 1)  # its bias is (v,)
     uniform, entropy = "uniform" in loss.reads, "entropy" in loss.reads
     fields, nll, lse, *rest = _kind(_Rows).apply(z, target.live, target.index, soft, class_weight, uniform, entropy)
     given = iter(rest)

@@ -1,0 +1,121 @@
+"""The CPU backend: rows read by Numba kernels in float32 (float64 for float64), statistics in float64.
+
+What makes float32 enough (docs/algebra.md, "Exact in float32"):
+
+- z - peak is kept as its rounded value and its rounding error, and the error joins the exponent after the multiple of
+  log 2 is gone. Alone the rounded value would be 44 ulp wrong in e^(z - peak) at 87 nats.
+- Powers are kept 2^32 times too large, so that none is subnormal, and are added up in float64.
+- 1 + rest is never rounded where rest is small: the sum that holds the peak's 1 is made again without it.
+- 1 - p of a target is (rest + (1 - power)) / (1 + rest), never 1 - p.
+
+Two shapes of loop: ``wide`` reads a row along its columns, ``narrow`` has rows side by side. Which of the two depends on
+v alone, and every order of summation on v and the column alone: a row gives the same bits in any batch, layout and
+number of threads.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crossent.compute.backends import reference
+from crossent.compute.backends.cpu import narrow, wide
+from crossent.compute.backends.cpu.memory import Strided, gradient_like, strided, values, worked_in
+from crossent.compute.backends.cpu.threads import over_blocks
+from crossent.compute.stats import field_names
+
+_NOTHING = np.empty(0)
+_NO_COTANGENT = np.empty((0, 1))
+_EVERY_ROW = np.empty(0, np.bool_)
+
+
+def part(
+    z: Tensor,
+    live: Tensor | None,
+    index: Tensor | None,
+    q: Tensor | None,
+    column_weight: Tensor | None,
+    uniform: bool,
+    entropy: bool,
+) -> tuple[Tensor, Tensor]:
+    """The fields and gaps of all rows, as ``reference.part`` gives them."""
+    if not z.numel():
+        return reference.part(z, live, index, q, column_weight, uniform, entropy)
+    names = field_names(dense=q is not None, uniform=uniform, entropy=entropy)
+    rows = z.shape[0] * z.shape[2]
+    columns = np.empty((rows, 0), np.int64) if index is None else values(index.contiguous())
+    fields = torch.empty((len(names), rows), dtype=torch.float64)
+    targets = 1 if q is not None else z.shape[1] if index is None else index.shape[1]
+    gap = torch.empty((rows, targets), dtype=torch.float64)
+    where = [names.index(name) if name in names else -1 for name in ("total", "dot", "first")]
+    read, soft = strided(z), strided(_nothing_like(z) if q is None else q)
+    given = (read, _rows_that_count(live), columns, soft, _of_classes(column_weight), *where)
+    out = values(fields), values(gap)
+
+    def work(start: int, stop: int) -> None:
+        if z.shape[1] <= narrow.NARROW:
+            memory = np.empty((2, z.shape[1], narrow.TILE), worked_in(z))
+            narrow.part(*given, memory[0], memory[1], *out, start, stop)
+        else:
+            lines = wide.SIDE_BY_SIDE if read.sv > read.si else 1
+            wide.part(*given, _lines(z, lines), _lines(z if q is None else q, 1), *out, start, stop)
+
+    over_blocks(work, rows, z.shape[1])
+    return fields, gap
+
+
+def pull(
+    z: Tensor,
+    live: Tensor | None,
+    index: Tensor | None,
+    q: Tensor | None,
+    column_weight: Tensor | None,
+    fields: Tensor,
+    a: Tensor,
+    b: Tensor | None,
+    c: Tensor | None,
+    d: Tensor | None,
+) -> Tensor:
+    """The gradient of all rows, as ``reference.pull`` gives it."""
+    if not z.numel():
+        return reference.pull(z, live, index, q, column_weight, fields, a, b, c, d)
+    names = field_names(dense=q is not None, uniform=c is not None, entropy=d is not None)
+    columns = np.empty((a.shape[0], 0), np.int64) if index is None else values(index.contiguous())
+    where = [names.index(name) if name in names else -1 for name in ("total", "dot")]
+    read, soft = strided(z), strided(_nothing_like(z) if q is None else q)
+    cotangents = [_NOTHING if x is None else values(x.contiguous()) for x in (b, c, d)]
+    known = values(fields.contiguous())
+    weight = _of_classes(column_weight)
+    given = (read, _rows_that_count(live), columns, soft, weight, *where, known, values(a.contiguous()), *cotangents)
+    dz = gradient_like(z)
+    out = strided(dz)
+
+    def work(start: int, stop: int) -> None:
+        if z.shape[1] <= narrow.NARROW:
+            memory = np.empty((2, z.shape[1], narrow.TILE), worked_in(z))
+            exact = np.empty((a.shape[1], narrow.TILE))
+            narrow.pull(*given, memory[0], memory[1], exact, out, start, stop)
+        else:
+            lines = wide.SIDE_BY_SIDE if read.sv > read.si else 1
+            shares = _lines(z if q is None else q, 1)
+            wide.pull(*given, _lines(z, lines), shares, _lines(z, lines), np.zeros(z.shape[1]), out, start, stop)
+
+    over_blocks(work, a.shape[0], z.shape[1])
+    return dz
+
+
+def _lines(x: Tensor, lines: int) -> np.ndarray:
+    return np.empty((lines, x.shape[1]), worked_in(x))
+
+
+def _nothing_like(z: Tensor) -> Tensor:
+    return z.new_empty((0, 0, 0))
+
+
+def _rows_that_count(live: Tensor | None) -> np.ndarray:
+    return _EVERY_ROW if live is None else values(live.contiguous())
+
+
+def _of_classes(weight: Tensor | None) -> np.ndarray:
+    return _NOTHING if weight is None else values(weight.to(torch.float64).contiguous())

@@ -1,0 +1,55 @@
+"""Tensors as kernels see them: a flat array and strides, so that no layout is copied; and memory for gradients."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+# How a kernel tells 16-bit floats apart: by the integers that carry their bits.
+_CARRIED = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}
+_ARRAY = {torch.float64: np.float64, torch.float32: np.float32, torch.bfloat16: np.uint16, torch.float16: np.int16}
+
+
+class Strided(NamedTuple):
+    """A tensor (n, v, inner): element (i, j, k) is data[i · sn + j · sv + k · si]."""
+
+    data: NDArray
+    n: int
+    v: int
+    inner: int
+    sn: int
+    sv: int
+    si: int
+
+
+def values(x: Tensor) -> NDArray:
+    """The numbers of a tensor as an array that shares its memory; 16-bit floats as the integers that carry them."""
+    x = x.detach()
+    return (x.view(_CARRIED[x.dtype]) if x.dtype in _CARRIED else x).numpy()
+
+
+def strided(x: Tensor) -> Strided:
+    """A tensor (n, v, inner) of any layout, without a copy."""
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
+    return Strided(values(x.detach().as_strided((extent,), (1,))), *x.shape, *x.stride())
+
+
+def gradient_like(z: Tensor) -> Tensor:
+    """Memory for the gradient of z, of its shape, dtype and (where it has no holes) strides.
+
+    Asked of numpy, which asks the system for large pages: a fresh page costs more than the arithmetic done on it, and
+    torch takes small ones (LOG.md).
+    """
+    memory = np.empty(z.numel(), _ARRAY[z.dtype])
+    flat = torch.from_numpy(memory)
+    flat = flat.view(z.dtype) if z.dtype in _CARRIED else flat
+    return flat.as_strided(z.shape, torch.empty_like(z, device="meta").stride())
+
+
+def worked_in(x: Tensor) -> Any:
+    """The dtype in which a kernel works out rows of x."""
+    return np.float64 if x.dtype == torch.float64 else np.float32

@@ -1,0 +1,402 @@
+"""Narrow rows, too short to read along: they lie side by side, TILE of them, and columns come one after the other.
+
+Logits that come channels first lie so already; others are turned as they are read. Sums go over the columns in order,
+row by row, in any layout.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossent.compute.backends.cpu.memory import Strided
+from crossent.compute.backends.cpu.precision import UNSHIFT, as_worked, kernel, power, stored, widened
+from crossent.compute.backends.cpu.target import at_target, collect, row_of
+
+TILE = 256
+NARROW = 64  # columns; more are a wide row
+
+
+@kernel
+def tile_of(x: Strided, r: int, stop: int) -> int:
+    """How many rows from r on make a tile: they share their place in n, or have inner of 1."""
+    rows = min(TILE, stop - r)
+    return rows if x.inner == 1 else min(rows, x.inner - r % x.inner)
+
+
+@kernel
+def turn_in(x: Strided, r: int, rows: int, tile: NDArray) -> None:
+    """Rows r … r + rows into the tile (v, TILE), column by column."""
+    if x.inner == 1:
+        for t in range(rows):
+            at = (r + t) * x.sn
+            for j in range(x.v):
+                tile[j, t] = widened(x.data[at + j * x.sv])
+        return
+    base = (r // x.inner) * x.sn + (r % x.inner) * x.si
+    for j in range(x.v):
+        at = base + j * x.sv
+        column = tile[j]
+        if x.si == 1:
+            side_by_side = x.data[at : at + rows]
+            for t in range(rows):
+                column[t] = widened(side_by_side[t])
+        else:
+            for t in range(rows):
+                column[t] = widened(x.data[at + t * x.si])
+
+
+@kernel
+def turn_out(tile: NDArray, rows: int, x: Strided, r: int) -> None:
+    """The tile's rows to where they belong in x."""
+    like = x.data[0]
+    if x.inner == 1:
+        for t in range(rows):
+            at = (r + t) * x.sn
+            for j in range(x.v):
+                x.data[at + j * x.sv] = stored(tile[j, t], like)
+        return
+    base = (r // x.inner) * x.sn + (r % x.inner) * x.si
+    for j in range(x.v):
+        at = base + j * x.sv
+        column = tile[j]
+        if x.si == 1:
+            side_by_side = x.data[at : at + rows]
+            for t in range(rows):
+                side_by_side[t] = stored(column[t], like)
+        else:
+            for t in range(rows):
+                x.data[at + t * x.si] = stored(column[t], like)
+
+
+@kernel
+def _silence(live: NDArray, r: int, rows: int, tile: NDArray) -> None:
+    """Zeros for the rows that are not to be read."""
+    if live.size:
+        for t in range(rows):
+            if not live[r + t]:
+                for j in range(tile.shape[0]):
+                    tile[j, t] = 0
+
+
+# Small kernels that go through a whole tile: a compiler that sees one loop at a time turns each into vector
+# instructions, and a call for every column would cost as much as the column.
+
+
+@kernel
+def _peaks(tile: NDArray, peak: NDArray) -> None:
+    peak[:] = tile[0]
+    for j in range(1, tile.shape[0]):
+        column = tile[j]
+        for t in range(TILE):
+            peak[t] = column[t] if column[t] > peak[t] else peak[t]
+
+
+@kernel
+def _powers(tile: NDArray, peak: NDArray, powers: NDArray, ties: NDArray) -> None:
+    """Add up the powers below the peak, two columns at a time, and count the columns that equal it."""
+    powers[:] = 0.0
+    ties[:] = 0
+    x, y = np.empty(TILE, tile.dtype), np.zeros(TILE, tile.dtype)
+    nothing = as_worked(0.0, tile[0, 0])
+    for j in range(0, tile.shape[0], 2):
+        column = tile[j]
+        for t in range(TILE):
+            x[t] = nothing if column[t] == peak[t] else power(column[t], peak[t])
+        for t in range(TILE):
+            ties[t] += np.int32(column[t] == peak[t])
+        if j + 1 < tile.shape[0]:
+            column = tile[j + 1]
+            for t in range(TILE):
+                y[t] = nothing if column[t] == peak[t] else power(column[t], peak[t])
+            for t in range(TILE):
+                ties[t] += np.int32(column[t] == peak[t])
+        else:
+            y[:] = nothing
+        for t in range(TILE):
+            powers[t] += np.float64(x[t] + y[t])
+
+
+@kernel
+def _dots(tile: NDArray, peak: NDArray, dots: NDArray) -> None:
+    dots[:] = 0.0
+    for j in range(tile.shape[0]):
+        column = tile[j]
+        for t in range(TILE):
+            x = np.float64(power(column[t], peak[t])) * (np.float64(column[t]) - np.float64(peak[t]))
+            dots[t] += x if column[t] > -np.inf else 0.0
+
+
+@kernel
+def _uniform(tile: NDArray, peak: NDArray, weight: NDArray, rows: int, out: NDArray) -> None:
+    """total, count and measure of the first rows into out (3, rows)."""
+    total, count, measure = out[0], out[1], out[2]
+    total[:] = 0.0
+    count[:] = 0.0
+    measure[:] = 0.0
+    for j in range(tile.shape[0]):
+        u = weight[j] if weight.size else 1.0
+        column = tile[j]
+        for t in range(rows):
+            total[t] += u * (np.float64(column[t]) - np.float64(peak[t])) if column[t] > -np.inf else 0.0
+        for t in range(rows):
+            count[t] += 1.0 if column[t] > -np.inf else 0.0
+            measure[t] += u if column[t] > -np.inf else 0.0
+
+
+@kernel
+def part(
+    z: Strided,
+    live: NDArray,
+    index: NDArray,
+    q: Strided,
+    weight: NDArray,
+    uniform: int,
+    dot: int,
+    first: int,
+    tile: NDArray,
+    shares: NDArray,
+    fields: NDArray,
+    gap: NDArray,
+    start: int,
+    stop: int,
+) -> None:
+    """Fill fields and gap for rows start … stop; ``uniform``, ``dot`` and ``first`` say where, -1 for not wanted.
+
+    ``tile`` and ``shares`` (v, TILE) are memory to work in, of the dtype in which z and q are worked out.
+    """
+    peak = np.empty(TILE, tile.dtype)
+    power_sum, ties = np.empty(TILE), np.empty(TILE, np.int32)
+    tile[:] = 0
+    r = start
+    while r < stop:
+        rows = tile_of(z, r, stop)
+        turn_in(z, r, rows, tile)
+        _silence(live, r, rows, tile)
+        _peaks(tile, peak)
+        _powers(tile, peak, power_sum, ties)
+        for t in range(rows):
+            fields[0, r + t] = peak[t]
+            # The last term is 0, or NaN where the peak is infinite.
+            fields[1, r + t] = power_sum[t] * UNSHIFT + np.float64(ties[t] - 1) + np.float64(peak[t] - peak[t])
+        for k in range(index.shape[1]):
+            for t in range(rows):
+                gap[r + t, k] = np.float64(peak[t]) - np.float64(tile[index[r + t, k], t])
+        if not index.shape[1] and not q.v:
+            for t in range(rows):
+                for j in range(z.v):
+                    gap[r + t, j] = np.float64(peak[t]) - np.float64(tile[j, t])
+        if q.v:
+            turn_in(q, r, rows, shares)
+            for t in range(rows):
+                _soft(tile[:, t], peak[t], shares[:, t], weight, fields[2:4, r + t], gap[r + t])
+        if uniform >= 0:
+            _uniform(tile, peak, weight, rows, fields[uniform : uniform + 3, r : r + rows])
+        if dot >= 0:
+            _dots(tile, peak, power_sum)
+            for t in range(rows):
+                fields[dot, r + t] = power_sum[t] * UNSHIFT
+        if first >= 0:
+            _order(tile, peak, index, r, rows, fields[first : first + 2])
+        r += rows
+
+
+@kernel
+def _soft(z: NDArray, peak: float, q: NDArray, weight: NDArray, sums: NDArray, gap: NDArray) -> None:
+    """gap, and (mass, held) into sums; one class alone is its own mean, to the bit."""
+    high = np.float64(peak)
+    aim = mass = held = 0.0
+    there, alone = 0, 0
+    for j in range(z.size):
+        x = np.float64(q[j])
+        w = x * weight[j] if weight.size else x
+        mass += x
+        held += w
+        if x != 0.0:
+            there += 1
+            alone = j
+        if w != 0.0:
+            aim += w * (high - np.float64(z[j]))
+    sums[0], sums[1] = mass, held
+    if there == 1:
+        gap[0] = high - np.float64(z[alone])
+    else:
+        gap[0] = aim / held if held != 0.0 else 0.0
+
+
+@kernel
+def _order(tile: NDArray, peak: NDArray, index: NDArray, r: int, rows: int, out: NDArray) -> None:
+    """The first greatest column, and how many are greater than the target."""
+    for t in range(rows):
+        first, above = 0, 0
+        hit = tile[index[r + t, 0], t]
+        for j in range(tile.shape[0] - 1, -1, -1):
+            if tile[j, t] == peak[t]:
+                first = j
+            if tile[j, t] > hit:
+                above += 1
+        out[0, r + t] = first
+        out[1, r + t] = above
+
+
+@kernel
+def _exact(hit: NDArray, peak: NDArray, alpha: NDArray, u: NDArray, known: NDArray, exact: NDArray) -> None:
+    for t in range(TILE):
+        exact[t] = at_target(hit[t], peak[t], alpha[t], u[t], row_of(known, t))
+
+
+@kernel
+def _columns(tile: NDArray, peak: NDArray, factor: NDArray) -> None:
+    """The gradient of all columns as if none were a target, of a loss that looks at nll and lse only."""
+    for j in range(tile.shape[0]):
+        column = tile[j]
+        for t in range(TILE):
+            column[t] = power(column[t], peak[t]) * factor[t]
+
+
+@kernel
+def _all_columns(
+    tile: NDArray, peak: NDArray, factor: NDArray, weight: NDArray, shares: NDArray, known: NDArray,
+    uniform: bool, entropy: bool, soft: bool,
+) -> None:  # fmt: skip
+    """The same with whatever a loss may look at."""
+    z, spread = np.empty(TILE, tile.dtype), np.empty(TILE, tile.dtype)
+    rest, beyond, c, d = known[0], known[2], known[5], known[6]
+    for t in range(TILE):
+        spread[t] = d[t] / (1.0 + rest[t]) * UNSHIFT
+    for j in range(tile.shape[0]):
+        column, share = tile[j], shares[j]
+        z[:] = column
+        u = weight[j] if weight.size else 1.0
+        for t in range(TILE):
+            column[t] = power(z[t], peak[t]) * factor[t]
+        if uniform:
+            for t in range(TILE):
+                column[t] -= as_worked(c[t] * u if z[t] > -np.inf else 0.0, z[t])
+        if soft:
+            for t in range(TILE):
+                column[t] -= share[t]
+        if entropy:
+            for t in range(TILE):
+                x = power(z[t], peak[t])
+                moved = x * spread[t] * ((peak[t] - z[t]) + as_worked(beyond[t], z[t]))
+                column[t] += moved if x > 0 else as_worked(0.0, z[t])
+
+
+@kernel
+def _targets(
+    k: int, r: int, rows: int, tile: NDArray, index: NDArray, a: NDArray, weight: NDArray,
+    hit: NDArray, alpha: NDArray, u: NDArray,
+) -> None:  # fmt: skip
+    """The k-th target columns of the rows: their logits, the cotangents that meet there, their class weights."""
+    for t in range(rows):
+        column = index[r + t, k] if index.shape[1] else k
+        hit[t] = tile[column, t]
+        if weight.size:
+            u[t] = weight[column]
+    for t in range(rows):
+        alpha[t] = a[r + t, k]
+    if index.shape[1] > 1:
+        for t in range(rows):
+            for other in range(index.shape[1]):
+                if other != k and index[r + t, other] == index[r + t, k]:
+                    alpha[t] += a[r + t, other]
+
+
+@kernel
+def pull(
+    z: Strided,
+    live: NDArray,
+    index: NDArray,
+    q: Strided,
+    weight: NDArray,
+    uniform: int,
+    dot: int,
+    fields: NDArray,
+    a: NDArray,
+    b: NDArray,
+    c: NDArray,
+    d: NDArray,
+    tile: NDArray,
+    shares: NDArray,
+    exact: NDArray,
+    out: Strided,
+    start: int,
+    stop: int,
+) -> None:
+    """The gradient of rows start … stop into ``out``.
+
+    ``exact`` (k, TILE) holds the entries of the target columns meanwhile.
+    """
+    peak, factor = np.zeros(TILE, tile.dtype), np.zeros(TILE, tile.dtype)
+    hit, alpha, u, known = np.zeros(TILE, tile.dtype), np.zeros(TILE), np.ones(TILE), np.zeros((8, TILE))
+    column_of = np.zeros(TILE, np.int64)
+    tile[:] = 0
+    shares[:] = 0
+    r = start
+    while r < stop:
+        rows = tile_of(z, r, stop)
+        turn_in(z, r, rows, tile)
+        _silence(live, r, rows, tile)
+        collect(r, rows, fields, uniform, dot, a, b, c, d, known)
+        factor[:] = known[7]
+        for t in range(rows):
+            peak[t] = fields[0, r + t]
+        if q.v:
+            turn_in(q, r, rows, shares)
+            for t in range(rows):
+                column, alpha[t] = _of_soft(
+                    tile[:, t], peak[t], shares[:, t], weight, known[0, t], known[3, t], fields[3, r + t]
+                )
+                column_of[t] = column
+                hit[t] = tile[column, t]
+                if weight.size:
+                    u[t] = weight[column]
+            _exact(hit, peak, alpha, u, known, exact[0])
+        else:
+            for k in range(a.shape[1]):
+                _targets(k, r, rows, tile, index, a, weight, hit, alpha, u)
+                _exact(hit, peak, alpha, u, known, exact[k])
+        if uniform < 0 and dot < 0 and not q.v:
+            _columns(tile, peak, factor)
+        else:
+            _all_columns(tile, peak, factor, weight, shares, known, uniform >= 0, dot >= 0, q.v > 0)
+        if q.v:
+            for t in range(rows):
+                tile[column_of[t], t] = exact[0, t]
+        elif index.shape[1]:
+            for k in range(index.shape[1]):
+                for t in range(rows):
+                    tile[index[r + t, k], t] = exact[k, t]
+        else:
+            for j in range(z.v):
+                for t in range(rows):
+                    tile[j, t] = exact[j, t] if a[r + t, j] != 0.0 else tile[j, t]
+        _silence(live, r, rows, tile)
+        turn_out(tile, rows, out, r)
+        r += rows
+
+
+@kernel
+def _of_soft(
+    z: NDArray, peak: float, q: NDArray, weight: NDArray, rest: float, a: float, held: float
+) -> tuple[int, float]:
+    """Turn weights q into what is taken off each column; give the column whose entry must be exact, and its alpha.
+
+    One class alone is a label, to the bit. Of several, only the peak can have a p near 1, and needs care; the first
+    peak is taken anyway, for its exact entry is never worse.
+    """
+    there, alone, first = 0, 0, 0
+    for j in range(z.size - 1, -1, -1):
+        if q[j] != 0:
+            there += 1
+            alone = j
+        if z[j] == peak:
+            first = j
+    column = alone if there == 1 else first
+    u = weight[column] if weight.size else 1.0
+    share = 1.0 if there == 1 else np.float64(q[column]) * u / held if held != 0.0 else 0.0
+    for j in range(z.size):
+        w = np.float64(q[j]) * (weight[j] if weight.size else 1.0)
+        q[j] = a * (w / held) if there > 1 and held != 0.0 else 0.0
+    return column, a * share

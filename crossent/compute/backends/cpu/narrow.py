@@ -118,6 +118,20 @@ def _powers(tile: NDArray, peak: NDArray, powers: NDArray, ties: NDArray) -> Non
 
 
 @kernel
+def _peak_and_rest(peak: NDArray, powers: NDArray, ties: NDArray, high: NDArray, rest: NDArray) -> None:
+    for t in range(high.size):
+        high[t] = peak[t]
+        # The last term is 0, or NaN where the peak is infinite.
+        rest[t] = powers[t] * UNSHIFT + np.float64(ties[t] - 1) + np.float64(peak[t] - peak[t])
+
+
+@kernel
+def _gaps(tile: NDArray, peak: NDArray, index: NDArray, gap: NDArray) -> None:
+    for t in range(index.size):
+        gap[t] = np.float64(peak[t]) - np.float64(tile[index[t], t])
+
+
+@kernel
 def _dots(tile: NDArray, peak: NDArray, dots: NDArray) -> None:
     dots[:] = 0.0
     for j in range(tile.shape[0]):
@@ -175,13 +189,9 @@ def part(
         _silence(live, r, rows, tile)
         _peaks(tile, peak)
         _powers(tile, peak, power_sum, ties)
-        for t in range(rows):
-            fields[0, r + t] = peak[t]
-            # The last term is 0, or NaN where the peak is infinite.
-            fields[1, r + t] = power_sum[t] * UNSHIFT + np.float64(ties[t] - 1) + np.float64(peak[t] - peak[t])
+        _peak_and_rest(peak, power_sum, ties, fields[0, r : r + rows], fields[1, r : r + rows])
         for k in range(index.shape[1]):
-            for t in range(rows):
-                gap[r + t, k] = np.float64(peak[t]) - np.float64(tile[index[r + t, k], t])
+            _gaps(tile, peak, index[r : r + rows, k], gap[r : r + rows, k])
         if not index.shape[1] and not q.v:
             for t in range(rows):
                 for j in range(z.v):

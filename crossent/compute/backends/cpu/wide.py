@@ -429,9 +429,7 @@ def _of_columns(
 
 
 @kernel
-def _of_soft(
-    z: NDArray, peak: Any, q: NDArray, weight: NDArray, row: Row, held: float, dz: NDArray
-) -> None:
+def _of_soft(z: NDArray, peak: Any, q: NDArray, weight: NDArray, row: Row, held: float, dz: NDArray) -> None:
     """One class alone is a label, to the bit. Of several, only the peak can have a p near 1, and needs care."""
     alone = only_one(q)
     column = alone

@@ -1,6 +1,6 @@
 """How often do the 95 % intervals hold the truth? Simulated models, counted coverage, plain t beside Hall's.
 
-    python benchmarks/coverage.py [repetitions]
+    python benchmarks/interval_coverage.py [repetitions]
 
 Each model draws its log-odds, then labels from the true probabilities, and claims the log-odds times a
 sharpness: 1 is calibrated, above it too sure of itself. The true cross-entropy is an integral over the

@@ -32,8 +32,28 @@ def _log(v: mp.mpf) -> mp.mpf:
     return -mp.inf if v == 0 else mp.log(v)
 
 
+def nll_if(z: list[float], y: int, logit: mp.mpf) -> mp.mpf:
+    """The nll of class y once its logit is another one."""
+    return nll([logit if j == y else v for j, v in enumerate(z)], y)
+
+
+def arcface(cosine: mp.mpf, margin: mp.mpf) -> mp.mpf:
+    """cos(θ + m) by way of the angle; past π the authors' line."""
+    angle = mp.acos(cosine)
+    return mp.cos(angle + margin) if angle + margin < mp.pi else cosine - margin * mp.sin(margin)
+
+
+COUNTS = [1000, 10, 300, 50, 5, 120]
+
+
 def loss(name: str, z: list[float], y: int, weight: list[float] | None = None) -> mp.mpf:
-    """Every public loss with the knobs of ``KNOBS``, written from its paper's formula in p."""
+    """Every public loss with the knobs of ``KNOBS``, written from its paper's formula in p.
+
+    ``weight`` are class weights; a term of the target has that of its class, the uniform part that of each class.
+    """
+    if weight is not None and name not in ("Smoothed", "ClassWeighted"):
+        return mp.mpf(weight[y]) * loss(name, z, y)
+    w = [mp.mpf(1)] * len(z) if weight is None else [mp.mpf(v) for v in weight]
     p, miss = probabilities(z), others(z, y)
     allowed = [j for j, v in enumerate(z) if v != float("-inf")]
     entropy = -mp.fsum(v * _log(v) for v in p if v > 0)
@@ -42,15 +62,23 @@ def loss(name: str, z: list[float], y: int, weight: list[float] | None = None) -
         return -_log(p[y])
     if name == "Smoothed":
         q = {j: mp.mpf("0.9") * (j == y) + mp.mpf("0.1") / len(allowed) for j in {*allowed, y}}
-        return mp.fsum(-v * _log(p[j]) for j, v in q.items())
+        return mp.fsum(-v * w[j] * _log(p[j]) for j, v in q.items())
     if name == "ClassWeighted":
-        return mp.mpf(weight[y]) * -_log(p[y])
+        return w[y] * -_log(p[y])
     if name == "Focal":
         return miss**2 * -_log(p[y])
+    if name == "Asymmetric":
+        r = max(miss - mp.mpf(0.05), mp.mpf(0))
+        return -(r**4) * _log(1 - r) if y == 0 else miss * -_log(p[y])
     if name == "Poly1":
         return -_log(p[y]) + miss
     if name == "GeneralisedCE":
         return (1 - p[y] ** mp.mpf("0.7")) / mp.mpf("0.7")
+    if name == "SymmetricCE":
+        reverse = -mp.fsum(p[j] * (0 if j == y else -4) for j in range(len(p)))
+        return mp.mpf("0.1") * -_log(p[y]) + reverse
+    if name == "TaylorCE":
+        return mp.fsum(miss**i / i for i in (1, 2, 3))
     if name == "LogZ":
         return lse**2
     if name == "Confidence":
@@ -58,22 +86,29 @@ def loss(name: str, z: list[float], y: int, weight: list[float] | None = None) -
     if name == "Unlikelihood":
         return -_log(miss)
     if name == "Margin":
-        moved = list(z)
-        shifted = [
-            mp.exp(mp.mpf(v) - (mp.mpf(0.35) if j == y else 0)) if v != float("-inf") else mp.mpf(0)
-            for j, v in enumerate(moved)
-        ]
-        return -_log(shifted[y] / mp.fsum(shifted))
+        return nll_if(z, y, mp.mpf(z[y]) - mp.mpf(0.35))
+    if name == "LDAM":
+        return nll_if(z, y, mp.mpf(z[y]) - mp.mpf(0.5) * mp.mpf(min(COUNTS)) ** 0.25 / mp.mpf(COUNTS[y]) ** 0.25)
+    if name == "ArcFace":
+        cosine = mp.mpf(z[y]) / 30
+        return mp.nan if abs(cosine) > 1 else nll_if(z, y, 30 * arcface(cosine, mp.mpf(0.5)))
+    if name == "Brier":
+        return miss**2 + mp.fsum(v**2 for j, v in enumerate(p) if j != y)
+    if name == "Hinge":
+        return max(mp.mpf(0), 1 + max(mp.mpf(v) for j, v in enumerate(z) if j != y) - mp.mpf(z[y]))
     raise KeyError(f"the oracle does not know the loss {name!r}: write its formula here")
 
 
-def gradient(name: str, z: list[float], y: int, weight: list[float] | None = None) -> list[mp.mpf]:
-    """Central differences with a step of 1e-20 and 60 digits: right to about 40 digits relative to 1."""
-    step = mp.mpf(10) ** -20
+def slopes(name: str, z: list[float], y: int, weight: list[float] | None = None) -> list[tuple[mp.mpf, mp.mpf]]:
+    """The slope of each logit from the left and from the right: the same but where the loss has a kink.
 
-    def at(j: int, sign: int) -> mp.mpf:
+    Differences with a step of 1e-20 and 60 digits, right to about 20 digits relative to 1.
+    """
+    step, here = mp.mpf(10) ** -20, loss(name, z, y, weight)
+
+    def to(j: int, move: mp.mpf) -> mp.mpf:
         moved = [mp.mpf(v) if v != float("-inf") else v for v in z]
-        moved[j] = moved[j] + sign * step
-        return loss(name, moved, y, weight)
+        moved[j] = moved[j] + move
+        return (loss(name, moved, y, weight) - here) / move
 
-    return [mp.mpf(0) if v == float("-inf") else (at(j, 1) - at(j, -1)) / (2 * step) for j, v in enumerate(z)]
+    return [(mp.mpf(0),) * 2 if v == float("-inf") else (to(j, -step), to(j, step)) for j, v in enumerate(z)]

@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from crossent import BCEWithLogitsLoss, binary_cross_entropy_with_logits, cross_entropy
-from crossent.compute.losses import LOSSES, ClassWeighted, Loss
+from crossent.compute.losses import LDAM, LOSSES, ClassWeighted, Loss
 from tests.compare import faults, ulps
-from tests.laws.test_losses import KNOBS
+from tests.laws.test_losses import KNOBS as KNOBS_OF_SIX
+
+KNOBS = {**KNOBS_OF_SIX, "LDAM": LDAM(torch.tensor([90, 10]))}
 
 
 def truth(z: float, t: float) -> tuple[float, float]:

@@ -11,6 +11,18 @@ from crossent.compute.losses.algebra import Loss
 from crossent.compute.stats import Stats
 
 
+def _focused(nll: Tensor, gamma: float) -> Tensor:
+    """(1 - e^-nll)^γ nll."""
+    if gamma == 0:
+        return nll
+    # At nll = 0 the power has no derivative for γ < 1, at nll = ∞ autograd meets 0 · ∞. Both ends are known:
+    # 0 with slope 0, and nll itself (from 50 nats on (1 - p)^γ is 1 to the last digit of float64).
+    sure, lost = nll == 0, nll > 50
+    inner = torch.where(sure | lost, 1.0, nll)
+    focused = torch.pow(-torch.expm1(-inner), gamma) * inner
+    return torch.where(lost, nll, torch.where(sure, 0.0, focused))
+
+
 @dataclass(frozen=True)
 class Focal(Loss):
     """Focal loss: Σ_k q_k (1 - p_k)^γ (-log p_k), with 1 - p = -expm1(-nll) (Lin et al. 2017, eq. 4).
@@ -32,14 +44,7 @@ class Focal(Loss):
 
     def __call__(self, s: Stats) -> Tensor:
         """Σ_k q_k (1 - p_k)^γ nll_k."""
-        if self.gamma == 0:
-            return s.over_targets(s.nll)
-        # At nll = 0 the power has no derivative for γ < 1, at nll = ∞ autograd meets 0 · ∞. Both ends are known:
-        # 0 with slope 0, and nll itself (from 50 nats on (1 - p)^γ is 1 to the last digit of float64).
-        sure, lost = s.nll == 0, s.nll > 50
-        inner = torch.where(sure | lost, 1.0, s.nll)
-        focused = torch.pow(-torch.expm1(-inner), self.gamma) * inner
-        return s.over_targets(torch.where(lost, s.nll, torch.where(sure, 0.0, focused)))
+        return s.over_targets(_focused(s.nll, self.gamma))
 
 
 @dataclass(frozen=True)
@@ -64,3 +69,42 @@ class Poly1(Loss):
     def __call__(self, s: Stats) -> Tensor:
         """Σ_k q_k (nll_k + ε (1 - p_k))."""
         return s.over_targets(s.nll + self.epsilon * s.miss)
+
+
+@dataclass(frozen=True)
+class Asymmetric(Loss):
+    """Focal loss with a γ of its own for "no", where what is sure enough costs nothing (Ridnik et al. 2021, eq. 7).
+
+    Class 0 is "no", every other class "yes". With p the probability of the target,
+
+        yes   (1 - p)^γ₊ (-log p)
+        no    r^γ₋ (-log(1 - r)), r = max(1 - p - m, 0)
+
+    On binary elements (``binary_cross_entropy_with_logits``) this is the paper's multi-label loss, whose p is 1 - p of
+    a "no". Not proper. 0 to ∞ for a "yes"; a "no" costs at most -log m. γ₊, γ₋ ≥ 0; m in [0, 1).
+
+    >>> from crossent import binary_cross_entropy_with_logits
+    >>> z, t = torch.tensor([0.0, 0.0, -4.0]), torch.tensor([1.0, 0.0, 0.0])
+    >>> binary_cross_entropy_with_logits(z, t, loss=Asymmetric(0.0, 4.0, margin=0.05), reduction="none")
+    tensor([0.6931, 0.0245, 0.0000])
+    """
+
+    reads = frozenset()
+
+    gamma_pos: float = 0.0
+    gamma_neg: float = 4.0
+    margin: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not (self.gamma_pos >= 0 and self.gamma_neg >= 0):
+            raise ValueError(
+                f"gamma_pos and gamma_neg must be 0 or more, and are {self.gamma_pos} and {self.gamma_neg}."
+            )
+        if not 0 <= self.margin < 1:
+            raise ValueError(f"margin is a probability, 0 or more and below 1, and is {self.margin}.")
+
+    def __call__(self, s: Stats) -> Tensor:
+        """Σ_k q_k of either: a "no" is focal too, of the nll that is left of it."""
+        no = s.of_class(torch.arange(s.classes, device=s.nll.device)) == 0
+        left = -torch.log1p(-torch.relu(s.miss - self.margin)) if self.margin else s.nll
+        return s.over_targets(torch.where(no, _focused(left, self.gamma_neg), _focused(s.nll, self.gamma_pos)))

@@ -30,22 +30,32 @@ class NLL(Loss):
 
 @dataclass(frozen=True)
 class Smoothed(Loss):
-    """Label smoothing: (1 - ε) loss + ε · the cross-entropy from the uniform distribution.
+    """Label smoothing: (1 - ε) loss + ε · the mean of -log p_j over some classes (Szegedy et al. 2016, §7).
 
-    The target keeps 1 - ε and every allowed class gets ε / v more (Szegedy et al. 2016, §7); a class whose logit is
-    -inf is not allowed and gets nothing. Not proper: its optimum is the smoothed truth. ε in [0, 1].
+        over="allowed"   every class whose logit is not -inf; so the target keeps 1 - ε + ε / count
+        over="others"    every allowed class but the target, which keeps 1 - ε
+        over="all"       every class: infinite where a logit is -inf, as in PyTorch
+
+    Where nothing is -inf the first and the last are the same. Not proper: its optimum is the smoothed truth. ε in
+    [0, 1].
 
     >>> from crossent import cross_entropy
-    >>> cross_entropy(torch.tensor([[2.0, 0.0]]), torch.tensor([0]), loss=Smoothed(0.1))
+    >>> z, y = torch.tensor([[2.0, 0.0]]), torch.tensor([0])
+    >>> cross_entropy(z, y, loss=Smoothed(0.1))
     tensor(0.2269)
+    >>> cross_entropy(z, y, loss=Smoothed(0.1, over="others"))
+    tensor(0.3269)
     """
 
     smoothing: float = 0.1
     loss: Loss = NLL()
+    over: str = "allowed"
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.smoothing <= 1.0:
             raise ValueError(f"label_smoothing must lie between 0 and 1, and is {self.smoothing}.")
+        if self.over not in ("allowed", "others", "all"):
+            raise ValueError(f'over must be "allowed", "others" or "all", and is {self.over!r}.')
         _unweighted(self.loss)
 
     @property
@@ -59,10 +69,26 @@ class Smoothed(Loss):
         return self.loss.linear
 
     def __call__(self, s: Stats) -> Tensor:
-        """(1 - ε) loss + ε · mass · uniform."""
-        # The share of a row that carries no target at all is nothing, even when the uniform part is infinite.
-        uniform = torch.where(s.mass == 0, 0.0, s.uniform)
-        return (1 - self.smoothing) * self.loss(s) + self.smoothing * s.mass * uniform
+        """(1 - ε) loss + ε · mass · the mean over the other classes."""
+        if self.smoothing == 0:
+            return self.loss(s)  # 0 · ∞ = 0
+        spread = self.smoothing * self._spread(s)
+        return spread if self.smoothing == 1 else (1 - self.smoothing) * self.loss(s) + spread
+
+    def _spread(self, s: Stats) -> Tensor:
+        uniform = s.uniform
+        if self.over == "all":
+            uniform = uniform + torch.where(s.count < s.classes, torch.inf, 0.0)
+        if not s.plain:
+            # The share of a row that carries no target at all is nothing, even when the uniform part is infinite.
+            uniform = s.mass * torch.where(s.mass == 0, 0.0, uniform)
+        if self.over != "others":
+            return uniform
+        # Taken out of the sum over all is the target's own part, unless its logit is -inf: then it never was in it.
+        own = s.over_targets(s.nll)
+        inside = own.isfinite()
+        rest = s.count * uniform - torch.where(inside, own, 0.0)
+        return rest / torch.where(inside, s.count - 1, s.count).clamp(min=1)
 
 
 @dataclass(frozen=True, eq=False)

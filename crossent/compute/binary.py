@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crossent.compute import operators
+from crossent.compute.backends import reference
 from crossent.compute.backends.reference import wide
 from crossent.compute.stats import Stats
 
@@ -33,11 +35,116 @@ class _Elements(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Tensor:
         (z,) = ctx.saved_tensors
         return _pull(z, *cotangents)
+
+
+class _ElementsForward(_Elements):
+    """The same with a forward derivative, which torch.compile cannot see through."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        (z,) = ctx.saved_tensors
+        z, t = z.to(wide(z)), tangent.to(wide(tangent))
+        p, q = torch.sigmoid(z), torch.sigmoid(-z)
+        curvature = torch.where(z.isinf(), 0.0, p * q * torch.where(z.isinf(), 0.0, z))
+        return torch.stack((-q * t, p * t), -1), p * t, -curvature * t
+
+
+class _Costs(torch.autograd.Function):
+    """What most calls need and no more: the cost (n,) of logits z (n,) against shares, from the kernel."""
+
+    @staticmethod
+    def forward(z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing: float) -> Tensor:
+        return operators.elements(z, share, pos_weight, smoothing)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        *tensors, ctx.smoothing = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, a: Tensor) -> tuple[Tensor, None, None, None]:
+        return _slopes().apply(*ctx.saved_tensors, ctx.smoothing, a), None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple[Tensor, int]:
+        return _costs().apply(*_folded(info.batch_size, in_dims, inputs)).unflatten(0, (info.batch_size, -1)), 0
+
+
+class _CostsForward(_Costs):
+    """The same with a forward derivative."""
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        return reference.pull_elements(*ctx.saved_tensors, ctx.smoothing, tangent.to(wide(tangent))).to(wide(tangent))
+
+
+class _Slopes(torch.autograd.Function):
+    """The gradient of z from the cotangents a (n,)."""
+
+    @staticmethod
+    def forward(z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing: float, a: Tensor) -> Tensor:
+        return operators.pull_elements(z, share, pos_weight, smoothing, a)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        *tensors, ctx.smoothing, a = inputs
+        ctx.save_for_backward(*tensors, a)
+        ctx.save_for_forward(*tensors, a)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        again, z, a = _slopes_again(ctx)
+        dz, da = torch.func.vjp(again, z, a)[1](g)
+        return dz, None, None, None, da
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple[Tensor, int]:
+        return _slopes().apply(*_folded(info.batch_size, in_dims, inputs)).unflatten(0, (info.batch_size, -1)), 0
+
+
+class _SlopesForward(_Slopes):
+    """The same with a forward derivative."""
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        again, z, a = _slopes_again(ctx)
+        along = [torch.zeros_like(x) if t is None else t for t, x in ((tangents[0], z), (tangents[-1], a))]
+        return torch.func.jvp(again, (z, a), tuple(along))[1]
+
+
+def _slopes_again(ctx: Any) -> tuple[Any, Tensor, Tensor]:
+    """The gradient in plain torch, as a function of what it can be differentiated by."""
+    z, share, pos_weight, a = ctx.saved_tensors
+    smoothing = ctx.smoothing
+    return lambda z, a: reference.pull_elements(z, share, pos_weight, smoothing, a), z, a
+
+
+def _costs() -> Any:
+    return _Costs if torch.compiler.is_compiling() else _CostsForward
+
+
+def _slopes() -> Any:
+    return _Slopes if torch.compiler.is_compiling() else _SlopesForward
+
+
+def _folded(batch: int, in_dims: tuple, inputs: tuple) -> Any:
+    """What vmap handed over, with the batch folded into the elements; a lone number for all stays one."""
+    for value, at in zip(inputs, in_dims, strict=True):
+        if not isinstance(value, Tensor) or (at is None and value.shape == (1,)):
+            yield value
+        else:
+            length = max(x.shape[-1] for x in inputs if isinstance(x, Tensor))
+            spread = value.unsqueeze(0) if at is None else value.movedim(at, 0)
+            yield spread.expand(batch, length).flatten()
 
 
 def _pull(z: Tensor, a: Tensor, b: Tensor, d: Tensor) -> Tensor:
@@ -55,7 +162,7 @@ def element_stats(z: Tensor, target: Tensor, pos_weight: Tensor | None = None) -
     ``pos_weight`` (n,) multiplies the weight of class 1, as in PyTorch; in the uniform distribution too, as class
     weights do in a row of many columns.
     """
-    nll, lse, entropy = _Elements.apply(z)
+    nll, lse, entropy = (_Elements if torch.compiler.is_compiling() else _ElementsForward).apply(z)
     one = target.to(nll.dtype)
     weight = torch.ones_like(nll)
     if pos_weight is not None:
@@ -72,3 +179,12 @@ def element_stats(z: Tensor, target: Tensor, pos_weight: Tensor | None = None) -
         index=torch.tensor([1, 0], device=z.device).expand_as(nll),
         logits=torch.stack((torch.zeros_like(z), z), -1).to(nll.dtype),
     )
+
+
+def element_losses(z: Tensor, target: Tensor, pos_weight: Tensor | None, smoothing: float) -> Tensor:
+    """The negative log-likelihood (n,) of logits z (n,) against the share ``target`` (n,), moved towards ½.
+
+    ``pos_weight`` is one number or (n,). The same number as the NLL of ``element_stats``, in one pass.
+    """
+    share = target if target.is_floating_point() else target.to(z.dtype)
+    return _costs().apply(z, share, None if pos_weight is None else pos_weight.detach(), smoothing)

@@ -1,4 +1,4 @@
-"""The two kernels as operators that torch knows by name, so that compilers, exporters and fake tensors see them.
+"""The kernels as operators that torch knows by name, so that compilers, exporters and fake tensors see them.
 
 They hold no autograd (``rows`` has it) and choose the backend when they run. A tensor that is only a stand-in gets the
 shapes of the answer from the fakes below.
@@ -22,6 +22,9 @@ _library.define(
     "pull(Tensor z, Tensor? live, Tensor? index, Tensor? q, Tensor? column_weight, Tensor fields, "
     "Tensor a, Tensor? b, Tensor? c, Tensor? d) -> Tensor"
 )
+
+_library.define("elements(Tensor z, Tensor share, Tensor? pos_weight, float smoothing) -> Tensor")
+_library.define("pull_elements(Tensor z, Tensor share, Tensor? pos_weight, float smoothing, Tensor a) -> Tensor")
 
 
 def _part(
@@ -51,6 +54,16 @@ def _pull(
     return backends.of(z).pull(z, live, index, q, column_weight, fields, a, b, c, d)
 
 
+def _elements(z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing: float) -> Tensor:
+    return backends.of(z).elements(z, share, pos_weight, smoothing)
+
+
+def _pull_elements(z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing: float, a: Tensor) -> Tensor:
+    return backends.of(z).pull_elements(z, share, pos_weight, smoothing, a)
+
+
+_library.impl("elements", _elements, "CompositeExplicitAutograd")
+_library.impl("pull_elements", _pull_elements, "CompositeExplicitAutograd")
 _library.impl("part", _part, "CompositeExplicitAutograd")
 _library.impl("pull", _pull, "CompositeExplicitAutograd")
 
@@ -76,5 +89,17 @@ def _pull_fake(z: Tensor, *_: Tensor | None) -> Tensor:
     return torch.empty_like(z)
 
 
+@torch.library.register_fake("crossent::elements", lib=_library)
+def _elements_fake(z: Tensor, *_: Tensor | float | None) -> Tensor:
+    return z.new_empty(z.shape, dtype=wide(z))
+
+
+@torch.library.register_fake("crossent::pull_elements", lib=_library)
+def _pull_elements_fake(z: Tensor, *_: Tensor | float | None) -> Tensor:
+    return torch.empty_like(z)
+
+
 part = torch.ops.crossent.part.default
 pull = torch.ops.crossent.pull.default
+elements = torch.ops.crossent.elements.default
+pull_elements = torch.ops.crossent.pull_elements.default

@@ -221,6 +221,33 @@ def push(
     return lse.unsqueeze(-1) - hit, lse, moved_uniform, moved_entropy
 
 
+def elements(z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing: float) -> Tensor:
+    """The cost (n,) of binary logits z (n,) against the share (n,) that is class 1, moved towards ½ by ``smoothing``.
+
+    c t softplus(-z) + (1 - t) softplus(z), where a weight of 0 silences even an infinite cost; ``pos_weight`` is c, of
+    shape (1,) or (n,).
+    """
+    z, one, zero = _shares(z, share, pos_weight, smoothing)
+    tail = torch.log1p(torch.exp(-z.abs()))
+    below, above = torch.where(one == 0, 0.0, (-z).clamp(min=0)), torch.where(zero == 0, 0.0, z.clamp(min=0))
+    return (one + zero) * tail + one * below + zero * above
+
+
+def pull_elements(z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing: float, a: Tensor) -> Tensor:
+    """The gradient of z (n,) from the cotangents a (n,): a ((1 - t) p - c t (1 - p)), both tails exact.
+
+    Plain torch, so that autograd can go through it again.
+    """
+    dtype = z.dtype
+    z, one, zero = _shares(z, share, pos_weight, smoothing)
+    return (a * (zero * torch.sigmoid(z) - one * torch.sigmoid(-z))).to(dtype)
+
+
+def _shares(z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
+    t = (1 - smoothing) * share.to(wide(z)) + 0.5 * smoothing
+    return z.to(wide(z)), t if pos_weight is None else t * pos_weight.to(t), 1 - t
+
+
 def _read(z: Tensor, live: Tensor | None) -> Tensor:
     return (z if live is None else torch.where(live.unsqueeze(-1), z, 0.0)).to(wide(z))
 

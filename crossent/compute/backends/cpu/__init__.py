@@ -8,9 +8,9 @@ What makes float32 enough (docs/algebra.md, "Exact in float32"):
 - 1 + rest is never rounded where rest is small: the sum that holds the peak's 1 is made again without it.
 - 1 - p of a target is (rest + (1 - power)) / (1 + rest), never 1 - p.
 
-Two shapes of loop: ``wide`` reads a row along its columns, ``narrow`` has rows side by side. Which of the two depends on
-v alone, and every order of summation on v and the column alone: a row gives the same bits in any batch, layout and
-number of threads.
+Two shapes of loop: ``wide`` reads a row along its columns, ``narrow`` has rows side by side. Which of the two depends
+on v alone, and every order of summation on v and the column alone: a row gives the same bits in any batch, layout and
+number of threads. ``element`` is the binary case.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from crossent.compute.backends import reference
-from crossent.compute.backends.cpu import narrow, wide
-from crossent.compute.backends.cpu.memory import Strided, gradient_like, strided, values, worked_in
+from crossent.compute.backends.cpu import element, narrow, wide
+from crossent.compute.backends.cpu.memory import gradient_like, strided, values, worked_in
 from crossent.compute.backends.cpu.threads import over_blocks
 from crossent.compute.stats import field_names
 
@@ -103,6 +103,37 @@ def pull(
 
     over_blocks(work, a.shape[0], z.shape[1])
     return dz
+
+
+def elements(z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing: float) -> Tensor:
+    """The costs (n,) of binary logits (n,), as ``reference.elements`` gives them."""
+    cost = torch.empty(z.shape[0], dtype=torch.float64)
+    given = (values(z.contiguous()), values(share.contiguous()), _of_positive(pos_weight), smoothing)
+    out = values(cost)
+
+    def work(start: int, stop: int) -> None:
+        element.part(*given, np.empty((3, element.BLOCK), worked_in(z)), out, start, stop)
+
+    over_blocks(work, z.shape[0], 1)
+    return cost
+
+
+def pull_elements(z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing: float, a: Tensor) -> Tensor:
+    """The gradient (n,) of binary logits, as ``reference.pull_elements`` gives it."""
+    dz = gradient_like(z)
+    cotangent = values(a[:1] if a.stride(0) == 0 else a.contiguous())
+    given = (values(z.contiguous()), values(share.contiguous()), _of_positive(pos_weight), smoothing, cotangent)
+    out = values(dz)
+
+    def work(start: int, stop: int) -> None:
+        element.pull(*given, np.empty((3, element.BLOCK), worked_in(z)), out, start, stop)
+
+    over_blocks(work, z.shape[0], 1)
+    return dz
+
+
+def _of_positive(weight: Tensor | None) -> np.ndarray:
+    return np.ones(1) if weight is None else values(weight.to(torch.float64).contiguous())
 
 
 def _lines(x: Tensor, lines: int) -> np.ndarray:

@@ -89,6 +89,11 @@ _ROUND_64 = _d(1.5 * 2.0**52 + 1023 + SHIFT)
 _HIGH_32, _LOW_32 = _f(0.693145751953125), _f(1.428606765330187e-06)  # log 2 in two pieces
 _HIGH_64, _LOW_64 = _d(0.6931471803691238), _d(1.9082149292705878e-10)
 Q32 = tuple(_f(c) for c in (0.0013926250831497612, 0.008363232883682604, 0.041666554212984150, 0.1666657666611993, 0.5))
+L32 = tuple(
+    _f(c)
+    for c in (0.00198669659365, -0.0131878265656, 0.041006573694, -0.0818804092358, 0.123779958679, -0.160876230093,
+              0.19885820285, -0.249864964594, 0.333324975435, -0.499999794914, 0.999999999156)
+)  # fmt: skip
 Q64 = (
     2.09147553258932022e-9,
     2.5105312729622101787e-8,
@@ -104,19 +109,16 @@ Q64 = (
 )
 
 
-def power(z: Any, peak: Any) -> Any:
-    """e^(z - peak) · 2^SHIFT for z ≤ peak, in the dtype of both."""
-    raise NotImplementedError("power is for kernels")
+def raised(d: Any, e: Any) -> Any:
+    """e^(d + e) · 2^SHIFT for d ≤ 0, where e is a rounding error of d."""
+    raise NotImplementedError("raised is for kernels")
 
 
-@overload(power, strict=False)
-def _power(z: Any, peak: Any) -> Any:
-    if z == types.float32:
+@overload(raised, strict=False)
+def _raised(d: Any, e: Any) -> Any:
+    if d == types.float32:
 
-        def power32(z: Any, peak: Any) -> Any:
-            d = z - peak
-            back = d - z
-            e = (z - (d - back)) - (peak + back)
+        def raised32(d: Any, e: Any) -> Any:
             t = fma(d, _LOG2E_32, _ROUND_32)
             n = t - _ROUND_32
             r = fma(n, -_LOW_32, fma(n, -_HIGH_32, d)) + e
@@ -125,12 +127,9 @@ def _power(z: Any, peak: Any) -> Any:
             x = fma(fma(q * r, r, r), s, s)
             return _f(0) if d < _LOWEST_32 else x
 
-        return power32
+        return raised32
 
-    def power64(z: Any, peak: Any) -> Any:
-        d = z - peak
-        back = d - z
-        e = (z - (d - back)) - (peak + back)
+    def raised64(d: Any, e: Any) -> Any:
         t = fma(d, _LOG2E_64, _ROUND_64)
         n = t - _ROUND_64
         r = fma(n, -_LOW_64, fma(n, -_HIGH_64, d)) + e
@@ -141,7 +140,34 @@ def _power(z: Any, peak: Any) -> Any:
         x = fma(fma(q * r, r, r), s, s)
         return 0.0 if d < _LOWEST_64 else x
 
-    return power64
+    return raised64
+
+
+@kernel
+def power(z: Any, peak: Any) -> Any:
+    """e^(z - peak) · 2^SHIFT for z ≤ peak, in the dtype of both."""
+    d = z - peak
+    back = d - z
+    return raised(d, (z - (d - back)) - (peak + back))
+
+
+def log1p_ratio(x: Any) -> Any:
+    """log1p(x) / x for 0 ≤ x ≤ 1, a polynomial that is right to 9e-10: log1p(x) is x times it."""
+    raise NotImplementedError("log1p_ratio is for kernels")
+
+
+@overload(log1p_ratio, strict=False)
+def _log1p_ratio(x: Any) -> Any:
+    if x == types.float32:
+
+        def ratio32(x: Any) -> Any:
+            g = fma(fma(fma(fma(L32[0], x, L32[1]), x, L32[2]), x, L32[3]), x, L32[4])
+            g = fma(fma(fma(fma(g, x, L32[5]), x, L32[6]), x, L32[7]), x, L32[8])
+            return fma(fma(g, x, L32[9]), x, L32[10])
+
+        return ratio32
+
+    return lambda x: np.log1p(x) / x if x > 1e-300 else 1.0
 
 
 def widened(x: Any) -> Any:

@@ -68,7 +68,10 @@ def field_names(*, dense: bool, uniform: bool, entropy: bool) -> tuple[str, ...]
 
 def unpack(fields: Tensor, gap: Tensor, *, dense: bool, uniform: bool, entropy: bool) -> Part:
     """The part that a backend gave as ``fields`` (f, n) and ``gap`` (n, k)."""
-    named = dict(zip(field_names(dense=dense, uniform=uniform, entropy=entropy), fields.unbind(0), strict=True))
+    names = field_names(dense=dense, uniform=uniform, entropy=entropy)
+    # One select each, and no unbind: a compiled backward pass makes a select again but keeps the views of an unbind,
+    # as if they were memory of their own, and then writes over them while ``pull`` still has to read the fields.
+    named = {name: fields[at] for at, name in enumerate(names)}
     held = named.pop("held").unsqueeze(-1) if dense else gap.new_ones(()).expand_as(gap)
     return Part(gap=gap, held=held, **named)
 

@@ -58,21 +58,21 @@ class _ElementsForward(_Elements):
 
 
 class _Costs(torch.autograd.Function):
-    """What most calls need and no more: the cost (n,) of logits z (n,) against shares, from the kernel."""
+    """What most calls need and no more: the cost (n,) of logits z (n,) against shares, or its sums over blocks."""
 
     @staticmethod
-    def forward(z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing: float) -> Tensor:
-        return operators.elements(z, share, pos_weight, smoothing)
+    def forward(z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing: float, summed: bool) -> Tensor:
+        return operators.elements(z, share, pos_weight, smoothing, summed)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        *tensors, ctx.smoothing = inputs
+        *tensors, ctx.smoothing, ctx.summed = inputs
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, a: Tensor) -> tuple[Tensor, None, None, None]:
-        return _slopes().apply(*ctx.saved_tensors, ctx.smoothing, a), None, None, None
+    def backward(ctx: Any, a: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return _slopes().apply(*ctx.saved_tensors, ctx.smoothing, a), None, None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple[Tensor, int]:
@@ -84,7 +84,9 @@ class _CostsForward(_Costs):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        return reference.pull_elements(*ctx.saved_tensors, ctx.smoothing, tangent.to(wide(tangent))).to(wide(tangent))
+        z, *rest = ctx.saved_tensors
+        moved = reference.pull_elements(z.to(wide(z)), *rest, ctx.smoothing, tangent.to(wide(z)))
+        return reference.in_blocks(moved) if ctx.summed else moved
 
 
 class _Slopes(torch.autograd.Function):
@@ -137,14 +139,17 @@ def _slopes() -> Any:
 
 
 def _folded(batch: int, in_dims: tuple, inputs: tuple) -> Any:
-    """What vmap handed over, with the batch folded into the elements; a lone number for all stays one."""
-    for value, at in zip(inputs, in_dims, strict=True):
-        if not isinstance(value, Tensor) or (at is None and value.shape == (1,)):
+    """What vmap handed over, with the batch folded into the elements; weights that repeat go on repeating."""
+    pairs = [(x, at) for x, at in zip(inputs, in_dims, strict=True) if isinstance(x, Tensor)]
+    length = max(x.shape[-1] if at is None else x.movedim(at, 0).shape[1] for x, at in pairs)
+    for position, (value, at) in enumerate(zip(inputs, in_dims, strict=True)):
+        if not isinstance(value, Tensor) or (position == 2 and at is None):
             yield value
+        elif position == 2:
+            yield value.movedim(at, 0).repeat(1, length // (value.numel() // batch)).flatten()
         else:
-            length = max(x.shape[-1] for x in inputs if isinstance(x, Tensor))
             spread = value.unsqueeze(0) if at is None else value.movedim(at, 0)
-            yield spread.expand(batch, length).flatten()
+            yield spread.expand(batch, spread.shape[1]).flatten()
 
 
 def _pull(z: Tensor, a: Tensor, b: Tensor, d: Tensor) -> Tensor:
@@ -159,14 +164,15 @@ def _pull(z: Tensor, a: Tensor, b: Tensor, d: Tensor) -> Tensor:
 def element_stats(z: Tensor, target: Tensor, pos_weight: Tensor | None = None) -> Stats:
     """The statistics of logits z (n,) against the share ``target`` (n,) in [0, 1] that is class 1.
 
-    ``pos_weight`` (n,) multiplies the weight of class 1, as in PyTorch; in the uniform distribution too, as class
-    weights do in a row of many columns.
+    ``pos_weight`` (n,), or a shorter one that repeats, multiplies the weight of class 1, as in PyTorch; in the uniform
+    distribution too, as class weights do in a row of many columns.
     """
     nll, lse, entropy = (_Elements if torch.compiler.is_compiling() else _ElementsForward).apply(z)
     one = target.to(nll.dtype)
     weight = torch.ones_like(nll)
     if pos_weight is not None:
-        weight = torch.stack((pos_weight.to(nll.dtype), torch.ones_like(lse)), -1)
+        positive = pos_weight.to(nll.dtype).repeat(lse.shape[0] // pos_weight.shape[0])
+        weight = torch.stack((positive, torch.ones_like(lse)), -1)
     return Stats(
         nll=nll,
         q=torch.stack((one, 1 - one), -1) * weight,
@@ -181,10 +187,12 @@ def element_stats(z: Tensor, target: Tensor, pos_weight: Tensor | None = None) -
     )
 
 
-def element_losses(z: Tensor, target: Tensor, pos_weight: Tensor | None, smoothing: float) -> Tensor:
+def element_losses(z: Tensor, target: Tensor, pos_weight: Tensor | None, smoothing: float, *, summed: bool) -> Tensor:
     """The negative log-likelihood (n,) of logits z (n,) against the share ``target`` (n,), moved towards ½.
 
-    ``pos_weight`` is one number or (n,). The same number as the NLL of ``element_stats``, in one pass.
+    ``summed`` asks for sums over blocks of elements, for a caller who adds them up anyway.
+
+    ``pos_weight`` repeats, as in ``element_stats``. The same number as the NLL of ``element_stats``, in one pass.
     """
     share = target if target.is_floating_point() else target.to(z.dtype)
-    return _costs().apply(z, share, None if pos_weight is None else pos_weight.detach(), smoothing)
+    return _costs().apply(z, share, None if pos_weight is None else pos_weight.detach(), smoothing, summed)

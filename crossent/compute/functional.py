@@ -171,19 +171,21 @@ def binary_cross_entropy_with_logits(
         )
     order = _order_in_memory(input, target)
     z, share = input.permute(order).reshape(-1), target.permute(order).reshape(-1)
-    positive = None if pos_weight is None else _of_elements(pos_weight, class_dim, input, "pos_weight", order)
+    positive = None if pos_weight is None else _repeating(pos_weight, class_dim, input, "pos_weight", order)
     smoothing = _smoothing_of_nll(whole)
     learned = target.requires_grad or (pos_weight is not None and pos_weight.requires_grad)
     if smoothing is not None and not learned:
-        value = binary.element_losses(z, share, positive, smoothing)
+        summed = reduction != "none" and weight is None and targets.visible(z) and z.numel() > 0
+        value = binary.element_losses(z, share, positive, smoothing, summed=summed)
     else:
         value = whole(binary.element_stats(z, share, positive))
     if weight is not None:
-        value = value * _of_elements(weight, None, input, "weight", order).to(value.dtype)
+        repeated = _repeating(weight, None, input, "weight", order).to(value.dtype)
+        value = (value.reshape(-1, repeated.shape[0]) * repeated).reshape(-1)
     if reduction == "none":
         shape = [input.shape[at] for at in order]
         return value.reshape(shape).permute([order.index(at) for at in range(input.dim())]).to(result_dtype(input))
-    return reduce(value, None, reduction, empty, input.shape, result_dtype(input))
+    return reduce(value, value.new_tensor(input.numel()), reduction, empty, input.shape, result_dtype(input))
 
 
 def linear_cross_entropy(
@@ -409,8 +411,12 @@ def _order_in_memory(input: Tensor, target: Tensor) -> list[int]:
     return order if input.permute(order).is_contiguous() else as_they_are
 
 
-def _of_elements(weight: Tensor, class_dim: int | None, input: Tensor, name: str, order: list[int]) -> Tensor:
-    """A weight for every element in that order; a single number stays one."""
+def _natural(order: list[int]) -> bool:
+    return order == sorted(order)
+
+
+def _repeating(weight: Tensor, class_dim: int | None, input: Tensor, name: str, order: list[int]) -> Tensor:
+    """Weights that, repeated, are those of the elements in that order: one, one for each class, or all of them."""
     if class_dim is not None:
         if not -input.dim() <= class_dim < input.dim() or weight.shape != (input.shape[class_dim],):
             raise ValueError(
@@ -418,8 +424,10 @@ def _of_elements(weight: Tensor, class_dim: int | None, input: Tensor, name: str
                 f"whose shape is {tuple(input.shape)}; {name} has shape {tuple(weight.shape)}."
             )
         weight = weight.reshape([-1 if at == class_dim % input.dim() else 1 for at in range(input.dim())])
-    if weight.numel() == 1:
-        return weight.reshape(1)
+    last = input.shape[order[-1]] if order else 1
+    along_last = weight.dim() == input.dim() and weight.numel() == weight.shape[order[-1]] if order else False
+    if weight.numel() == 1 or (weight.numel() == last and (along_last or (weight.dim() == 1 and _natural(order)))):
+        return weight.reshape(-1)
     try:
         return weight.expand_as(input).permute(order).reshape(-1)
     except RuntimeError as trouble:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from crossent.compute import backends
-from crossent.compute.backends.reference import wide
+from crossent.compute.backends.reference import ELEMENTS, wide
 from crossent.compute.stats import field_names
 
 _library = torch.library.Library("crossent", "DEF")
@@ -23,7 +23,7 @@ _library.define(
     "Tensor a, Tensor? b, Tensor? c, Tensor? d) -> Tensor"
 )
 
-_library.define("elements(Tensor z, Tensor share, Tensor? pos_weight, float smoothing) -> Tensor")
+_library.define("elements(Tensor z, Tensor share, Tensor? pos_weight, float smoothing, bool summed) -> Tensor")
 _library.define("pull_elements(Tensor z, Tensor share, Tensor? pos_weight, float smoothing, Tensor a) -> Tensor")
 
 
@@ -54,8 +54,8 @@ def _pull(
     return backends.of(z).pull(z, live, index, q, column_weight, fields, a, b, c, d)
 
 
-def _elements(z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing: float) -> Tensor:
-    return backends.of(z).elements(z, share, pos_weight, smoothing)
+def _elements(z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing: float, summed: bool) -> Tensor:
+    return backends.of(z).elements(z, share, pos_weight, smoothing, summed)
 
 
 def _pull_elements(z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing: float, a: Tensor) -> Tensor:
@@ -90,8 +90,8 @@ def _pull_fake(z: Tensor, *_: Tensor | None) -> Tensor:
 
 
 @torch.library.register_fake("crossent::elements", lib=_library)
-def _elements_fake(z: Tensor, *_: Tensor | float | None) -> Tensor:
-    return z.new_empty(z.shape, dtype=wide(z))
+def _elements_fake(z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing: float, summed: bool) -> Tensor:
+    return z.new_empty(-(-z.shape[0] // ELEMENTS) if summed else z.shape[0], dtype=wide(z))
 
 
 @torch.library.register_fake("crossent::pull_elements", lib=_library)

@@ -221,31 +221,46 @@ def push(
     return lse.unsqueeze(-1) - hit, lse, moved_uniform, moved_entropy
 
 
-def elements(z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing: float) -> Tensor:
+ELEMENTS = 512
+
+
+def elements(z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing: float, summed: bool) -> Tensor:
     """The cost (n,) of binary logits z (n,) against the share (n,) that is class 1, moved towards ½ by ``smoothing``.
 
     c t softplus(-z) + (1 - t) softplus(z), where a weight of 0 silences even an infinite cost; ``pos_weight`` is c, of
-    shape (1,) or (n,).
+    any length that divides n: it repeats. ``summed`` asks for the sums of blocks of ELEMENTS: they need not all exist.
     """
     z, one, zero = _shares(z, share, pos_weight, smoothing)
     tail = torch.log1p(torch.exp(-z.abs()))
     below, above = torch.where(one == 0, 0.0, (-z).clamp(min=0)), torch.where(zero == 0, 0.0, z.clamp(min=0))
-    return (one + zero) * tail + one * below + zero * above
+    cost = (one + zero) * tail + one * below + zero * above
+    return in_blocks(cost) if summed else cost
+
+
+def in_blocks(x: Tensor) -> Tensor:
+    """The sums of blocks of ELEMENTS of x (n,)."""
+    return torch.nn.functional.pad(x, (0, -x.shape[0] % ELEMENTS)).reshape(-1, ELEMENTS).sum(-1)
 
 
 def pull_elements(z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing: float, a: Tensor) -> Tensor:
-    """The gradient of z (n,) from the cotangents a (n,): a ((1 - t) p - c t (1 - p)), both tails exact.
+    """The gradient of z (n,) from the cotangents a: a ((1 - t) p - c t (1 - p)), both tails exact.
+
+    a has one number for each element, or one for each block of ELEMENTS.
 
     Plain torch, so that autograd can go through it again.
     """
     dtype = z.dtype
     z, one, zero = _shares(z, share, pos_weight, smoothing)
+    if a.shape != z.shape:
+        a = a.unsqueeze(-1).expand(-1, ELEMENTS).reshape(-1)[: z.shape[0]]
     return (a * (zero * torch.sigmoid(z) - one * torch.sigmoid(-z))).to(dtype)
 
 
 def _shares(z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
     t = (1 - smoothing) * share.to(wide(z)) + 0.5 * smoothing
-    return z.to(wide(z)), t if pos_weight is None else t * pos_weight.to(t), 1 - t
+    if pos_weight is None:
+        return z.to(wide(z)), t, 1 - t
+    return z.to(wide(z)), (t.reshape(-1, pos_weight.shape[0]) * pos_weight.to(t)).reshape(-1), 1 - t
 
 
 def _read(z: Tensor, live: Tensor | None) -> Tensor:

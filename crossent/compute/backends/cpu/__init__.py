@@ -105,16 +105,18 @@ def pull(
     return dz
 
 
-def elements(z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing: float) -> Tensor:
-    """The costs (n,) of binary logits (n,), as ``reference.elements`` gives them."""
-    cost = torch.empty(z.shape[0], dtype=torch.float64)
-    given = (values(z.contiguous()), values(share.contiguous()), _of_positive(pos_weight), smoothing)
+def elements(z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing: float, summed: bool) -> Tensor:
+    """The costs (n,) of binary logits (n,), as ``reference.elements`` gives them; summed, those of blocks."""
+    # Of numpy, for the large pages that ``gradient_like`` tells of.
+    cost = torch.from_numpy(np.empty(-(-z.shape[0] // element.BLOCK) if summed else z.shape[0]))
+    given = (values(z.contiguous()), values(share.contiguous()), *_repeated(pos_weight, z), smoothing)
     out = values(cost)
 
     def work(start: int, stop: int) -> None:
-        element.part(*given, np.empty((3, element.BLOCK), worked_in(z)), out, start, stop)
+        memory = np.empty((4, element.BLOCK), worked_in(z))
+        element.part(*given, memory, _NOTHING if summed else out, out, start, stop)
 
-    over_blocks(work, z.shape[0], 1)
+    over_blocks(work, z.shape[0], 1, element.BLOCK)
     return cost
 
 
@@ -122,18 +124,23 @@ def pull_elements(z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing
     """The gradient (n,) of binary logits, as ``reference.pull_elements`` gives it."""
     dz = gradient_like(z)
     cotangent = values(a[:1] if a.stride(0) == 0 else a.contiguous())
-    given = (values(z.contiguous()), values(share.contiguous()), _of_positive(pos_weight), smoothing, cotangent)
+    given = (values(z.contiguous()), values(share.contiguous()), *_repeated(pos_weight, z), smoothing, cotangent)
     out = values(dz)
 
     def work(start: int, stop: int) -> None:
         element.pull(*given, np.empty((3, element.BLOCK), worked_in(z)), out, start, stop)
 
-    over_blocks(work, z.shape[0], 1)
+    over_blocks(work, z.shape[0], 1, element.BLOCK)
     return dz
 
 
-def _of_positive(weight: Tensor | None) -> np.ndarray:
-    return np.ones(1) if weight is None else values(weight.to(torch.float64).contiguous())
+def _repeated(weight: Tensor | None, z: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The weights in the dtype that z is worked out in, and as often as a block can need them from any start."""
+    if weight is None:
+        return np.empty(0, worked_in(z)), np.empty(0, worked_in(z))
+    once = values(weight).astype(worked_in(z)) if weight.dtype in (torch.float32, torch.float64) else None
+    once = values(weight.float()).astype(worked_in(z)) if once is None else once
+    return once, np.resize(once, min(once.size, z.shape[0]) + element.BLOCK)
 
 
 def _lines(x: Tensor, lines: int) -> np.ndarray:

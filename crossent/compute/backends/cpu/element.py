@@ -1,8 +1,7 @@
 """Binary elements: one logit each, the cross-entropy of a share against its probability, and the gradient.
 
-With e = e^(-|z|) the two costs are max(∓z, 0) + log1p(e), and the two probabilities 1 / (1 + e) and e / (1 + e). The
-power and the polynomial of log1p are worked out in float32, everything that joins them in float64, so that the loss
-is right to 2 ulp and so are both tails of the probability.
+With e = e^(-|z|) the two costs are max(∓z, 0) + log1p(e), and the two probabilities 1 / (1 + e) and e / (1 + e). No
+difference is taken but 1 - t. Class weights repeat: element i has the weight at i mod their number.
 """
 
 from __future__ import annotations
@@ -10,67 +9,127 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from crossent.compute.backends.cpu.precision import UNSHIFT, as_worked, kernel, log1p_ratio, raised, stored, widened
+from crossent.compute.backends.cpu.precision import (
+    UNSHIFT,
+    as_worked,
+    fma,
+    kernel,
+    log1p_ratio,
+    raised,
+    stored,
+    widened,
+)
+from crossent.compute.backends.reference import ELEMENTS
 
-BLOCK = 512
+BLOCK = ELEMENTS  # elements that are worked on together
+LANES = 64
 
 
 @kernel
-def _tails(z: NDArray, x: NDArray, tail: NDArray) -> None:
-    """The logits as they are worked with, and e^(-|z|), too large by 2^SHIFT."""
+def _read(z: NDArray, share: NDArray, smoothing: float, x: NDArray, t: NDArray, tail: NDArray) -> None:
+    """Logits, shares and e^(-|z|) as they are worked with."""
+    keep, move = as_worked(1.0 - smoothing, x[0]), as_worked(0.5 * smoothing, x[0])
+    unshift = as_worked(UNSHIFT, x[0])
     for j in range(z.size):
         x[j] = widened(z[j])
     for j in range(z.size):
+        t[j] = keep * as_worked(widened(share[j]), keep) + move
+    for j in range(z.size):
         below = -x[j] if x[j] > 0 else x[j]
-        tail[j] = raised(below, as_worked(0.0, below))
+        tail[j] = raised(below, as_worked(0.0, below)) * unshift
 
 
 @kernel
-def _costs(
-    x: NDArray, tail: NDArray, ratio: NDArray, share: NDArray, pos: NDArray, smoothing: float, out: NDArray
-) -> None:
+def _costs(x: NDArray, t: NDArray, tail: NDArray, pos: NDArray, out: NDArray) -> None:
+    zero, one = as_worked(0.0, x[0]), as_worked(1.0, x[0])
+    for j in range(x.size):  # the logarithm takes the place of its argument
+        tail[j] = tail[j] * log1p_ratio(tail[j])
     for j in range(x.size):
-        ratio[j] = log1p_ratio(tail[j] * as_worked(UNSHIFT, tail[j]))
-    for j in range(x.size):
-        t = (1.0 - smoothing) * np.float64(widened(share[j])) + 0.5 * smoothing
-        one, zero = t * (pos[j] if pos.size > 1 else pos[0]), 1.0 - t
-        z = np.float64(x[j])
+        yes, no = (pos[j] if pos.size else one) * t[j], one - t[j]
         # A weight of 0 silences even an infinite cost; a NaN is in the tail as well, and stays.
-        below = -one * z if z < 0 and one != 0 else 0.0
-        above = zero * z if z > 0 and zero != 0 else 0.0
-        out[j] = (one + zero) * (np.float64(tail[j]) * UNSHIFT * np.float64(ratio[j])) + below + above
+        below = -yes * x[j] if x[j] < 0 and yes != 0 else zero
+        above = no * x[j] if x[j] > 0 and no != 0 else zero
+        out[j] = fma(yes + no, tail[j], below + above)
 
 
 @kernel
-def _slopes(
-    x: NDArray, tail: NDArray, guess: NDArray, share: NDArray, pos: NDArray, smoothing: float, a: NDArray, out: NDArray
-) -> None:
-    unit = as_worked(1.0, tail[0])
+def _sum(costs: NDArray, lanes: NDArray) -> float:
+    """Of a block, in float64 and always in the same order."""
+    lanes[:] = 0.0
+    for i in range(0, costs.size, LANES):
+        some = costs[i : min(i + LANES, costs.size)]
+        for j in range(some.size):
+            lanes[j] += np.float64(some[j])
+    half = LANES
+    while half > 1:
+        half //= 2
+        for j in range(half):
+            lanes[j] += lanes[j + half]
+    return lanes[0]
+
+
+@kernel
+def _slopes(x: NDArray, t: NDArray, tail: NDArray, pos: NDArray, a: NDArray, out: NDArray) -> None:
+    """The gradient; ``a`` is one cotangent for all, or one for each."""
+    one = as_worked(1.0, x[0])
     for j in range(x.size):
-        guess[j] = unit / (unit + tail[j] * as_worked(UNSHIFT, tail[j]))
-    like = out[0]
-    for j in range(x.size):
-        t = (1.0 - smoothing) * np.float64(widened(share[j])) + 0.5 * smoothing
-        one, zero = t * (pos[j] if pos.size > 1 else pos[0]), 1.0 - t
-        e = np.float64(tail[j]) * UNSHIFT
-        likely = np.float64(guess[j])
-        likely = likely * (2.0 - (1.0 + e) * likely)  # one step of Newton's: 1 / (1 + e) to the last digits
+        e = tail[j]
+        whole = one + e
+        lost = e - (whole - one)
+        guess = one / whole
+        likely = fma(
+            guess, fma(-whole, guess, one) - lost * guess, guess
+        )  # 1 / (1 + e), Newton's step with what was lost
         unlikely = e * likely
         p, q = (likely, unlikely) if x[j] > 0 else (unlikely, likely)
-        dz = (a[j] if a.size > 1 else a[0]) * (zero * p - one * q)
-        out[j] = stored(as_worked(dz, x[j]), like)
+        x[j] = (one - t[j]) * p - t[j] * (pos[j] if pos.size else one) * q
+    like = out[0]
+    if a.size > 1:
+        for j in range(x.size):
+            out[j] = stored(as_worked(a[j] * np.float64(x[j]), one), like)
+    else:
+        for j in range(x.size):
+            out[j] = stored(as_worked(a[0] * np.float64(x[j]), one), like)
+
+
+@kernel
+def _weights(pos: NDArray, pattern: NDArray, i: int, j: int) -> NDArray:
+    """The weights of elements i … j: ``pattern`` repeats pos, and is longer than a block by one turn."""
+    if not pos.size:
+        return pos
+    at = i % pos.size
+    return pattern[at : at + (j - i)]
 
 
 @kernel
 def part(
-    z: NDArray, share: NDArray, pos: NDArray, smoothing: float, memory: NDArray, out: NDArray, start: int, stop: int
+    z: NDArray,
+    share: NDArray,
+    pos: NDArray,
+    pattern: NDArray,
+    smoothing: float,
+    memory: NDArray,
+    out: NDArray,
+    sums: NDArray,
+    start: int,
+    stop: int,
 ) -> None:
-    """The costs of elements start … stop. ``pos`` has one number or one for each; ``memory`` is (3, BLOCK)."""
+    """The costs of elements start … stop into ``out``, or if that is empty those of each block into ``sums``.
+
+    ``memory`` (4, BLOCK) is to work in. start is a multiple of BLOCK.
+    """
+    lanes = np.empty(LANES)
     for i in range(start, stop, BLOCK):
         j = min(i + BLOCK, stop)
-        x, tail, ratio = memory[0, : j - i], memory[1, : j - i], memory[2, : j - i]
-        _tails(z[i:j], x, tail)
-        _costs(x, tail, ratio, share[i:j], pos[i:j] if pos.size > 1 else pos, smoothing, out[i:j])
+        x, t, tail = memory[0, : j - i], memory[1, : j - i], memory[2, : j - i]
+        _read(z[i:j], share[i:j], smoothing, x, t, tail)
+        weights = _weights(pos, pattern, i, j)
+        if out.size:
+            _costs(x, t, tail, weights, out[i:j])
+        else:
+            costs = memory[3, : j - i]
+            _costs(x, t, tail, weights, costs)
+            sums[i // BLOCK] = _sum(costs, lanes)
 
 
 @kernel
@@ -78,6 +137,7 @@ def pull(
     z: NDArray,
     share: NDArray,
     pos: NDArray,
+    pattern: NDArray,
     smoothing: float,
     a: NDArray,
     memory: NDArray,
@@ -85,10 +145,11 @@ def pull(
     start: int,
     stop: int,
 ) -> None:
-    """The gradient of elements start … stop from the cotangents ``a``, one number or one for each."""
+    """The gradient of elements start … stop from the cotangents ``a``: one, one for each block, or one for each."""
+    blocks = (z.size + BLOCK - 1) // BLOCK
     for i in range(start, stop, BLOCK):
         j = min(i + BLOCK, stop)
-        x, tail, guess = memory[0, : j - i], memory[1, : j - i], memory[2, : j - i]
-        _tails(z[i:j], x, tail)
-        weight = pos[i:j] if pos.size > 1 else pos
-        _slopes(x, tail, guess, share[i:j], weight, smoothing, a[i:j] if a.size > 1 else a, out[i:j])
+        x, t, tail = memory[0, : j - i], memory[1, : j - i], memory[2, : j - i]
+        _read(z[i:j], share[i:j], smoothing, x, t, tail)
+        own = a[i:j] if a.size == z.size else a[i // BLOCK : i // BLOCK + 1] if a.size == blocks else a
+        _slopes(x, t, tail, _weights(pos, pattern, i, j), own, out[i:j])

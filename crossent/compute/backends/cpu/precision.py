@@ -205,7 +205,7 @@ def _stored(x: Any, like: Any) -> Any:
 
 
 def as_worked(x: Any, like: Any) -> Any:
-    """A float64 in the dtype of ``like``, in which rows are worked out."""
+    """x in the dtype of ``like``, in which rows are worked out."""
     raise NotImplementedError("as_worked is for kernels")
 
 

@@ -132,7 +132,17 @@ class _PullForward(_Pull):
         cotangents = zip(tangents[6:], ctx.saved_tensors[6:], strict=True)
         along = [tangents[0], *(tangent for tangent, there in cotangents if there is not None)]
         along = [torch.zeros_like(x) if t is None else t for t, x in zip(along, moving, strict=True)]
-        return torch.func.jvp(again, tuple(moving), tuple(along))[1]
+        return along_tangents(again, moving, along)
+
+
+def along_tangents(function: Any, at: list[Tensor], along: list[Tensor]) -> Tensor:
+    """How the function's value moves when its arguments move along tangents.
+
+    By two backward passes, since torch.autograd.forward_ad does not nest: the gradient is linear in the cotangent, and
+    the gradient of that by the cotangent is the forward derivative.
+    """
+    value, pull = torch.func.vjp(function, *at)
+    return torch.func.vjp(pull, torch.zeros_like(value))[1](tuple(along))[0]
 
 
 def _pull_again(saved: tuple) -> tuple[Any, list[Tensor]]:
@@ -170,6 +180,13 @@ def _kind(function: type[torch.autograd.Function]) -> Any:
     return _RowsForward if function is _Rows else _PullForward
 
 
+def is_learned(x: Tensor | None) -> bool:
+    """Whether someone asks for the derivative by x, backwards or forwards."""
+    if x is None or x.requires_grad:
+        return x is not None
+    return not torch.compiler.is_compiling() and torch.autograd.forward_ad.unpack_dual(x).tangent is not None
+
+
 def row_stats(z: Tensor, target: Target, loss: Loss, link: Link | None = None) -> Stats:
     """What ``loss`` reads of every row of z, (n, v) or (n, v, l), against its target.
 
@@ -179,9 +196,8 @@ def row_stats(z: Tensor, target: Target, loss: Loss, link: Link | None = None) -
     class_weight = loss.class_weight
     dense = target.index is None
     # A soft target is summed up while the row is read, unless someone needs its columns one by one.
-    soft = target.weight if dense and loss.linear and target.weight is not None else None
-    if soft is not None and soft.requires_grad:
-        soft = None
+    weights_learned = is_learned(class_weight)
+    soft = target.weight if dense and loss.linear and not weights_learned and not is_learned(target.weight) else None
     if soft is not None and soft.dim() == 2:
         soft = soft.unsqueeze(-1)
     if link is not None:  # its own derivative at a NaN would be one, so here the selection comes first
@@ -201,13 +217,17 @@ def row_stats(z: Tensor, target: Target, loss: Loss, link: Link | None = None) -
         mass = q.sum(-1)
     if class_weight is not None and soft is None:
         q = q * (class_weight.to(q) if target.index is None else class_weight.to(q)[target.index])
+    even = next(given) if uniform else None
+    if uniform and weights_learned and class_weight is not None:  # by its definition: the kernel takes them for fixed
+        of_all = _kind(_Rows).apply(z, target.live, None, None, None, False, False)[1]
+        even = (torch.where(of_all == torch.inf, 0.0, of_all) * class_weight.to(nll.dtype)).sum(-1) / known.count
     return Stats(
         nll=nll,
         q=q,
         mass=mass,
         lse=lse,
         classes=z.shape[1],
-        uniform=next(given) if uniform else None,
+        uniform=even,
         entropy=next(given) if entropy else None,
         count=known.count,
         index=target.index,

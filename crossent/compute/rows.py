@@ -131,18 +131,18 @@ class _PullForward(_Pull):
         again, moving = _pull_again(ctx.saved_tensors)
         cotangents = zip(tangents[6:], ctx.saved_tensors[6:], strict=True)
         along = [tangents[0], *(tangent for tangent, there in cotangents if there is not None)]
-        along = [torch.zeros_like(x) if t is None else t for t, x in zip(along, moving, strict=True)]
-        return along_tangents(again, moving, along)
+        whole = [torch.zeros_like(x) if t is None else t for t, x in zip(along, moving, strict=True)]
+        return along_tangents(again, moving, whole)
 
 
-def along_tangents(function: Any, at: list[Tensor], along: list[Tensor]) -> Tensor:
-    """How the function's value moves when its arguments move along tangents.
+def along_tangents(gradient: Any, at: list[Tensor], along: list[Tensor]) -> Tensor:
+    """How a gradient of its first argument moves when its arguments move along tangents.
 
-    By two backward passes, since torch.autograd.forward_ad does not nest: the gradient is linear in the cotangent, and
-    the gradient of that by the cotangent is the forward derivative.
+    By two backward passes, since torch.autograd.forward_ad does not nest: what goes back through the gradient is linear
+    in the cotangent, and going back through that is the forward derivative.
     """
-    value, pull = torch.func.vjp(function, *at)
-    return torch.func.vjp(pull, torch.zeros_like(value))[1](tuple(along))[0]
+    back = torch.func.vjp(gradient, *at)[1]
+    return torch.func.vjp(back, torch.zeros_like(at[0]))[1](tuple(along))[0]
 
 
 def _pull_again(saved: tuple) -> tuple[Any, list[Tensor]]:
@@ -218,7 +218,8 @@ def row_stats(z: Tensor, target: Target, loss: Loss, link: Link | None = None) -
     if class_weight is not None and soft is None:
         q = q * (class_weight.to(q) if target.index is None else class_weight.to(q)[target.index])
     even = next(given) if uniform else None
-    if uniform and weights_learned and class_weight is not None:  # by its definition: the kernel takes them for fixed
+    if known.count is not None and weights_learned and class_weight is not None:
+        # By its definition, which is differentiable by the weights; to the kernel they are fixed.
         of_all = _kind(_Rows).apply(z, target.live, None, None, None, False, False)[1]
         even = (torch.where(of_all == torch.inf, 0.0, of_all) * class_weight.to(nll.dtype)).sum(-1) / known.count
     return Stats(

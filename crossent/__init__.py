@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from crossent.compute import BCELoss as BCELoss
     from crossent.compute import BCEWithLogitsLoss as BCEWithLogitsLoss
     from crossent.compute import ContinuousBernoulli as ContinuousBernoulli
     from crossent.compute import CrossEntropyLoss as CrossEntropyLoss
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from crossent.compute import Ordinal as Ordinal
     from crossent.compute import Target as Target
     from crossent.compute import TwoHot as TwoHot
+    from crossent.compute import binary_cross_entropy as binary_cross_entropy
     from crossent.compute import binary_cross_entropy_with_logits as binary_cross_entropy_with_logits
     from crossent.compute import cross_entropy as cross_entropy
     from crossent.compute import cross_entropy_between as cross_entropy_between
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "BCELoss": "crossent.compute",
     "BCEWithLogitsLoss": "crossent.compute",
     "ContinuousBernoulli": "crossent.compute",
     "CrossEntropyLoss": "crossent.compute",
@@ -56,6 +59,7 @@ _HOME = {
     "Ordinal": "crossent.compute",
     "Target": "crossent.compute",
     "TwoHot": "crossent.compute",
+    "binary_cross_entropy": "crossent.compute",
     "binary_cross_entropy_with_logits": "crossent.compute",
     "cross_entropy": "crossent.compute",
     "cross_entropy_between": "crossent.compute",

@@ -17,6 +17,7 @@ from crossent.compute.codes import HLGauss as HLGauss
 from crossent.compute.codes import Ordinal as Ordinal
 from crossent.compute.codes import TwoHot as TwoHot
 from crossent.compute.distillation import distillation as distillation
+from crossent.compute.functional import binary_cross_entropy as binary_cross_entropy
 from crossent.compute.functional import binary_cross_entropy_with_logits as binary_cross_entropy_with_logits
 from crossent.compute.functional import cross_entropy as cross_entropy
 from crossent.compute.functional import linear_cross_entropy as linear_cross_entropy
@@ -29,6 +30,7 @@ from crossent.compute.information import mutual_information as mutual_informatio
 from crossent.compute.information import renyi_divergence as renyi_divergence
 from crossent.compute.information import renyi_entropy as renyi_entropy
 from crossent.compute.link import Link as Link
+from crossent.compute.modules import BCELoss as BCELoss
 from crossent.compute.modules import BCEWithLogitsLoss as BCEWithLogitsLoss
 from crossent.compute.modules import CrossEntropyLoss as CrossEntropyLoss
 from crossent.compute.modules import LinearCrossEntropyLoss as LinearCrossEntropyLoss

@@ -42,8 +42,15 @@ class CrossEntropyLoss(nn.Module):
         self.empty = empty
         self.validate = validate
 
-    def forward(self, input: Tensor, target: Tensor | Target) -> Tensor:
-        """The loss of logits (N, C, …) against their targets."""
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor | Target,
+        *,
+        sample_weight: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of logits (N, C, …) against their targets; weights and mask of the rows belong to the batch."""
         return functional.cross_entropy(
             input,
             target,
@@ -53,6 +60,8 @@ class CrossEntropyLoss(nn.Module):
             label_smoothing=self.label_smoothing,
             loss=self.loss,
             link=self.link,
+            sample_weight=sample_weight,
+            mask=mask,
             empty=self.empty,
             validate=self.validate,
         )
@@ -74,6 +83,7 @@ class BCEWithLogitsLoss(nn.Module):
         *,
         reduction: str = "mean",
         pos_weight: Tensor | None = None,
+        class_dim: int | None = None,
         label_smoothing: float = 0.0,
         loss: Loss | None = None,
         empty: str = "zero",
@@ -82,6 +92,7 @@ class BCEWithLogitsLoss(nn.Module):
         super().__init__()
         self.register_buffer("weight", weight)
         self.register_buffer("pos_weight", pos_weight)
+        self.class_dim = class_dim
         self.reduction = reduction
         self.label_smoothing = label_smoothing
         self.loss = loss
@@ -96,10 +107,36 @@ class BCEWithLogitsLoss(nn.Module):
             self.weight,
             reduction=self.reduction,
             pos_weight=self.pos_weight,
+            class_dim=self.class_dim,
             label_smoothing=self.label_smoothing,
             loss=self.loss,
             empty=self.empty,
             validate=self.validate,
+        )
+
+
+class BCELoss(nn.Module):
+    """``binary_cross_entropy`` of probabilities, with its options fixed.
+
+    >>> BCELoss()(torch.full((2,), 0.5), torch.tensor([1.0, 0.0]))
+    tensor(0.6931)
+    """
+
+    weight: Tensor | None
+
+    def __init__(
+        self, weight: Tensor | None = None, *, reduction: str = "mean", empty: str = "zero", validate: str = "full"
+    ) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.reduction = reduction
+        self.empty = empty
+        self.validate = validate
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss of probabilities of any shape against targets of the same shape."""
+        return functional.binary_cross_entropy(
+            input, target, self.weight, reduction=self.reduction, empty=self.empty, validate=self.validate
         )
 
 
@@ -143,7 +180,14 @@ class LinearCrossEntropyLoss(nn.Module):
         self.validate = validate
         self.chunk_rows = chunk_rows
 
-    def forward(self, input: Tensor, target: Tensor | Target) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor | Target,
+        *,
+        sample_weight: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """The loss of hidden states (…, in_features) against their targets."""
         return functional.linear_cross_entropy(
             input,
@@ -156,6 +200,8 @@ class LinearCrossEntropyLoss(nn.Module):
             label_smoothing=self.label_smoothing,
             loss=self.loss,
             link=self.link,
+            sample_weight=sample_weight,
+            mask=mask,
             empty=self.empty,
             validate=self.validate,
             chunk_rows=self.chunk_rows,

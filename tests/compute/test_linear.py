@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from crossent import LinearCrossEntropyLoss, Link, cross_entropy, linear_cross_entropy
-from crossent.compute import functional, linear, rows
+from crossent.compute import arguments, linear, rows
 from crossent.compute.losses import LOSSES, Loss
 from tests.compare import faults
 from tests.laws.test_losses import KNOBS
@@ -127,4 +127,4 @@ def test_what_cannot_be_had_is_refused_at_the_call() -> None:
         linear_cross_entropy(X, W, Y, chunk_rows=0)
     with pytest.raises(ValueError, match=r"linear_bias must have shape \(6,\)"):
         linear_cross_entropy(X, W, Y, linear_bias=torch.zeros(5))
-    assert functional.result_dtype(X) == torch.float64
+    assert arguments.result_dtype(X) == torch.float64

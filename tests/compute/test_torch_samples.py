@@ -43,7 +43,7 @@ LISTS = {
     "BCELoss": ("binary_cross_entropy", 6),
 }
 # Names that are not written here yet. Once there they are tested, and have to go from this list.
-ABSENT = {"binary_cross_entropy"}
+ABSENT: set[str] = set()
 HEAD = ("input", "linear_weight", "linear_bias")
 
 
@@ -170,13 +170,6 @@ DIFFERENCES = [
         when=lambda s: s["target"].requires_grad and s["linear_weight"].dim() == 2,
         refused="needs the logits themselves",
         then=lambda s: s.having(target=s["target"].detach()),
-    ),
-    Difference(
-        "one logit alone is refused, though it is all there is to one element: to be mended in the function",
-        ("binary_cross_entropy_with_logits", "logsigmoid"),
-        when=lambda s: s["input"].dim() == 0,
-        refused="input is a single number",
-        then=lambda s: s.having(**{name: value.reshape(1) for name, value in s.arguments.items()}),
     ),
     Difference(
         "the mean of probability targets divides by Σ w q / Σ q of the rows, as one-hot targets must; PyTorch by N",
@@ -370,11 +363,13 @@ def judge(samples: Iterator[Sample], where: str, dtype: torch.dtype) -> None:
     assert tally["sign flipped"] > 0
     listed = {d.reason for d in DIFFERENCES if where in d.where and (d.refused or d.instead or dtype.itemsize == 2)}
     assert seen == listed, "a listed difference was not met"
-    # A row or column that is tiny beside the sample's largest entry may be lost unseen: in one of twenty, at most.
+    # A row or column that is tiny beside the sample's largest entry may be lost unseen, and rows of saturated elements
+    # may be exchanged: in one of twenty samples, or in two, at most.
     # A head's gradient in bfloat16 is rounded twice, by 0.4 % each time: 1 % is sometimes not beyond that.
     share = 0.8 if dtype == torch.bfloat16 else 0.95
     for fault in [name for name in tally if f"{name}, and refused" in tally]:
-        assert tally[f"{fault}, and refused"] >= share * tally[fault], f"a gradient {fault} would pass"
+        unseen = tally[fault] - tally[f"{fault}, and refused"]
+        assert unseen <= max(2, (1 - share) * tally[fault]), f"a gradient {fault} would pass"
 
 
 @pytest.fixture(scope="module")

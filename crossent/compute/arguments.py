@@ -1,0 +1,230 @@
+"""What a caller hands in, made into rows, targets and weights, or refused in a sentence.
+
+Everything is looked at here and nowhere else: shapes and dtypes always, values if ``validate`` says so.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from crossent.compute import target as targets
+from crossent.compute.losses import NLL, ClassWeighted, Loss, Smoothed
+from crossent.compute.target import Target
+from crossent.errors import some
+
+
+def result_dtype(input: Tensor) -> torch.dtype:
+    """float64 for float64, float32 for everything narrower: a loss is never 16 bits wide."""
+    return torch.float64 if input.dtype == torch.float64 else torch.float32
+
+
+def whole_loss(loss: Loss | None, weight: Tensor | None, label_smoothing: float, classes: int) -> Loss:
+    """The loss with its label smoothing and its class weights around it."""
+    whole = NLL() if loss is None else loss
+    if label_smoothing != 0.0:
+        if whole.class_weight is not None:
+            raise TypeError(
+                "label_smoothing and a loss that is already ClassWeighted: "
+                "write ClassWeighted(weight, Smoothed(label_smoothing, loss))."
+            )
+        whole = Smoothed(label_smoothing, whole)
+    if weight is not None:
+        whole = ClassWeighted(weight, whole)
+    if whole.class_weight is not None and whole.class_weight.shape != (classes,):
+        raise ValueError(
+            f"class weights must be one number for each of the {classes} classes; "
+            f"got shape {tuple(whole.class_weight.shape)}."
+        )
+    return whole
+
+
+def check_class_weight(loss: Loss) -> None:
+    """Refuse class weights that are negative or NaN."""
+    weight = loss.class_weight
+    if weight is None or not targets.visible(weight):
+        return
+    wrong = ~(weight >= 0)
+    if bool(wrong.any()):
+        at = wrong.nonzero().flatten().tolist()
+        raise ValueError(f"class weights must be 0 or more; they are negative or NaN at class {some(at)}.")
+
+
+def columns(input: Tensor) -> Tensor:
+    """Logits (C,), (N, C) or (N, C, d1, …) as (n, v, l): a view wherever the layout allows one."""
+    if input.dim() == 1:
+        return input.reshape(1, -1, 1)
+    return input.unsqueeze(-1) if input.dim() == 2 else input.flatten(2)
+
+
+def weights_of_rows(
+    weight: Tensor | None, mask: Tensor | None, shape: torch.Size, validate: str
+) -> tuple[Tensor | None, Tensor | None]:
+    """Sample weights and mask, one for each row (n,)."""
+    for name, given in (("sample_weight", weight), ("mask", mask)):
+        if given is not None and given.shape != shape:
+            raise ValueError(
+                f"{name} must have one entry for each row, shape {tuple(shape)}; it has {tuple(given.shape)}."
+            )
+    if mask is not None and mask.dtype != torch.bool:
+        raise TypeError(
+            f"mask must be bool, True where a row counts; it is {str(mask.dtype).removeprefix('torch.')}. "
+            "Write mask.bool(), or pass weights as sample_weight."
+        )
+    if weight is not None and validate == "full" and targets.visible(weight):
+        wrong = ~(weight >= 0)
+        if bool(wrong.any()):
+            at = [tuple(place) for place in wrong.nonzero()[:5].tolist()]
+            raise ValueError(f"sample_weight must be 0 or more; it is negative or NaN at {some(at)}.")
+    return (None if weight is None else weight.reshape(-1)), (None if mask is None else mask.reshape(-1))
+
+
+def target_of(
+    target: Tensor | Target,
+    like_logits: tuple[int, ...],
+    shape: torch.Size,
+    classes: int,
+    ignore_index: int,
+    validate: str,
+) -> Target:
+    """Find out what the target is from its dtype and shape, or say what is wrong with it."""
+    if isinstance(target, Target):
+        if target.rows != shape.numel():
+            raise ValueError(f"the target has {target.rows} rows, and the logits have {shape.numel()}.")
+        return target
+    got, dtype = tuple(target.shape), str(target.dtype).removeprefix("torch.")
+    if target.is_floating_point():
+        if got == like_logits:
+            rows_last = like_logits == (*shape, classes)
+            q = target.reshape(-1, classes) if rows_last else columns(target)
+            return targets.probabilities(q, validate=validate)
+        if got == tuple(shape):
+            raise TypeError(
+                f"target is {dtype} of shape {got}: class labels are integers (write target.long()), "
+                f"and class probabilities have one number for each class, shape {like_logits}."
+            )
+        raise ValueError(f"class probabilities must have shape {like_logits}; the target has {got}.")
+    if target.is_complex():
+        raise TypeError(f"target is {dtype}; it must hold integers (labels) or floats (probabilities).")
+    if got == tuple(shape):
+        return targets.labels(target.reshape(-1), classes, ignore_index, validate=validate)
+    hint = ""
+    if got == (*shape, 1):
+        hint = " Write target.squeeze(-1)."
+    elif got == like_logits:
+        hint = " These look like one-hot integers: write target.float() for probabilities, or argmax for labels."
+    elif len(got) == len(shape) and set(got) == set(shape):
+        hint = " The same sizes stand in another order: is it transposed?"
+    raise ValueError(
+        f"labels must have shape {tuple(shape)}, one for each row of {classes} logits; the target has {got}.{hint}"
+    )
+
+
+def check_logits(input: Tensor, kind: str = "logits") -> None:
+    """Refuse what is no floating-point logits."""
+    if not input.is_floating_point():
+        raise TypeError(
+            f"input must hold floating-point {kind}; it is {str(input.dtype).removeprefix('torch.')}. "
+            "Are input and target exchanged?"
+        )
+
+
+def check_same_shape(input: Tensor, target: Tensor) -> None:
+    """Refuse binary targets that are not one for each element."""
+    if target.shape != input.shape:
+        raise ValueError(
+            f"target must have the shape of input, {tuple(input.shape)}; it has {tuple(target.shape)}. "
+            "Each element is its own yes or no; reshape one of them (a column (N, 1) against (N,) needs squeeze(1))."
+        )
+
+
+def check_validate(validate: str) -> None:
+    """Refuse words that say nothing about validation."""
+    if validate not in ("full", "async", "off"):
+        raise ValueError(f"validate must be 'full', 'async' or 'off'; got {validate!r}.")
+
+
+def check_share(share: Tensor, name: str = "target", hint: str = "For labels -1 and 1 pass (target + 1) / 2.") -> None:
+    """Refuse shares and probabilities outside [0, 1]."""
+    if not targets.visible(share) or share.dtype == torch.bool or not share.numel():
+        return
+    least, greatest = torch.aminmax(share.detach())  # a NaN is both
+    if not (least >= 0 and greatest <= 1):
+        wrong = ~((share >= 0) & (share <= 1))
+        at = tuple(wrong.nonzero()[0].tolist())
+        raise ValueError(
+            f"{name} must lie in [0, 1], the share that is class 1; {int(wrong.sum()):,} elements do not, first at "
+            f"{at}: {share[at].item()}. {hint}"
+        )
+
+
+def smoothing_of_nll(loss: Loss) -> float | None:
+    """The label smoothing of a loss that is the NLL and nothing else; None for any other."""
+    if isinstance(loss, NLL):
+        return 0.0
+    plain = isinstance(loss, Smoothed) and isinstance(loss.loss, NLL)
+    return loss.smoothing if isinstance(loss, Smoothed) and plain else None
+
+
+def order_in_memory(input: Tensor, target: Tensor) -> list[int]:
+    """The dimensions of both in the order in which they lie in memory, if that is the same and without holes."""
+    as_they_are = list(range(input.dim()))
+    if torch.compiler.is_compiling() or input.stride() != target.stride() or input.is_contiguous():
+        return as_they_are
+    strides = input.stride()
+    order = sorted(as_they_are, key=lambda at: -strides[at])
+    return order if input.permute(order).is_contiguous() else as_they_are
+
+
+def _natural(order: list[int]) -> bool:
+    return order == sorted(order)
+
+
+def repeating(weight: Tensor, class_dim: int | None, input: Tensor, name: str, order: list[int]) -> Tensor:
+    """Weights that, repeated, are those of the elements in that order: one, one for each class, or all of them."""
+    if class_dim is not None:
+        if not -input.dim() <= class_dim < input.dim() or weight.shape != (input.shape[class_dim],):
+            raise ValueError(
+                f"class_dim={class_dim} says that {name} has one number for each class along that dimension of input, "
+                f"whose shape is {tuple(input.shape)}; {name} has shape {tuple(weight.shape)}."
+            )
+        weight = weight.reshape([-1 if at == class_dim % input.dim() else 1 for at in range(input.dim())])
+    last = input.shape[order[-1]] if order else 1
+    along_last = weight.dim() == input.dim() and weight.numel() == weight.shape[order[-1]] if order else False
+    if weight.numel() == 1 or (weight.numel() == last and (along_last or (weight.dim() == 1 and _natural(order)))):
+        return weight.reshape(-1)
+    try:
+        return weight.expand_as(input).permute(order).reshape(-1)
+    except RuntimeError as trouble:
+        raise ValueError(
+            f"{name} of shape {tuple(weight.shape)} does not broadcast to the logits, {tuple(input.shape)}. "
+            "If it has one number for each class, say with class_dim which dimension is the classes."
+        ) from trouble
+
+
+def times(value: Tensor, weight: Tensor, input: Tensor, order: list[int]) -> Tensor:
+    """The losses (n,) of elements in that order, each times its weight."""
+    repeated = repeating(weight, None, input, "weight", order).to(value.dtype)
+    return (value.reshape(-1, repeated.shape[0]) * repeated).reshape(-1)
+
+
+def warn_of_probabilities(z: Tensor) -> None:
+    """Rows that are non-negative and sum to 1 are probabilities, not logits; a look at eight rows costs nothing."""
+    if not targets.visible(z) or z.shape[0] * z.shape[2] < 2 or z.shape[1] < 2:
+        return
+    rows = (z[:8, :, 0] if z.shape[2] == 1 else z[0, :, :8].T).detach()
+    if bool((rows[0] < 0).any()) or abs(float(rows[0].sum()) - 1) > 0.01:
+        return  # most calls end here
+    head = rows.float()
+    one_hot = (head == 0).sum(-1) == z.shape[1] - 1  # identity matrices are fine logits
+    if bool(((head >= 0).all(-1) & ((head.sum(-1) - 1).abs() < 1e-5) & ~one_hot).all()) and bool(
+        (head.amax(-1) - head.amin(-1) > 1e-3).any()
+    ):
+        warnings.warn(
+            "input looks like probabilities: its rows are non-negative and sum to 1. cross_entropy takes logits; "
+            "leave out the softmax (or pass probabilities.log()). If these are logits, pass validate='off'.",
+            UserWarning,
+            stacklevel=3,
+        )

@@ -15,6 +15,7 @@ from torch import Tensor
 from crossent.compute import operators
 from crossent.compute.backends import reference
 from crossent.compute.backends.reference import wide
+from crossent.compute.rows import along_tangents, refuse_nested_forward
 from crossent.compute.stats import Stats
 
 
@@ -50,6 +51,7 @@ class _ElementsForward(_Elements):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        refuse_nested_forward()
         (z,) = ctx.saved_tensors
         z, t = z.to(wide(z)), tangent.to(wide(tangent))
         p, q = torch.sigmoid(z), torch.sigmoid(-z)
@@ -84,6 +86,7 @@ class _CostsForward(_Costs):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        refuse_nested_forward()
         z, *rest = ctx.saved_tensors
         moved = reference.pull_elements(z.to(wide(z)), *rest, ctx.smoothing, tangent.to(wide(z)))
         return reference.in_blocks(moved) if ctx.summed else moved
@@ -118,9 +121,10 @@ class _SlopesForward(_Slopes):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        refuse_nested_forward()
         again, z, a = _slopes_again(ctx)
         along = [torch.zeros_like(x) if t is None else t for t, x in ((tangents[0], z), (tangents[-1], a))]
-        return torch.func.jvp(again, (z, a), tuple(along))[1]
+        return along_tangents(again, [z, a], along)
 
 
 def _slopes_again(ctx: Any) -> tuple[Any, Tensor, Tensor]:

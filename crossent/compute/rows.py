@@ -74,6 +74,7 @@ class _RowsForward(_Rows):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor | None, *_: None) -> tuple:
+        refuse_nested_forward()
         z, live, index, q, column_weight, _ = ctx.saved_tensors
         t = torch.zeros_like(z) if tangent is None else tangent
         moved = reference.push(z, live, index, q, column_weight, ctx.uniform, ctx.entropy, t)
@@ -128,11 +129,25 @@ class _PullForward(_Pull):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        refuse_nested_forward()
         again, moving = _pull_again(ctx.saved_tensors)
         cotangents = zip(tangents[6:], ctx.saved_tensors[6:], strict=True)
         along = [tangents[0], *(tangent for tangent, there in cotangents if there is not None)]
         whole = [torch.zeros_like(x) if t is None else t for t, x in zip(along, moving, strict=True)]
         return along_tangents(again, moving, whole)
+
+
+def refuse_nested_forward() -> None:
+    """Forward over forward is an error: torch takes the second derivative of an autograd function to be 0 there.
+
+    https://github.com/pytorch/pytorch/issues/197867
+    """
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    if sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack) > 1:
+        raise NotImplementedError(
+            "a forward derivative of a forward derivative (jacfwd of jacfwd, jvp of jvp) would silently be 0, since "
+            "torch.autograd.Function has none; write torch.func.hessian, jacfwd of jacrev, or jacrev of either."
+        )
 
 
 def along_tangents(gradient: Any, at: list[Tensor], along: list[Tensor]) -> Tensor:

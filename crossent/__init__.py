@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from crossent.compute import mutual_information as mutual_information
     from crossent.compute import renyi_divergence as renyi_divergence
     from crossent.compute import renyi_entropy as renyi_entropy
+    from crossent.compute import row_numbers as row_numbers
     from crossent.compute import sparse as sparse
     from crossent.measure import evaluate as evaluate
     from crossent.minimise import Run as Run
@@ -72,6 +73,7 @@ _HOME = {
     "mutual_information": "crossent.compute",
     "renyi_divergence": "crossent.compute",
     "renyi_entropy": "crossent.compute",
+    "row_numbers": "crossent.compute",
     "sparse": "crossent.compute",
     "evaluate": "crossent.measure",
     "Run": "crossent.minimise",

@@ -21,6 +21,7 @@ from crossent.compute.functional import binary_cross_entropy as binary_cross_ent
 from crossent.compute.functional import binary_cross_entropy_with_logits as binary_cross_entropy_with_logits
 from crossent.compute.functional import cross_entropy as cross_entropy
 from crossent.compute.functional import linear_cross_entropy as linear_cross_entropy
+from crossent.compute.functional import row_numbers as row_numbers
 from crossent.compute.information import cross_entropy_between as cross_entropy_between
 from crossent.compute.information import entropy as entropy
 from crossent.compute.information import information_gain as information_gain

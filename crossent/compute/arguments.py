@@ -131,6 +131,16 @@ def check_logits(input: Tensor, kind: str = "logits") -> None:
         )
 
 
+def check_classes(input: Tensor) -> int:
+    """How many classes the logits (C,), (N, C) or (N, C, …) have; refuse those that have none."""
+    if input.dim() == 0:
+        raise ValueError("input is a single number; logits have a dimension of classes: (C,), (N, C) or (N, C, …).")
+    classes = input.shape[0] if input.dim() == 1 else input.shape[1]
+    if classes == 0:
+        raise ValueError(f"input of shape {tuple(input.shape)} has no classes: the dimension of logits is empty.")
+    return classes
+
+
 def check_same_shape(input: Tensor, target: Tensor) -> None:
     """Refuse binary targets that are not one for each element."""
     if target.shape != input.shape:

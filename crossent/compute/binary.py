@@ -87,8 +87,8 @@ class _CostsForward(_Costs):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
         refuse_nested_forward()
-        z, *rest = ctx.saved_tensors
-        moved = reference.pull_elements(z.to(wide(z)), *rest, ctx.smoothing, tangent.to(wide(z)))
+        z, share, pos_weight = ctx.saved_tensors
+        moved = reference.pull_elements(z.to(wide(z)), share, pos_weight, ctx.smoothing, tangent.to(wide(z)))
         return reference.in_blocks(moved) if ctx.summed else moved
 
 

@@ -5,6 +5,8 @@ Each turns what the user has into rows (n, v) and a ``Target``, asks ``rows`` fo
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from crossent.compute import binary, linear
 from crossent.compute import target as targets
 from crossent.compute.arguments import (
     check_class_weight,
+    check_classes,
     check_logits,
     check_same_shape,
     check_share,
@@ -32,6 +35,7 @@ from crossent.compute.link import Link
 from crossent.compute.losses import Loss
 from crossent.compute.reduce import check_reduction, reduce
 from crossent.compute.rows import row_losses
+from crossent.compute.rows import row_numbers as rows_of
 from crossent.compute.target import Target
 
 
@@ -105,11 +109,7 @@ def cross_entropy(
     check_reduction(reduction, empty)
     check_validate(validate)
     check_logits(input)
-    if input.dim() == 0:
-        raise ValueError("input is a single number; logits have a dimension of classes: (C,), (N, C) or (N, C, …).")
-    classes = input.shape[0] if input.dim() == 1 else input.shape[1]
-    if classes == 0:
-        raise ValueError(f"input of shape {tuple(input.shape)} has no classes: the dimension of logits is empty.")
+    classes = check_classes(input)
     z = columns(input)
     shape = input.shape[:0] if input.dim() == 1 else input.shape[:1] + input.shape[2:]
     rows = target_of(target, tuple(input.shape), shape, classes, ignore_index, validate)
@@ -121,6 +121,80 @@ def cross_entropy(
         check_class_weight(whole)
     value, row_weight = row_losses(z, rows, whole, link)
     return reduce(value, row_weight, reduction, empty, shape, result_dtype(input))
+
+
+class RowNumbers(NamedTuple):
+    """What one pass over the logits knows of each row; every field has the shape of the labels.
+
+    ``loss`` in nats, ``log_prob`` the log-probability of the label (0 nats are certainty), ``lse`` log Σ e^z and
+    ``entropy`` of softmax(z) in nats carry gradients. ``argmax`` (the first of the greatest) and ``rank`` (how many
+    classes are above the label: 0 is top) are int64. An ignored row has 0 everywhere, and -1 as argmax and rank.
+    """
+
+    loss: Tensor
+    log_prob: Tensor
+    lse: Tensor
+    entropy: Tensor
+    argmax: Tensor
+    rank: Tensor
+
+
+def row_numbers(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    loss: Loss | None = None,
+    link: Link | None = None,
+    mask: Tensor | None = None,
+    validate: str = "full",
+) -> RowNumbers:
+    """Loss, log-probability of the label, log-sum-exp, entropy, argmax and rank of every row, from one pass.
+
+    What evaluation, perplexity, reinforcement learning and preference losses need of a row of logits. The arguments
+    are those of ``cross_entropy`` with ``reduction="none"``; the target must be labels. Top-k accuracy is
+    ``(numbers.rank < k).float().mean()``.
+
+    Returns:
+        ``RowNumbers``: float64 for float64 logits, else float32; argmax and rank in int64.
+
+    Accuracy: as ``cross_entropy``; the log-probability is right to 2 ulp near 0 too; the log-sum-exp to a rounding of
+    its two terms. Cost: one reading of the logits; with gradients one more. Memory: O(N) and the gradient.
+
+    >>> z = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 30.0]])
+    >>> numbers = row_numbers(z, torch.tensor([1, 2]))
+    >>> numbers.log_prob, numbers.argmax, numbers.rank
+    (tensor([-2.2395e+00, -1.8715e-13]), tensor([0, 2]), tensor([1, 0]))
+    """
+    check_validate(validate)
+    check_logits(input)
+    classes = check_classes(input)
+    shape = input.shape[:0] if input.dim() == 1 else input.shape[:1] + input.shape[2:]
+    rows = target_of(target, tuple(input.shape), shape, classes, ignore_index, validate)
+    if rows.index is None or rows.index.shape[1] != 1:
+        raise TypeError("row_numbers ranks one label in each row: the target must be class indices.")
+    rows = rows.weighted(*weights_of_rows(None, mask, shape, validate))
+    whole = whole_loss(loss, weight, label_smoothing, classes)
+    if validate == "full":
+        check_class_weight(whole)
+    value, s = rows_of(columns(input), rows, whole, link)
+    # A label that is no class and that nobody looked at has a weight of NaN, and so have its numbers.
+    wrong = torch.zeros_like(value) if rows.weight is None else rows.weight[:, 0].to(value) - 1
+
+    def shown(x: Tensor, ignored: float = 0.0) -> Tensor:
+        return (x if rows.live is None else torch.where(rows.live, x, ignored)).reshape(shape)
+
+    dtype = result_dtype(input)
+    return RowNumbers(
+        loss=shown(value).to(dtype),
+        log_prob=shown(wrong - s.nll[:, 0]).to(dtype),
+        lse=shown(s.lse).to(dtype),
+        entropy=shown(s.entropy).to(dtype),
+        argmax=shown(s.first, -1).long(),
+        rank=shown(s.above, -1).long(),
+    )
 
 
 def binary_cross_entropy_with_logits(

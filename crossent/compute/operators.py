@@ -15,8 +15,8 @@ from crossent.compute.stats import field_names
 
 _library = torch.library.Library("crossent", "DEF")
 _library.define(
-    "part(Tensor z, Tensor? live, Tensor? index, Tensor? q, Tensor? column_weight, bool uniform, bool entropy) "
-    "-> (Tensor, Tensor)"
+    "part(Tensor z, Tensor? live, Tensor? index, Tensor? q, Tensor? column_weight, bool uniform, bool entropy, "
+    "bool order=False) -> (Tensor, Tensor)"
 )
 _library.define(
     "pull(Tensor z, Tensor? live, Tensor? index, Tensor? q, Tensor? column_weight, Tensor fields, "
@@ -35,8 +35,9 @@ def _part(
     column_weight: Tensor | None,
     uniform: bool,
     entropy: bool,
+    order: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    return backends.of(z).part(z, live, index, q, column_weight, uniform, entropy)
+    return backends.of(z).part(z, live, index, q, column_weight, uniform, entropy, order)
 
 
 def _pull(
@@ -77,10 +78,11 @@ def _part_fake(
     column_weight: Tensor | None,
     uniform: bool,
     entropy: bool,
+    order: bool = False,
 ) -> tuple[Tensor, Tensor]:
     rows = z.shape[0] * z.shape[2]
     targets = 1 if q is not None else z.shape[1] if index is None else index.shape[1]
-    names = field_names(dense=q is not None, uniform=uniform, entropy=entropy)
+    names = field_names(dense=q is not None, uniform=uniform, entropy=entropy, order=order)
     return z.new_empty((len(names), rows), dtype=wide(z)), z.new_empty((rows, targets), dtype=wide(z))
 
 

@@ -7,6 +7,7 @@ derivatives and forward-mode ones go through torch's own softmax: right, if not 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,14 +36,15 @@ class _Rows(torch.autograd.Function):
         column_weight: Tensor | None,
         uniform: bool,
         entropy: bool,
+        order: bool,
     ) -> tuple[Tensor, ...]:
-        fields, gap = operators.part(z, live, index, q, column_weight, uniform, entropy)
+        fields, gap = operators.part(z, live, index, q, column_weight, uniform, entropy, order)
         part = unpack(fields, gap, dense=q is not None, uniform=uniform, entropy=entropy)
         return fields, *(stat for stat in finish(part) if stat is not None)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        z, live, index, q, column_weight, ctx.uniform, ctx.entropy = inputs
+        z, live, index, q, column_weight, ctx.uniform, ctx.entropy, _ = inputs
         ctx.mark_non_differentiable(output[0])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(z, live, index, q, column_weight, output[0])
@@ -60,7 +62,7 @@ class _Rows(torch.autograd.Function):
         # The kernel tells by c and d which fields there are.
         c = fields.new_zeros(1).expand(fields.shape[1]) if ctx.uniform and c is None else c
         d = fields.new_zeros(1).expand(fields.shape[1]) if ctx.entropy and d is None else d
-        return _kind(_Pull).apply(z, live, index, q, column_weight, fields, a, b, c, d), *(None,) * 6
+        return _kind(_Pull).apply(z, live, index, q, column_weight, fields, a, b, c, d), *(None,) * 7
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple[tuple, tuple]:
@@ -218,7 +220,10 @@ def row_stats(z: Tensor, target: Target, loss: Loss, link: Link | None = None) -
     if link is not None:  # its own derivative at a NaN would be one, so here the selection comes first
         z = link(_live_columns(z, target).to(reference.wide(z)).movedim(1, -1)).movedim(-1, 1)  # its bias is (v,)
     uniform, entropy = "uniform" in loss.reads, "entropy" in loss.reads
-    fields, nll, lse, *rest = _kind(_Rows).apply(z, target.live, target.index, soft, class_weight, uniform, entropy)
+    order = "order" in loss.reads
+    fields, nll, lse, *rest = _kind(_Rows).apply(
+        z, target.live, target.index, soft, class_weight, uniform, entropy, order
+    )
     given = iter(rest)
     known = unpack(fields, nll, dense=soft is not None, uniform=uniform, entropy=entropy)
     if soft is not None:
@@ -235,7 +240,7 @@ def row_stats(z: Tensor, target: Target, loss: Loss, link: Link | None = None) -
     even = next(given) if uniform else None
     if known.count is not None and weights_learned and class_weight is not None:
         # By its definition, which is differentiable by the weights; to the kernel they are fixed.
-        of_all = _kind(_Rows).apply(z, target.live, None, None, None, False, False)[1]
+        of_all = _kind(_Rows).apply(z, target.live, None, None, None, False, False, False)[1]
         even = (torch.where(of_all == torch.inf, 0.0, of_all) * class_weight.to(nll.dtype)).sum(-1) / known.count
     return Stats(
         nll=nll,
@@ -249,7 +254,34 @@ def row_stats(z: Tensor, target: Target, loss: Loss, link: Link | None = None) -
         index=target.index,
         logits=reference.by_row(_live_columns(z, target).to(nll.dtype)) if "logits" in loss.reads else None,
         plain=target.weight is None and class_weight is None,
+        first=fields[-2] if order else None,
+        above=fields[-1] if order else None,
     )
+
+
+@dataclass(frozen=True)
+class _Numbers(Loss):
+    """A loss, and whatever else is known of a row once it is read."""
+
+    loss: Loss
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return self.loss.reads | {"entropy", "order"}
+
+    @property
+    def linear(self) -> bool:
+        return self.loss.linear
+
+    @property
+    def class_weight(self) -> Tensor | None:
+        return self.loss.class_weight
+
+
+def row_numbers(z: Tensor, target: Target, loss: Loss, link: Link | None = None) -> tuple[Tensor, Stats]:
+    """The loss (n,) of every row, and all statistics of the one pass that it took."""
+    s = row_stats(z, target, _Numbers(loss), link)
+    return loss(s), s
 
 
 def row_losses(z: Tensor, target: Target, loss: Loss, link: Link | None = None) -> tuple[Tensor, Tensor | None]:

@@ -55,14 +55,18 @@ class Part:
     dot: Tensor | None = None
 
 
-def field_names(*, dense: bool, uniform: bool, entropy: bool) -> tuple[str, ...]:
-    """The fields (n,) of a part in the order in which a backend stacks them; ``gap`` comes apart."""
+def field_names(*, dense: bool, uniform: bool, entropy: bool, order: bool = False) -> tuple[str, ...]:
+    """The fields (n,) of a part in the order in which a backend stacks them; ``gap`` comes apart.
+
+    The last two are no sums and in no ``Part``: the first of the greatest columns, and how many are above the target.
+    """
     return (
         "peak",
         "rest",
         *(("mass", "held") if dense else ()),
         *(("total", "count", "measure") if uniform else ()),
         *(("dot",) if entropy else ()),
+        *(("first", "above") if order else ()),
     )
 
 
@@ -179,6 +183,8 @@ class Stats:
     which columns the targets are, None if that is all of them in order. ``classes`` is v, -inf columns included.
     ``logits`` (n, v) is the row itself, for the few losses that cannot do without.
 
+    ``first`` and ``above`` (n,), whole numbers, are the greatest column and how many are greater than the target's.
+
     A field that the loss does not name in ``reads`` is None; ``plain`` says that all weights are 1.
     """
 
@@ -192,6 +198,8 @@ class Stats:
     count: Any = None
     index: Tensor | None = None
     logits: Any = None
+    first: Any = None
+    above: Any = None
     plain: bool = False
 
     @property

@@ -53,11 +53,12 @@ def part(
     column_weight: Tensor | None,
     uniform: bool,
     entropy: bool,
+    order: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Read the rows of z once. A row that is not live is not read: zeros stand in for it."""
     soft = None if q is None else by_row(q)
     blocks = [
-        _part(_read(rows, alive), at, share, column_weight, uniform, entropy)
+        _part(_read(rows, alive), at, share, column_weight, uniform, entropy, order)
         for rows, alive, at, share in _blocks(by_row(z), live, index, soft)
     ]
     fields, gaps = zip(*blocks, strict=True)
@@ -65,7 +66,13 @@ def part(
 
 
 def _part(
-    z: Tensor, index: Tensor | None, q: Tensor | None, column_weight: Tensor | None, uniform: bool, entropy: bool
+    z: Tensor,
+    index: Tensor | None,
+    q: Tensor | None,
+    column_weight: Tensor | None,
+    uniform: bool,
+    entropy: bool,
+    order: bool,
 ) -> tuple[Tensor, Tensor]:
     peak, first = z.max(-1)
     below = z - peak.unsqueeze(-1)
@@ -92,9 +99,11 @@ def _part(
         fields |= {"total": (u * bounded).sum(-1), "count": allowed.sum(-1).to(z.dtype), "measure": u.sum(-1)}
     if entropy:
         fields["dot"] = (power * bounded).sum(-1)
-    return torch.stack(
-        [fields[name] for name in field_names(dense=q is not None, uniform=uniform, entropy=entropy)]
-    ), gap
+    if order:
+        above = torch.zeros_like(first) if index is None else (z > z.gather(-1, index[:, :1])).sum(-1)
+        fields |= {"first": first.to(z.dtype), "above": above.to(z.dtype)}
+    names = field_names(dense=q is not None, uniform=uniform, entropy=entropy, order=order)
+    return torch.stack([fields[name] for name in names]), gap
 
 
 def pull(
@@ -118,7 +127,7 @@ def pull(
     soft = None if q is None else by_row(q)
     names = field_names(dense=q is not None, uniform=c is not None, entropy=d is not None)
     blocks = [
-        _pull(rows, alive, at, share, column_weight, dict(zip(names, known.unbind(-1), strict=True)), *cotangents)
+        _pull(rows, alive, at, share, column_weight, dict(zip(names, known.unbind(-1), strict=False)), *cotangents)
         for rows, alive, at, share, known, *cotangents in _blocks(by_row(z), live, index, soft, fields.T, a, b, c, d)
     ]
     dz.copy_(_by_column(torch.cat(blocks), z.shape))

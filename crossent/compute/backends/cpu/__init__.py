@@ -38,11 +38,12 @@ def part(
     column_weight: Tensor | None,
     uniform: bool,
     entropy: bool,
+    order: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The fields and gaps of all rows, as ``reference.part`` gives them."""
     if not z.numel():
-        return reference.part(z, live, index, q, column_weight, uniform, entropy)
-    names = field_names(dense=q is not None, uniform=uniform, entropy=entropy)
+        return reference.part(z, live, index, q, column_weight, uniform, entropy, order)
+    names = field_names(dense=q is not None, uniform=uniform, entropy=entropy, order=order)
     rows = z.shape[0] * z.shape[2]
     columns = np.empty((rows, 0), np.int64) if index is None else values(index.contiguous())
     fields = torch.empty((len(names), rows), dtype=torch.float64)

@@ -314,11 +314,10 @@ def binary_cross_entropy(
         check_share(input, "input", "These look like logits: use binary_cross_entropy_with_logits.")
     p, t = input.to(wide(input)).reshape(-1), target.to(wide(input)).reshape(-1)
 
-    def cost(share: Tensor, of: Tensor) -> Tensor:
-        absent = share == 0  # 0 · ∞ = 0, and no gradient from there
-        return torch.where(absent, 0.0, -share * torch.log(torch.where(absent, 1.0, of)))
-
-    value = cost(t, p) + cost(1 - t, 1 - p)
+    # 0 · ∞ = 0: a share of 0 costs nothing and has no gradient. log1p keeps the digits of a p near 0, which 1 - p loses.
+    yes = torch.where(t == 0, 0.0, -t * torch.log(torch.where(t == 0, 1.0, p)))
+    no = torch.where(t == 1, 0.0, -(1 - t) * torch.log1p(torch.where(t == 1, 0.0, -p)))
+    value = yes + no
     if weight is not None:
         value = times(value, weight, input, list(range(input.dim())))
     return reduce(value, None, reduction, empty, input.shape, result_dtype(input))

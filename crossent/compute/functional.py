@@ -34,7 +34,7 @@ from crossent.compute.backends.reference import wide
 from crossent.compute.link import Link
 from crossent.compute.losses import Loss
 from crossent.compute.reduce import check_reduction, reduce
-from crossent.compute.rows import row_losses
+from crossent.compute.rows import is_learned, row_losses
 from crossent.compute.rows import row_numbers as rows_of
 from crossent.compute.target import Target
 
@@ -258,8 +258,7 @@ def binary_cross_entropy_with_logits(
     z, share = input.permute(order).reshape(-1), target.permute(order).reshape(-1)
     positive = None if pos_weight is None else repeating(pos_weight, class_dim, input, "pos_weight", order)
     smoothing = smoothing_of_nll(whole)
-    learned = target.requires_grad or (pos_weight is not None and pos_weight.requires_grad)
-    if smoothing is not None and not learned:
+    if smoothing is not None and not is_learned(target) and not is_learned(pos_weight):
         summed = reduction != "none" and weight is None and targets.visible(z) and z.numel() > 0
         value = binary.element_losses(z, share, positive, smoothing, summed=summed)
     else:
@@ -269,7 +268,7 @@ def binary_cross_entropy_with_logits(
     if reduction == "none":
         shape = [input.shape[at] for at in order]
         return value.reshape(shape).permute([order.index(at) for at in range(input.dim())]).to(result_dtype(input))
-    return reduce(value, value.new_tensor(input.numel()), reduction, empty, input.shape, result_dtype(input))
+    return reduce(value, value.new_full((), input.numel()), reduction, empty, input.shape, result_dtype(input))
 
 
 def binary_cross_entropy(

@@ -24,7 +24,7 @@ def reduce(
         return value.reshape(shape).to(dtype)
     if reduction == "sum":
         return value.sum().to(dtype)
-    total = value.new_tensor(value.numel()) if weight is None else weight.sum()
+    total = value.new_full((), value.numel()) if weight is None else weight.sum()
     if empty == "raise" and not torch.compiler.is_compiling() and bool(total == 0):
         raise ValueError(
             "no row has any weight: every target is ignored, the batch is empty, or all class weights are 0. "

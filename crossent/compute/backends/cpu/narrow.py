@@ -70,7 +70,7 @@ def turn_out(tile: NDArray, rows: int, x: Strided, r: int) -> None:
 
 
 @kernel
-def _silence(live: NDArray, r: int, rows: int, tile: NDArray) -> None:
+def silence(live: NDArray, r: int, rows: int, tile: NDArray) -> None:
     """Zeros for the rows that are not to be read."""
     if live.size:
         for t in range(rows):
@@ -84,7 +84,7 @@ def _silence(live: NDArray, r: int, rows: int, tile: NDArray) -> None:
 
 
 @kernel
-def _peaks(tile: NDArray, peak: NDArray) -> None:
+def peaks(tile: NDArray, peak: NDArray) -> None:
     peak[:] = tile[0]
     for j in range(1, tile.shape[0]):
         column = tile[j]
@@ -93,40 +93,42 @@ def _peaks(tile: NDArray, peak: NDArray) -> None:
 
 
 @kernel
-def _powers(tile: NDArray, peak: NDArray, powers: NDArray, ties: NDArray) -> None:
-    """Add up the powers below the peak, two columns at a time, and count the columns that equal it."""
-    powers[:] = 0.0
+def powers(tile: NDArray, peak: NDArray, kept: NDArray, sums: NDArray, ties: NDArray) -> None:
+    """Keep all powers; add up those below the peak, two columns at a time, and count the columns that equal it."""
+    sums[:] = 0.0
     ties[:] = 0
     x, y = np.empty(TILE, tile.dtype), np.zeros(TILE, tile.dtype)
     nothing = as_worked(0.0, tile[0, 0])
     for j in range(0, tile.shape[0], 2):
-        column = tile[j]
+        column, power_of = tile[j], kept[j]
         for t in range(TILE):
-            x[t] = nothing if column[t] == peak[t] else power(column[t], peak[t])
+            power_of[t] = power(column[t], peak[t])
         for t in range(TILE):
+            x[t] = nothing if column[t] == peak[t] else power_of[t]
             ties[t] += np.int32(column[t] == peak[t])
         if j + 1 < tile.shape[0]:
-            column = tile[j + 1]
+            column, power_of = tile[j + 1], kept[j + 1]
             for t in range(TILE):
-                y[t] = nothing if column[t] == peak[t] else power(column[t], peak[t])
+                power_of[t] = power(column[t], peak[t])
             for t in range(TILE):
+                y[t] = nothing if column[t] == peak[t] else power_of[t]
                 ties[t] += np.int32(column[t] == peak[t])
         else:
             y[:] = nothing
         for t in range(TILE):
-            powers[t] += np.float64(x[t] + y[t])
+            sums[t] += np.float64(x[t] + y[t])
 
 
 @kernel
-def _peak_and_rest(peak: NDArray, powers: NDArray, ties: NDArray, high: NDArray, rest: NDArray) -> None:
+def peak_and_rest(peak: NDArray, sums: NDArray, ties: NDArray, high: NDArray, rest: NDArray) -> None:
     for t in range(high.size):
         high[t] = peak[t]
         # The last term is 0, or NaN where the peak is infinite.
-        rest[t] = powers[t] * UNSHIFT + np.float64(ties[t] - 1) + np.float64(peak[t] - peak[t])
+        rest[t] = sums[t] * UNSHIFT + np.float64(ties[t] - 1) + np.float64(peak[t] - peak[t])
 
 
 @kernel
-def _gaps(tile: NDArray, peak: NDArray, index: NDArray, gap: NDArray) -> None:
+def gaps(tile: NDArray, peak: NDArray, index: NDArray, gap: NDArray) -> None:
     for t in range(index.size):
         gap[t] = np.float64(peak[t]) - np.float64(tile[index[t], t])
 
@@ -142,7 +144,7 @@ def _dots(tile: NDArray, peak: NDArray, dots: NDArray) -> None:
 
 
 @kernel
-def _uniform(tile: NDArray, peak: NDArray, weight: NDArray, rows: int, out: NDArray) -> None:
+def uniform_of(tile: NDArray, peak: NDArray, weight: NDArray, rows: int, out: NDArray) -> None:
     """total, count and measure of the first rows into out (3, rows)."""
     total, count, measure = out[0], out[1], out[2]
     total[:] = 0.0
@@ -169,6 +171,7 @@ def part(
     dot: int,
     first: int,
     tile: NDArray,
+    kept: NDArray,
     shares: NDArray,
     fields: NDArray,
     gap: NDArray,
@@ -177,7 +180,7 @@ def part(
 ) -> None:
     """Fill fields and gap for rows start … stop; ``uniform``, ``dot`` and ``first`` say where, -1 for not wanted.
 
-    ``tile`` and ``shares`` (v, TILE) are memory to work in, of the dtype in which z and q are worked out.
+    ``tile``, ``kept`` and ``shares`` (v, TILE) are memory to work in, of the dtype in which z and q are worked out.
     """
     peak = np.empty(TILE, tile.dtype)
     power_sum, ties = np.empty(TILE), np.empty(TILE, np.int32)
@@ -186,12 +189,12 @@ def part(
     while r < stop:
         rows = tile_of(z, r, stop)
         turn_in(z, r, rows, tile)
-        _silence(live, r, rows, tile)
-        _peaks(tile, peak)
-        _powers(tile, peak, power_sum, ties)
-        _peak_and_rest(peak, power_sum, ties, fields[0, r : r + rows], fields[1, r : r + rows])
+        silence(live, r, rows, tile)
+        peaks(tile, peak)
+        powers(tile, peak, kept, power_sum, ties)
+        peak_and_rest(peak, power_sum, ties, fields[0, r : r + rows], fields[1, r : r + rows])
         for k in range(index.shape[1]):
-            _gaps(tile, peak, index[r : r + rows, k], gap[r : r + rows, k])
+            gaps(tile, peak, index[r : r + rows, k], gap[r : r + rows, k])
         if not index.shape[1] and not q.v:
             for t in range(rows):
                 for j in range(z.v):
@@ -201,7 +204,7 @@ def part(
             for t in range(rows):
                 _soft(tile[:, t], peak[t], shares[:, t], weight, fields[2:4, r + t], gap[r + t])
         if uniform >= 0:
-            _uniform(tile, peak, weight, rows, fields[uniform : uniform + 3, r : r + rows])
+            uniform_of(tile, peak, weight, rows, fields[uniform : uniform + 3, r : r + rows])
         if dot >= 0:
             _dots(tile, peak, power_sum)
             for t in range(rows):
@@ -239,7 +242,7 @@ def _order(tile: NDArray, peak: NDArray, index: NDArray, r: int, rows: int, out:
     """The first greatest column, and how many are greater than the target."""
     for t in range(rows):
         first, above = 0, 0
-        hit = tile[index[r + t, 0], t]
+        hit = tile[index[r + t, 0], t] if index.shape[1] else peak[t]  # nothing is above no target
         for j in range(tile.shape[0] - 1, -1, -1):
             if tile[j, t] == peak[t]:
                 first = j
@@ -289,7 +292,7 @@ def _all_columns(
         if entropy:
             for t in range(TILE):
                 x = power(z[t], peak[t])
-                moved = x * spread[t] * ((peak[t] - z[t]) + as_worked(beyond[t], z[t]))
+                moved = x * ((peak[t] - z[t]) + as_worked(beyond[t], z[t])) * spread[t]
                 column[t] += moved if x > 0 else as_worked(0.0, z[t])
 
 
@@ -308,8 +311,9 @@ def _targets(
         alpha[t] = a[r + t, k]
     if index.shape[1] > 1:
         for t in range(rows):
+            alpha[t] = 0.0  # in the order of the sum over all, so that nothing is left where all are one column
             for other in range(index.shape[1]):
-                if other != k and index[r + t, other] == index[r + t, k]:
+                if index[r + t, other] == index[r + t, k]:
                     alpha[t] += a[r + t, other]
 
 
@@ -347,7 +351,7 @@ def pull(
     while r < stop:
         rows = tile_of(z, r, stop)
         turn_in(z, r, rows, tile)
-        _silence(live, r, rows, tile)
+        silence(live, r, rows, tile)
         collect(r, rows, fields, uniform, dot, a, b, c, d, known)
         factor[:] = known[7]
         for t in range(rows):
@@ -382,7 +386,7 @@ def pull(
             for j in range(z.v):
                 for t in range(rows):
                     tile[j, t] = exact[j, t] if a[r + t, j] != 0.0 else tile[j, t]
-        _silence(live, r, rows, tile)
+        silence(live, r, rows, tile)
         turn_out(tile, rows, out, r)
         r += rows
 

@@ -114,8 +114,8 @@ def _tree(lanes: NDArray, tree: NDArray) -> float:
 
 
 @kernel
-def _rest(row: NDArray, peak: Any, powers: NDArray, lanes: NDArray, tree: NDArray) -> float:
-    """Σ e^(z - peak) over all columns but one of the greatest."""
+def rest_of(row: NDArray, peak: Any, kept: NDArray, powers: NDArray, lanes: NDArray, tree: NDArray) -> float:
+    """Σ e^(z - peak) over all columns but one of the greatest; the powers are kept if there is room for them."""
     lanes[:] = 0.0
     for start in range(0, row.size, 2 * LANES):
         block = row[start : start + min(2 * LANES, row.size - start)]
@@ -123,6 +123,10 @@ def _rest(row: NDArray, peak: Any, powers: NDArray, lanes: NDArray, tree: NDArra
             powers[j] = power(block[j], peak)
         for j in range(block.size, 2 * LANES):
             powers[j] = 0
+        if kept.size:
+            room_for_block = kept[start : start + block.size]
+            for j in range(block.size):
+                room_for_block[j] = powers[j]
         for j in range(LANES):
             lanes[j] += np.float64(powers[j] + powers[j + LANES])
     whole = _tree(lanes, tree)
@@ -140,7 +144,7 @@ def _rest(row: NDArray, peak: Any, powers: NDArray, lanes: NDArray, tree: NDArra
 
 
 @kernel
-def _uniform(row: NDArray, peak: Any, weight: NDArray, lanes: NDArray, tree: NDArray) -> tuple[float, float, float]:
+def uniform_of(row: NDArray, peak: Any, weight: NDArray, lanes: NDArray, tree: NDArray) -> tuple[float, float, float]:
     """(total, count, measure): Σ u (z - peak), how many columns are allowed, Σ u."""
     high = np.float64(peak)
     count = 0
@@ -261,7 +265,7 @@ def part(
                 row[:] = 0
             peak = greatest(row)
             fields[0, r] = peak
-            fields[1, r] = _rest(row, peak, powers, lanes, tree)
+            fields[1, r] = rest_of(row, peak, rows[0, :0], powers, lanes, tree)
             for k in range(index.shape[1]):
                 gap[r, k] = np.float64(peak) - np.float64(row[index[r, k]])
             if not index.shape[1] and not q.v:
@@ -272,16 +276,16 @@ def part(
                     row, peak, line(q, place(q, r), shares[0]), weight, lanes, tree
                 )
             if uniform >= 0:
-                fields[uniform, r], fields[uniform + 1, r], fields[uniform + 2, r] = _uniform(
+                fields[uniform, r], fields[uniform + 1, r], fields[uniform + 2, r] = uniform_of(
                     row, peak, weight, lanes, tree
                 )
             if dot >= 0:
                 fields[dot, r] = _dot(row, peak, lanes, tree)
             if first >= 0:
                 fields[first, r] = first_at(row, peak)
-                above = 0
+                above, hit = 0, row[index[r, 0]] if index.shape[1] else peak  # nothing is above no target
                 for j in range(row.size):
-                    above += np.int64(row[j] > row[index[r, 0]])
+                    above += np.int64(row[j] > hit)
                 fields[first + 1, r] = above
             r += 1
 
@@ -290,7 +294,7 @@ def part(
 
 
 @kernel
-def _all_columns(z: NDArray, peak: Any, q: NDArray, weight: NDArray, row: Row, held: float, dz: NDArray) -> None:
+def all_columns(z: NDArray, peak: Any, q: NDArray, weight: NDArray, row: Row, held: float, dz: NDArray) -> None:
     """Take from the gradient of nll and lse what belongs to a soft target and to the rest of a loss."""
     nothing = as_worked(0.0, peak)
     if row.c != 0.0:
@@ -313,7 +317,7 @@ def _all_columns(z: NDArray, peak: Any, q: NDArray, weight: NDArray, row: Row, h
         d, beyond = as_worked(row.d / (1.0 + row.rest) * UNSHIFT, peak), as_worked(row.beyond, peak)
         for j in range(z.size):
             x = power(z[j], peak)
-            dz[j] += x * d * ((peak - z[j]) + beyond) if x > 0 else nothing
+            dz[j] += x * ((peak - z[j]) + beyond) * d if x > 0 else nothing
 
 
 def room(x: Strided, at: int, buffer: NDArray) -> NDArray:
@@ -397,7 +401,7 @@ def pull(
                     _of_soft(x, peak, line(q, place(q, r), shares[0]), weight, row, fields[3, r], dz)
                 else:
                     if not lean:
-                        _all_columns(x, peak, shares[0, :0], weight, row, 0.0, dz)
+                        all_columns(x, peak, shares[0, :0], weight, row, 0.0, dz)
                     _of_columns(x, peak, index, weight, a, r, alpha, row, dz)
             if many == 1:
                 put(dz, out, at)
@@ -433,7 +437,7 @@ def _of_soft(z: NDArray, peak: Any, q: NDArray, weight: NDArray, row: Row, held:
     """One class alone is a label, to the bit. Of several, only the peak can have a p near 1, and needs care."""
     alone = only_one(q)
     column = alone
-    _all_columns(z, peak, q[:0] if alone >= 0 else q, weight, row, held, dz)
+    all_columns(z, peak, q[:0] if alone >= 0 else q, weight, row, held, dz)
     if alone < 0 and row.rest < 1.0:
         column = first_at(z, peak)
     if column >= 0:

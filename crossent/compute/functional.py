@@ -33,6 +33,7 @@ from crossent.compute.arguments import (
 from crossent.compute.backends.reference import wide
 from crossent.compute.link import Link
 from crossent.compute.losses import Loss
+from crossent.compute.number import number
 from crossent.compute.reduce import check_reduction, reduce
 from crossent.compute.rows import is_learned, row_losses
 from crossent.compute.rows import row_numbers as rows_of
@@ -119,6 +120,10 @@ def cross_entropy(
     whole = whole_loss(loss, weight, label_smoothing, classes)
     if validate == "full":
         check_class_weight(whole)
+    if reduction != "none" and link is None:
+        at_once = number(z, rows, whole, reduction, result_dtype(input))
+        if at_once is not None:
+            return at_once
     value, row_weight = row_losses(z, rows, whole, link)
     return reduce(value, row_weight, reduction, empty, shape, result_dtype(input))
 
@@ -313,7 +318,7 @@ def binary_cross_entropy(
         check_share(input, "input", "These look like logits: use binary_cross_entropy_with_logits.")
     p, t = input.to(wide(input)).reshape(-1), target.to(wide(input)).reshape(-1)
 
-    # 0 · ∞ = 0: a share of 0 costs nothing and has no gradient. log1p keeps the digits of a p near 0, which 1 - p loses.
+    # 0 · ∞ = 0: a share of 0 costs nothing and has no gradient. log1p keeps the digits of a p near 0; 1 - p loses them.
     yes = torch.where(t == 0, 0.0, -t * torch.log(torch.where(t == 0, 1.0, p)))
     no = torch.where(t == 1, 0.0, -(1 - t) * torch.log1p(torch.where(t == 1, 0.0, -p)))
     value = yes + no

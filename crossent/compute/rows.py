@@ -290,7 +290,11 @@ def row_losses(z: Tensor, target: Target, loss: Loss, link: Link | None = None) 
     It is 1 unless classes or rows are weighted, and None if it is 1 in every row. Rows that are not live have loss 0
     and weight 0.
     """
-    s = row_stats(z, target, loss, link)
+    return losses_of(row_stats(z, target, loss, link), target, loss)
+
+
+def losses_of(s: Stats, target: Target, loss: Loss) -> tuple[Tensor, Tensor | None]:
+    """The same, of rows that have been read."""
     value = loss(s)
     if s.plain and target.live is None and target.row_weight is None:
         return value, None
@@ -303,6 +307,11 @@ def row_losses(z: Tensor, target: Target, loss: Loss, link: Link | None = None) 
     if target.live is not None:
         value, weight = torch.where(target.live, value, 0.0), torch.where(target.live, weight, 0.0)
     return value, weight
+
+
+def pulled(z: Tensor, target: Target, fields: Tensor, a: Tensor, c: Tensor | None) -> Tensor:
+    """The gradient of z (n, v, l) from cotangents of nll and uniform; differentiable in its turn."""
+    return _kind(_Pull).apply(z, target.live, target.index, None, None, fields, a, None, c, None)
 
 
 def _live_columns(z: Tensor, target: Target) -> Tensor:

@@ -73,8 +73,10 @@ def labels(y: Tensor, classes: int, ignore_index: int, *, validate: str = "full"
         raise IndexError(_outside(y, outside, classes, ignore_index))
     if validate == "async":
         torch._assert_async(~outside.any(), f"target has labels that are no class: 0 to {classes - 1} are.")
-    weight = torch.where(outside, torch.nan, 1.0)
-    return Target(torch.where(live & inside, y, 0).unsqueeze(-1), weight.unsqueeze(-1), live)
+    index = torch.where(live & inside, y, 0).unsqueeze(-1)
+    if validate == "full" and visible(y):
+        return Target(index, live=live)
+    return Target(index, torch.where(outside, torch.nan, 1.0).unsqueeze(-1), live)
 
 
 def probabilities(q: Tensor, *, validate: str = "full") -> Target:

@@ -34,6 +34,11 @@ class Loss:
         return False
 
     @property
+    def affine(self) -> bool:
+        """Whether its derivatives by nll and uniform are numbers that no row changes."""
+        return False
+
+    @property
     def class_weight(self) -> Tensor | None:
         """The weight (v,) of each class that the pass over the columns must know, or None."""
         return None
@@ -85,6 +90,11 @@ class Sum(Loss):
         """Whether both are."""
         return self.a.linear and self.b.linear
 
+    @property
+    def affine(self) -> bool:
+        """Whether both are."""
+        return self.a.affine and self.b.affine
+
     def __call__(self, s: Stats) -> Tensor:
         """The sum of the two, row by row."""
         return self.a(s) + self.b(s)
@@ -106,6 +116,11 @@ class Scaled(Loss):
     def linear(self) -> bool:
         """Whether the loss that is scaled is."""
         return self.loss.linear
+
+    @property
+    def affine(self) -> bool:
+        """Whether the loss that is scaled is."""
+        return self.loss.affine
 
     @property
     def class_weight(self) -> Tensor | None:

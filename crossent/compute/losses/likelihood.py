@@ -22,6 +22,7 @@ class NLL(Loss):
 
     reads = frozenset()
     linear = True
+    affine = True
 
     def __call__(self, s: Stats) -> Tensor:
         """Σ_k q_k nll_k."""
@@ -67,6 +68,11 @@ class Smoothed(Loss):
     def linear(self) -> bool:
         """Whether the loss inside is."""
         return self.loss.linear
+
+    @property
+    def affine(self) -> bool:
+        """Whether the loss inside is, and the number of other classes does not matter."""
+        return self.loss.affine and self.over == "allowed"
 
     def __call__(self, s: Stats) -> Tensor:
         """(1 - ε) loss + ε · mass · the mean over the other classes."""

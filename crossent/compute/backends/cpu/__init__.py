@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from crossent.compute.backends import reference
-from crossent.compute.backends.cpu import element, narrow, wide
+from crossent.compute.backends.cpu import element, narrow, once, wide
 from crossent.compute.backends.cpu.memory import gradient_like, strided, values, worked_in
 from crossent.compute.backends.cpu.threads import over_blocks
 from crossent.compute.stats import field_names
@@ -56,8 +56,8 @@ def part(
 
     def work(start: int, stop: int) -> None:
         if z.shape[1] <= narrow.NARROW:
-            memory = np.empty((2, z.shape[1], narrow.TILE), worked_in(z))
-            narrow.part(*given, memory[0], memory[1], *out, start, stop)
+            memory = np.empty((3, z.shape[1], narrow.TILE), worked_in(z))
+            narrow.part(*given, *memory, *out, start, stop)
         else:
             lines = wide.SIDE_BY_SIDE if read.sv > read.si else 1
             wide.part(*given, _lines(z, lines), _lines(z if q is None else q, 1), *out, start, stop)
@@ -104,6 +104,30 @@ def pull(
 
     over_blocks(work, a.shape[0], z.shape[1])
     return dz
+
+
+def both(
+    z: Tensor, live: Tensor | None, index: Tensor, uniform: bool, a: float, c: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fields, gaps and gradient of rows with a label (r, 1) each, whose cotangents a and c are the same for all."""
+    names = field_names(dense=False, uniform=uniform, entropy=False)
+    rows = z.shape[0] * z.shape[2]
+    fields = torch.empty((len(names), rows), dtype=torch.float64)
+    gap = torch.empty((rows, 1), dtype=torch.float64)
+    read, dz = strided(z), gradient_like(z)
+    total = names.index("total") if uniform else -1
+    given = (read, _rows_that_count(live), values(index.contiguous()), total, a, c)
+    out = values(fields), values(gap), strided(dz)
+
+    def work(start: int, stop: int) -> None:
+        if z.shape[1] <= narrow.NARROW:
+            once.of_narrow(*given, *np.empty((2, z.shape[1], narrow.TILE), worked_in(z)), *out, start, stop)
+        else:
+            lines = wide.SIDE_BY_SIDE if read.sv > read.si else 1
+            once.of_wide(*given, _lines(z, lines), _lines(z, lines), *out, start, stop)
+
+    over_blocks(work, rows, z.shape[1])
+    return fields, gap, dz
 
 
 def elements(z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing: float, summed: bool) -> Tensor:

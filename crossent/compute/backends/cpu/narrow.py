@@ -85,6 +85,7 @@ def silence(live: NDArray, r: int, rows: int, tile: NDArray) -> None:
 
 @kernel
 def peaks(tile: NDArray, peak: NDArray) -> None:
+    """The greatest logit of each row."""
     peak[:] = tile[0]
     for j in range(1, tile.shape[0]):
         column = tile[j]
@@ -121,6 +122,7 @@ def powers(tile: NDArray, peak: NDArray, kept: NDArray, sums: NDArray, ties: NDA
 
 @kernel
 def peak_and_rest(peak: NDArray, sums: NDArray, ties: NDArray, high: NDArray, rest: NDArray) -> None:
+    """Into fields what is known of the rows' powers."""
     for t in range(high.size):
         high[t] = peak[t]
         # The last term is 0, or NaN where the peak is infinite.
@@ -129,6 +131,7 @@ def peak_and_rest(peak: NDArray, sums: NDArray, ties: NDArray, high: NDArray, re
 
 @kernel
 def gaps(tile: NDArray, peak: NDArray, index: NDArray, gap: NDArray) -> None:
+    """How far below the peak the labels are."""
     for t in range(index.size):
         gap[t] = np.float64(peak[t]) - np.float64(tile[index[t], t])
 

@@ -1,0 +1,160 @@
+"""Loss and gradient from one reading of the logits, where the cotangents are known before the loss is.
+
+The mean of a loss that is linear in its statistics has the same cotangents in every row, whatever the logits are: a of
+nll, c of the uniform cross-entropy. So a row's gradient can be made while it is in cache, and its powers need not be
+made again. The arithmetic is that of ``part`` and ``pull``, step by step, and so are the bits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossent.compute.backends.cpu import narrow, wide
+from crossent.compute.backends.cpu.memory import Strided
+from crossent.compute.backends.cpu.precision import UNSHIFT, as_worked, greatest, kernel
+from crossent.compute.backends.cpu.target import Row, at_target, row_of
+
+TILE = narrow.TILE
+
+
+@kernel
+def _collect(fields: NDArray, r: int, rows: int, uniform: int, a: float, c: float, known: NDArray) -> None:
+    """As ``target.collect``, of cotangents that are the same for all rows."""
+    rest, measure, a_row, c_row, factor = known[0], known[1], known[3], known[5], known[7]
+    for t in range(rows):
+        rest[t] = fields[1, r + t]
+        a_row[t] = a
+    if uniform >= 0:
+        for t in range(rows):
+            c_row[t] = c / fields[uniform + 1, r + t]
+            measure[t] = fields[uniform + 2, r + t]
+    for t in range(rows):
+        factor[t] = (a_row[t] + c_row[t] * measure[t]) / (1.0 + rest[t]) * UNSHIFT
+
+
+@kernel
+def _scaled(kept: NDArray, tile: NDArray, known: NDArray, uniform: int) -> None:
+    """Powers → gradients of all columns as if none were the label."""
+    c, scale = known[5], np.empty(TILE, tile.dtype)
+    scale[:] = known[7]
+    for j in range(kept.shape[0]):
+        column = kept[j]
+        for t in range(TILE):
+            column[t] *= scale[t]
+        if uniform >= 0:
+            z = tile[j]
+            for t in range(TILE):
+                column[t] -= as_worked(c[t] if z[t] > -np.inf else 0.0, z[t])
+
+
+@kernel
+def _exact(hit: NDArray, peak: NDArray, known: NDArray, exact: NDArray) -> None:
+    for t in range(TILE):
+        row = row_of(known, t)
+        exact[t] = at_target(hit[t], peak[t], row.a, 1.0, row)
+
+
+@kernel
+def of_narrow(
+    z: Strided,
+    live: NDArray,
+    index: NDArray,
+    uniform: int,
+    a: float,
+    c: float,
+    tile: NDArray,
+    kept: NDArray,
+    fields: NDArray,
+    gap: NDArray,
+    out: Strided,
+    start: int,
+    stop: int,
+) -> None:
+    """``narrow.part`` and ``narrow.pull`` of rows start … stop, whose targets are labels."""
+    peak, hit, exact = np.zeros(TILE, tile.dtype), np.zeros(TILE, tile.dtype), np.zeros(TILE)
+    sums, ties, known = np.empty(TILE), np.empty(TILE, np.int32), np.zeros((8, TILE))
+    nothing = known[0, :0]
+    tile[:] = 0
+    r = start
+    while r < stop:
+        rows = narrow.tile_of(z, r, stop)
+        narrow.turn_in(z, r, rows, tile)
+        narrow.silence(live, r, rows, tile)
+        narrow.peaks(tile, peak)
+        narrow.powers(tile, peak, kept, sums, ties)
+        narrow.peak_and_rest(peak, sums, ties, fields[0, r : r + rows], fields[1, r : r + rows])
+        narrow.gaps(tile, peak, index[r : r + rows, 0], gap[r : r + rows, 0])
+        if uniform >= 0:
+            narrow.uniform_of(tile, peak, nothing, rows, fields[uniform : uniform + 3, r : r + rows])
+        _collect(fields, r, rows, uniform, a, c, known)
+        for t in range(rows):
+            hit[t] = tile[index[r + t, 0], t]
+        _exact(hit, peak, known, exact)
+        _scaled(kept, tile, known, uniform)
+        for t in range(rows):
+            kept[index[r + t, 0], t] = exact[t]
+        narrow.silence(live, r, rows, kept)
+        narrow.turn_out(kept, rows, out, r)
+        r += rows
+
+
+@kernel
+def of_wide(
+    z: Strided,
+    live: NDArray,
+    index: NDArray,
+    uniform: int,
+    a: float,
+    c: float,
+    rows: NDArray,
+    grads: NDArray,
+    fields: NDArray,
+    gap: NDArray,
+    out: Strided,
+    start: int,
+    stop: int,
+) -> None:
+    """``wide.part`` and ``wide.pull`` of rows start … stop, whose targets are labels."""
+    powers = np.empty(2 * wide.LANES, rows.dtype)
+    lanes, tree = np.empty(wide.LANES), np.empty(wide.LANES)
+    nothing = lanes[:0]
+    no_share = rows[0, :0]
+    r = start
+    while r < stop:
+        many = wide.together(z, r, stop)
+        if many > 1:
+            wide.turn_in(z, r, many, rows)
+        for t in range(many):
+            x = rows[t] if many > 1 else wide.line(z, wide.place(z, r), rows[0])
+            at = wide.place(out, r)
+            dz = grads[t] if many > 1 else wide.room(out, at, grads[0])
+            counts = not live.size or live[r]
+            if not counts:
+                x = rows[t]
+                x[:] = 0
+            peak = greatest(x)
+            rest = wide.rest_of(x, peak, dz, powers, lanes, tree)
+            fields[0, r], fields[1, r] = peak, rest
+            y = index[r, 0]
+            gap[r, 0] = np.float64(peak) - np.float64(x[y])
+            measure = c_row = 0.0
+            if uniform >= 0:
+                total, count, measure = wide.uniform_of(x, peak, nothing, lanes, tree)
+                fields[uniform, r], fields[uniform + 1, r], fields[uniform + 2, r] = total, count, measure
+                c_row = c / count
+            if counts:
+                row = Row(rest, measure, 0.0, a, 0.0, c_row, 0.0)
+                scale = as_worked((a + c_row * measure) / (1.0 + rest) * UNSHIFT, peak)
+                for j in range(x.size):
+                    dz[j] *= scale
+                if uniform >= 0:
+                    wide.all_columns(x, peak, no_share, nothing, row, 0.0, dz)
+                dz[y] = at_target(x[y], peak, a, 1.0, row)
+            else:
+                dz[:] = 0
+            if many == 1:
+                wide.put(dz, out, at)
+            r += 1
+        if many > 1:
+            wide.turn_out(grads, many, out, r - many)

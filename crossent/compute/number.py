@@ -1,0 +1,91 @@
+"""A mean or a sum of losses with its gradient, from one reading of the logits.
+
+Where a loss is affine in its statistics (cross-entropy itself, smoothed or not), every row that counts has the same
+cotangents, and they are known beforehand. Then the gradient is made while a row is in cache, and handed over in the
+backward pass: nearly half of the work and of the memory traffic is saved. What it is multiplied by there is 1 as a
+rule; if it is not, or the gradient is wanted twice or with a graph, the ordinary way through ``rows`` is taken: the
+numbers, and the bits, are the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossent.compute import backends
+from crossent.compute.losses.algebra import Loss
+from crossent.compute.reduce import reduce
+from crossent.compute.rows import losses_of, pulled
+from crossent.compute.stats import Stats, finish, unpack
+from crossent.compute.target import Target, visible
+
+
+def number(z: Tensor, target: Target, loss: Loss, reduction: str, dtype: torch.dtype) -> Tensor | None:
+    """The mean or sum over rows of z (n, v, l), or None where it takes the ordinary way."""
+    wanted = z.requires_grad and torch.is_grad_enabled() and visible(z) and z.numel() > 0
+    if not wanted or torch.autograd.forward_ad._current_level >= 0 or not hasattr(backends.of(z), "both"):
+        return None
+    labels = target.index is not None and target.index.shape[1] == 1
+    if not (labels and target.weight is None and target.row_weight is None):
+        return None
+    if not loss.affine or loss.class_weight is not None or loss.reads - {"uniform"}:
+        return None
+    rows = target.rows if target.live is None else int(target.live.sum())
+    if rows == 0:
+        return None
+    return _Number.apply(z, target, loss, reduction, dtype, rows if reduction == "mean" else 1)
+
+
+class _Number(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, target: Target, loss: Loss, reduction: str, dtype: torch.dtype, divisor: int
+    ) -> Tensor:
+        ctx.target, ctx.divisor, ctx.slopes = target, divisor, _slopes(loss)
+        uniform = "uniform" in loss.reads
+        a, c = (slope * (1.0 / divisor) for slope in ctx.slopes)
+        fields, gap, ctx.dz = backends.of(z).both(z, target.live, target.index, uniform, a, c)
+        ctx.save_for_backward(z, fields)
+        ctx.uniform = uniform
+        part = unpack(fields, gap, dense=False, uniform=uniform, entropy=False)
+        nll, lse, even, _ = finish(part)
+        value, weight = losses_of(_plain(nll, lse, even, part.count, z.shape[1]), target, loss)
+        return reduce(value, weight, reduction, "zero", torch.Size(), dtype)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        z, fields = ctx.saved_tensors
+        made, ctx.dz = ctx.dz, None  # given away once: whoever accumulates gradients may keep it without a copy
+        if made is not None and not torch.is_grad_enabled() and float(g) == 1.0:
+            return made, None, None, None, None, None
+        each = g.to(fields.dtype) / ctx.divisor
+        a, c = (each * slope for slope in ctx.slopes)
+        rows = fields.shape[1]
+        dz = pulled(z, ctx.target, fields, a.expand(rows, 1), c.expand(rows) if ctx.uniform else None)
+        return dz, None, None, None, None, None
+
+
+def _slopes(loss: Loss) -> tuple[float, float]:
+    """The derivatives of an affine loss by nll and uniform: autograd's, at any one row."""
+    with torch.enable_grad():
+        nll, even = (torch.ones(shape, dtype=torch.float64, requires_grad=True) for shape in ((1, 1), (1,)))
+        value = loss(_plain(nll, even, even, torch.ones(1), 2))
+        a, c = torch.autograd.grad(value.sum(), (nll, even), allow_unused=True)
+    return (0.0 if a is None else float(a), 0.0 if c is None else float(c))
+
+
+def _plain(nll: Tensor, lse: Tensor, uniform: Tensor | None, count: Tensor | None, classes: int) -> Stats:
+    """Statistics of rows with one label of weight 1 each."""
+    one = nll.new_ones(())
+    return Stats(
+        nll=nll,
+        q=one.expand_as(nll),
+        mass=one.expand_as(lse),
+        lse=lse,
+        classes=classes,
+        uniform=uniform,
+        count=count,
+        plain=True,
+    )

@@ -1,0 +1,158 @@
+"""A mean with its gradient from one reading: the same bits as the ordinary way, and never a gradient given twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from crossent import cross_entropy
+from crossent.compute import functional, number
+from crossent.compute.losses import LOSSES, NLL, LogZ, Smoothed
+from tests.laws.test_losses import KNOBS
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "rows": lambda z: z[:, :, 0].contiguous(),
+    "sliced rows": lambda z: torch.cat((z, z), 1)[:, : z.shape[1], 0],
+    "channels first": lambda z: z.contiguous(),
+    "channels last": lambda z: z.movedim(1, -1).contiguous().movedim(-1, 1),
+}
+
+
+def ordinary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functional, "number", lambda *_: None)
+
+
+def seen(z: Tensor, y: Tensor, **options: object) -> list[Tensor]:
+    leaf = z.clone(memory_format=torch.preserve_format).requires_grad_()
+    value = cross_entropy(leaf, y, **options)
+    return [value.detach(), *torch.autograd.grad(value, leaf)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("classes", [2, 10, 64, 65, 300])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_bits_of_the_ordinary_way(
+    monkeypatch: pytest.MonkeyPatch, layout: str, classes: int, dtype: torch.dtype
+) -> None:
+    g = torch.Generator().manual_seed(classes)
+    z = (4 * torch.randn(9, classes, 19, generator=g)).to(dtype)
+    z[2, 1:] = -torch.inf
+    z[3, 0], z[4] = 40.0, 1.5  # a row that is sure, a row of ties
+    z = LAYOUTS[layout](z)
+    y = torch.randint(classes, (9, *z.shape[2:]), generator=g)
+    some = torch.where(torch.rand(y.shape, generator=g) < 0.3, -100, y)
+    z[5][(slice(None), *torch.where(some[5:6] == -100)[1:])] = torch.nan  # where nothing may be read
+    calls = [
+        {"target": target, "reduction": reduction, "label_smoothing": smoothing}
+        for target in (y.masked_fill(z.isnan().any(1), -100), some)
+        for reduction in ("mean", "sum")
+        for smoothing in (0.0, 0.1)
+    ]
+    at_once = [seen(z, call["target"], **{k: v for k, v in call.items() if k != "target"}) for call in calls]
+    ordinary(monkeypatch)
+    for call, found in zip(calls, at_once, strict=True):
+        value, dz = seen(z, call["target"], **{k: v for k, v in call.items() if k != "target"})
+        assert torch.equal(found[0], value) or (value.isnan() and found[0].isnan())
+        assert torch.equal(found[1].isnan(), dz.isnan())
+        assert torch.equal(found[1].nan_to_num(), dz.nan_to_num())
+        assert found[1].stride() == dz.stride()
+    assert not torch.equal(at_once[0][1], at_once[1][1])  # mean and sum differ, so the comparison can
+
+
+def asked(monkeypatch: pytest.MonkeyPatch, **options: object) -> bool:
+    """Whether a call takes the short way."""
+    took: list[bool] = []
+
+    def watched(*arguments: object) -> Tensor | None:
+        result = number.number(*arguments)
+        took.append(result is not None)
+        return result
+
+    monkeypatch.setattr(functional, "number", watched)
+    z = torch.randn(4, 6, requires_grad=bool(options.pop("learned", True)))
+    cross_entropy(z, options.pop("target", torch.tensor([0, 1, 2, 5])), **options)
+    return took == [True]
+
+
+def test_who_takes_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    y = torch.tensor([0, 1, -100, 5])
+    assert asked(monkeypatch)
+    assert asked(monkeypatch, target=y, label_smoothing=0.1)
+    assert asked(monkeypatch, mask=torch.tensor([True, False, True, True]), reduction="sum")
+    assert asked(monkeypatch, loss=0.5 * NLL() + Smoothed(0.2))
+    assert not asked(monkeypatch, learned=False)
+    assert not asked(monkeypatch, reduction="none")
+    assert not asked(monkeypatch, weight=torch.ones(6))
+    assert not asked(monkeypatch, sample_weight=torch.ones(4))
+    assert not asked(monkeypatch, target=torch.rand(4, 6))
+    assert not asked(monkeypatch, loss=NLL() + LogZ())
+    assert not asked(monkeypatch, loss=Smoothed(0.1, over="others"))
+    assert not asked(monkeypatch, target=torch.full((4,), -100))
+    with torch.no_grad():
+        assert not asked(monkeypatch)
+
+
+@pytest.mark.parametrize("name", [kind.__name__ for kind in LOSSES])
+def test_a_loss_that_says_it_is_affine_is(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    loss = KNOBS[name]
+    z, y = 3 * torch.randn(7, 6, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3, 4, 5, 0])
+    z, y = (z[:, :2], y % 2) if name == "LDAM" and len(getattr(loss, "counts", ())) == 2 else (z, y)
+    found = seen(z, y, loss=loss)
+    ordinary(monkeypatch)
+    assert all(torch.equal(a, b) for a, b in zip(found, seen(z, y, loss=loss), strict=True))
+    assert loss.affine == (name in ("NLL", "Smoothed"))
+
+
+def test_an_untruthful_loss_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Liar(type(KNOBS["Focal"])):
+        affine = True
+
+    z, y = torch.randn(5, 6, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2, 3, 4])
+    found = seen(z, y, loss=Liar(2.0))
+    ordinary(monkeypatch)
+    assert not torch.allclose(found[1], seen(z, y, loss=Liar(2.0))[1], rtol=1e-3)
+
+
+def test_the_gradient_is_given_once_and_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    g = torch.Generator().manual_seed(2)
+    z, y = torch.randn(5, 100, generator=g), torch.tensor([0, 99, -100, 7, 50])
+    leaf = z.clone().requires_grad_()
+    value = cross_entropy(leaf, y, label_smoothing=0.1)
+    (first,) = torch.autograd.grad(value, leaf, retain_graph=True)
+    kept = first.clone()
+    (second,) = torch.autograd.grad(value, leaf, retain_graph=True)
+    assert torch.equal(second, kept)
+    first.zero_()  # what was given away is theirs
+    assert torch.equal(torch.autograd.grad(value, leaf, retain_graph=True)[0], kept)
+    assert first.data_ptr() != second.data_ptr()
+    value.backward(retain_graph=True)
+    value.backward()
+    assert torch.equal(leaf.grad, 2 * kept)
+
+    scaled = [torch.autograd.grad(factor * cross_entropy(leaf, y), leaf)[0] for factor in (3.0, 0.25, 0.0)]
+    ordinary(monkeypatch)
+    for factor, dz in zip((3.0, 0.25, 0.0), scaled, strict=True):
+        assert torch.equal(dz, torch.autograd.grad(factor * cross_entropy(leaf, y), leaf)[0])
+    assert not torch.equal(scaled[0], 3 * kept)
+
+
+def test_graphs_of_gradients_and_changed_logits() -> None:
+    z = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3), requires_grad=True)
+    y = torch.tensor([0, 1, -100, 4])
+    for smoothing in (0.0, 0.2):
+        assert torch.autograd.gradcheck(lambda z, s=smoothing: cross_entropy(z, y, label_smoothing=s), z)
+        assert torch.autograd.gradgradcheck(lambda z, s=smoothing: cross_entropy(z, y, label_smoothing=s), z)
+    work = z.detach().clone().requires_grad_()
+    logits = work * 2
+    value = cross_entropy(logits, y)
+    with torch.no_grad():
+        logits.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
+    with torch.no_grad(), torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(work.detach(), torch.ones_like(work))
+        moved = torch.autograd.forward_ad.unpack_dual(cross_entropy(dual, y)).tangent
+    assert abs(moved.item()) < 1e-12  # adding the same to every logit changes nothing

@@ -17,15 +17,24 @@ def ulps(got: Tensor, truth: list[float] | Tensor, scale: list[float] | Tensor |
     """The largest error in ulps of the truth (or of ``scale``); infinite where only one of the two is finite or NaN."""
     truth = torch.as_tensor(truth, dtype=torch.float64).reshape(got.shape)
     size = truth.abs() if scale is None else torch.as_tensor(scale, dtype=torch.float64).reshape(got.shape).abs()
-    info = torch.finfo(got.dtype)
-    got = got.double()
     same = (got == truth) | (got.isnan() & truth.isnan())
-    # An ulp at x is eps · 2^floor(log2 x), and never smaller than the spacing of the subnormals.
-    exponent = torch.floor(torch.log2(size.clamp(min=info.tiny)))
-    ulp = torch.clamp(info.eps * torch.exp2(exponent), min=info.smallest_normal * info.eps)
-    error = torch.where(same, 0.0, (got - truth).abs() / ulp)
+    same |= got.isinf() & (got == truth.to(got.dtype))  # beyond the greatest number infinity is the rounded truth
+    error = torch.where(same, 0.0, (got.double() - truth).abs() / ulp(size, got.dtype))
     error = torch.where(error.isnan(), math.inf, error)
     return float(error.max()) if error.numel() else 0.0
+
+
+def ulp(size: Tensor, dtype: torch.dtype) -> Tensor:
+    """The distance of neighbouring numbers of this size: eps · 2^floor(log2 size), that of the subnormals at least."""
+    info = torch.finfo(dtype)
+    exponent = torch.frexp(size.double().clamp(min=info.smallest_normal)).exponent - 1
+    return info.eps * torch.exp2(exponent.double())
+
+
+def bits(x: Tensor) -> Tensor:
+    """The numbers of a tensor as integers: equal only where signs of zeros and NaN are equal too."""
+    of_size = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return x.detach().contiguous().view(of_size[x.element_size()])
 
 
 def faults(gradient: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -37,6 +46,10 @@ def faults(gradient: Tensor) -> Iterator[tuple[str, Tensor]]:
     tail = gradient.clone()
     tail[..., -1] = 0
     yield "last column dropped", tail
+    tail = gradient.clone()
+    tail[..., -7:] = 0  # what is left of a row by lanes of eight
+    yield "tail of the last 7 columns dropped", tail
     rows = gradient.clone()
     rows[-1] = 0
     yield "last row skipped", rows
+    yield "given to the next row", gradient.roll(1, 0)

@@ -58,7 +58,7 @@ class _Number(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         z, fields = ctx.saved_tensors
         made, ctx.dz = ctx.dz, None  # given away once: whoever accumulates gradients may keep it without a copy
-        if made is not None and not torch.is_grad_enabled() and float(g) == 1.0:
+        if made is not None and not torch.is_grad_enabled() and visible(g) and float(g) == 1.0:
             return made, None, None, None, None, None
         each = g.to(fields.dtype) / ctx.divisor
         a, c = (each * slope for slope in ctx.slopes)

@@ -207,6 +207,19 @@ def test_the_upstream_gradient_may_lie_as_it_likes(backend: str) -> None:
             assert not torch.equal(expected, dz)
 
 
+def test_many_upstream_gradients_at_once(backend: str) -> None:
+    z, scales = Z.float().requires_grad_(), torch.tensor([1.0, -2.0, 0.0])
+    for name, (target, knobs) in CALLS.items():
+
+        def value(z: Tensor, target: Any = target, knobs: dict[str, Any] = knobs) -> Tensor:
+            return cross_entropy(z, in_float32(target), **in_float32(knobs))
+
+        batch = torch.autograd.grad(value(z), z, scales, is_grads_batched=True)[0]
+        alone = torch.stack([torch.autograd.grad(value(z), z, scale)[0] for scale in scales])
+        assert torch.equal(batch, alone), name
+        assert not torch.equal(batch[0], batch[1])
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointing_changes_no_bit(reentrant: bool, backend: str) -> None:
     for name, (target, knobs) in CALLS.items():

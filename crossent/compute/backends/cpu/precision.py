@@ -152,7 +152,7 @@ def power(z: Any, peak: Any) -> Any:
 
 
 def log1p_ratio(x: Any) -> Any:
-    """log1p(x) / x for 0 ≤ x ≤ 1, a polynomial that is right to 9e-10: log1p(x) is x times it."""
+    """log1p(x) / x for 0 ≤ x ≤ 1, a polynomial that is right to 2e-9: log1p(x) is x times it."""
     raise NotImplementedError("log1p_ratio is for kernels")
 
 

@@ -112,7 +112,9 @@ def visible(tensor: Tensor) -> bool:
     """Whether values may be looked at: not while compiling or exporting, on no device, or under vmap."""
     if torch.compiler.is_compiling() or tensor.device.type == "meta":
         return False
-    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    inside = torch._C._functorch
+    # The second kind comes from torch.autograd.grad(…, is_grads_batched=True).
+    return not (inside.is_functorch_wrapped_tensor(tensor) or inside.is_legacy_batchedtensor(tensor))
 
 
 def _refuse_negative(weight: Tensor, validate: str) -> None:

@@ -154,7 +154,7 @@ def of_rows(dtype: torch.dtype, operation: Callable[[str, int], tuple], masked: 
     for v in classes(dtype):
         for case in CASES if masked else CASES[:-1]:
             value, gradient, size, ours, theirs = operation(case, v)
-            yield Compared(f"{case}, V = {v:,}", value, gradient, size, both(rows(case, v, dtype)[0], ours, theirs))
+            yield Compared(f"{case}, V={v:,}", value, gradient, size, both(rows(case, v, dtype)[0], ours, theirs))
 
 
 def hard(dtype: torch.dtype) -> Iterator[Compared]:
@@ -277,7 +277,7 @@ def divergence(dtype: torch.dtype) -> Iterator[Compared]:
             def ours(z: Tensor, t: Tensor = t) -> Tensor:
                 return crossent.kl_divergence(z, t, given="logits")
 
-            yield Compared(f"{name}, V = {v}", value, gradient, size, both(z, ours, theirs))
+            yield Compared(f"{name}, V={v}", value, gradient, size, both(z, ours, theirs))
 
 
 def _softmax(z: list[float]) -> list[mpmath.mpf]:
@@ -309,7 +309,7 @@ def linear(dtype: torch.dtype) -> Iterator[Compared]:
                 return F.linear_cross_entropy(x, w, y, reduction="none")
 
             size = np.abs(dx).max(-1, keepdims=True)
-            yield Compared(f"{name}, V = {v:,}", nll, dx, size, both(x, ours, theirs))
+            yield Compared(f"{name}, V={v:,}", nll, dx, size, both(x, ours, theirs))
 
 
 OPERATIONS: dict[str, Callable[[torch.dtype], Iterator[Compared]]] = {
@@ -331,7 +331,7 @@ def ulps(got: Tensor, truth: Array, at_least: Array | float = 0.0) -> float:
     """The largest error in ulps of the truth, or of ``at_least`` where that is greater."""
     info, value = torch.finfo(got.dtype), wide(got)
     size = np.maximum(np.maximum(np.abs(truth), at_least), info.tiny)
-    ulp = np.maximum(info.eps * np.exp2(np.floor(np.log2(size))), info.smallest_normal * info.eps)
+    ulp = np.maximum(np.ldexp(np.longdouble(info.eps), np.frexp(size)[1] - 1), info.smallest_normal * info.eps)
     error = np.where(value == truth, 0.0, np.abs(value - truth) / ulp)
     return float(np.where(np.isnan(error), np.inf, error).max())
 

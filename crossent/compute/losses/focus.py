@@ -15,12 +15,15 @@ def _focused(nll: Tensor, gamma: float) -> Tensor:
     """(1 - e^-nll)^γ nll."""
     if gamma == 0:
         return nll
-    # At nll = 0 the power has no derivative for γ < 1, at nll = ∞ autograd meets 0 · ∞. Both ends are known:
-    # 0 with slope 0, and nll itself (from 50 nats on (1 - p)^γ is 1 to the last digit of float64).
-    sure, lost = nll == 0, nll > 50
-    inner = torch.where(sure | lost, 1.0, nll)
-    focused = torch.pow(-torch.expm1(-inner), gamma) * inner
-    return torch.where(lost, nll, torch.where(sure, 0.0, focused))
+    # From 50 nats on (1 - p)^γ is 1 to the last digit of float64, and the loss is nll; at ∞ autograd would meet 0 · ∞.
+    near = nll.clamp(max=50.0)
+    if gamma < 1:  # the power has no derivative at 0, where the loss is 0 with slope 0
+        sure = near == 0
+        inner = torch.where(sure, 1.0, near)
+        focused = torch.where(sure, 0.0, torch.pow(-torch.expm1(-inner), gamma) * inner)
+    else:
+        focused = torch.pow(-torch.expm1(-near), gamma) * near
+    return torch.where(nll > 50, nll, focused)
 
 
 @dataclass(frozen=True)

@@ -94,9 +94,8 @@ def pull(
 
     def work(start: int, stop: int) -> None:
         if z.shape[1] <= narrow.NARROW:
-            memory = np.empty((2, z.shape[1], narrow.TILE), worked_in(z))
-            exact = np.empty((a.shape[1], narrow.TILE))
-            narrow.pull(*given, memory[0], memory[1], exact, out, start, stop)
+            memory = np.empty((3, z.shape[1], narrow.TILE), worked_in(z))
+            narrow.pull(*given, *memory, np.empty((a.shape[1], narrow.TILE)), out, start, stop)
         else:
             lines = wide.SIDE_BY_SIDE if read.sv > read.si else 1
             shares = _lines(z if q is None else q, 1)

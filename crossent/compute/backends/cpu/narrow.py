@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from crossent.compute.backends.cpu.memory import Strided
 from crossent.compute.backends.cpu.precision import UNSHIFT, as_worked, kernel, power, stored, widened
+from crossent.compute.backends.cpu.soft import classes_of_tile, exact_of_tile, gaps_of_tile, sums_of_tile
 from crossent.compute.backends.cpu.target import at_target, collect, row_of
+from crossent.compute.backends.cpu.tree import TILE
 
-TILE = 256
 NARROW = 64  # columns; more are a wide row
 
 
@@ -147,20 +148,25 @@ def _dots(tile: NDArray, peak: NDArray, dots: NDArray) -> None:
 
 
 @kernel
-def uniform_of(tile: NDArray, peak: NDArray, weight: NDArray, rows: int, out: NDArray) -> None:
-    """total, count and measure of the first rows into out (3, rows)."""
-    total, count, measure = out[0], out[1], out[2]
-    total[:] = 0.0
-    count[:] = 0.0
-    measure[:] = 0.0
+def uniform_of(tile: NDArray, peak: NDArray, weight: NDArray, sums: NDArray) -> None:
+    """total, count and measure of the rows into sums (3, TILE)."""
+    sums[:] = 0.0
+    total, count, measure = sums[0], sums[1], sums[2]
+    allowed = np.zeros(TILE, np.int32)
+    nothing = as_worked(0.0, peak[0])
     for j in range(tile.shape[0]):
-        u = weight[j] if weight.size else 1.0
         column = tile[j]
-        for t in range(rows):
-            total[t] += u * (np.float64(column[t]) - np.float64(peak[t])) if column[t] > -np.inf else 0.0
-        for t in range(rows):
-            count[t] += 1.0 if column[t] > -np.inf else 0.0
-            measure[t] += u if column[t] > -np.inf else 0.0
+        u = weight[j] if weight.size else 1.0
+        for t in range(TILE):
+            total[t] += u * np.float64(column[t] - peak[t] if column[t] > -np.inf else nothing)
+        for t in range(TILE):
+            allowed[t] += np.int32(column[t] > -np.inf)
+        if weight.size:
+            for t in range(TILE):
+                measure[t] += u if column[t] > -np.inf else 0.0
+    count[:] = allowed
+    if not weight.size:
+        measure[:] = count
 
 
 @kernel
@@ -187,7 +193,9 @@ def part(
     """
     peak = np.empty(TILE, tile.dtype)
     power_sum, ties = np.empty(TILE), np.empty(TILE, np.int32)
+    sums, there, alone = np.empty((3, TILE)), np.empty(TILE, tile.dtype), np.empty(TILE, tile.dtype)
     tile[:] = 0
+    shares[:] = 0
     r = start
     while r < stop:
         rows = tile_of(z, r, stop)
@@ -204,10 +212,13 @@ def part(
                     gap[r + t, j] = np.float64(peak[t]) - np.float64(tile[j, t])
         if q.v:
             turn_in(q, r, rows, shares)
-            for t in range(rows):
-                _soft(tile[:, t], peak[t], shares[:, t], weight, fields[2:4, r + t], gap[r + t])
+            sums_of_tile(tile, peak, shares, weight, sums)
+            classes_of_tile(shares, there, alone)
+            gaps_of_tile(tile, peak, sums, there, alone, gap[r : r + rows], rows)
+            fields[2:4, r : r + rows] = sums[1:, :rows]
         if uniform >= 0:
-            uniform_of(tile, peak, weight, rows, fields[uniform : uniform + 3, r : r + rows])
+            uniform_of(tile, peak, weight, sums)
+            fields[uniform : uniform + 3, r : r + rows] = sums[:, :rows]
         if dot >= 0:
             _dots(tile, peak, power_sum)
             for t in range(rows):
@@ -215,29 +226,6 @@ def part(
         if first >= 0:
             _order(tile, peak, index, r, rows, fields[first : first + 2])
         r += rows
-
-
-@kernel
-def _soft(z: NDArray, peak: float, q: NDArray, weight: NDArray, sums: NDArray, gap: NDArray) -> None:
-    """gap, and (mass, held) into sums; one class alone is its own mean, to the bit."""
-    high = np.float64(peak)
-    aim = mass = held = 0.0
-    there, alone = 0, 0
-    for j in range(z.size):
-        x = np.float64(q[j])
-        w = x * weight[j] if weight.size else x
-        mass += x
-        held += w
-        if x != 0.0:
-            there += 1
-            alone = j
-        if w != 0.0:
-            aim += w * (high - np.float64(z[j]))
-    sums[0], sums[1] = mass, held
-    if there == 1:
-        gap[0] = high - np.float64(z[alone])
-    else:
-        gap[0] = aim / held if held != 0.0 else 0.0
 
 
 @kernel
@@ -271,32 +259,38 @@ def _columns(tile: NDArray, peak: NDArray, factor: NDArray) -> None:
 
 
 @kernel
-def _all_columns(
-    tile: NDArray, peak: NDArray, factor: NDArray, weight: NDArray, shares: NDArray, known: NDArray,
-    uniform: bool, entropy: bool, soft: bool,
-) -> None:  # fmt: skip
-    """The same with whatever a loss may look at."""
-    z, spread = np.empty(TILE, tile.dtype), np.empty(TILE, tile.dtype)
-    rest, beyond, c, d = known[0], known[2], known[5], known[6]
-    for t in range(TILE):
-        spread[t] = d[t] / (1.0 + rest[t]) * UNSHIFT
+def _less_shares(tile: NDArray, shares: NDArray) -> None:
     for j in range(tile.shape[0]):
         column, share = tile[j], shares[j]
-        z[:] = column
+        for t in range(TILE):
+            column[t] -= share[t]
+
+
+@kernel
+def _less_uniform(tile: NDArray, z: NDArray, weight: NDArray, c: NDArray) -> None:
+    own = np.empty(TILE, tile.dtype)
+    nothing = as_worked(0.0, tile[0, 0])
+    for j in range(tile.shape[0]):
+        column, logits = tile[j], z[j]
         u = weight[j] if weight.size else 1.0
         for t in range(TILE):
-            column[t] = power(z[t], peak[t]) * factor[t]
-        if uniform:
-            for t in range(TILE):
-                column[t] -= as_worked(c[t] * u if z[t] > -np.inf else 0.0, z[t])
-        if soft:
-            for t in range(TILE):
-                column[t] -= share[t]
-        if entropy:
-            for t in range(TILE):
-                x = power(z[t], peak[t])
-                moved = x * ((peak[t] - z[t]) + as_worked(beyond[t], z[t])) * spread[t]
-                column[t] += moved if x > 0 else as_worked(0.0, z[t])
+            own[t] = c[t] * u
+        for t in range(TILE):
+            column[t] -= own[t] if logits[t] > -np.inf else nothing
+
+
+@kernel
+def _more_entropy(tile: NDArray, z: NDArray, peak: NDArray, known: NDArray) -> None:
+    spread, beyond = np.empty(TILE, tile.dtype), np.empty(TILE, tile.dtype)
+    nothing = as_worked(0.0, tile[0, 0])
+    for t in range(TILE):
+        spread[t] = known[6, t] / (1.0 + known[0, t]) * UNSHIFT
+        beyond[t] = known[2, t]
+    for j in range(tile.shape[0]):
+        column, logits = tile[j], z[j]
+        for t in range(TILE):
+            x = power(logits[t], peak[t])
+            column[t] += x * ((peak[t] - logits[t]) + beyond[t]) * spread[t] if x > 0 else nothing
 
 
 @kernel
@@ -335,6 +329,7 @@ def pull(
     c: NDArray,
     d: NDArray,
     tile: NDArray,
+    kept: NDArray,
     shares: NDArray,
     exact: NDArray,
     out: Strided,
@@ -347,7 +342,7 @@ def pull(
     """
     peak, factor = np.zeros(TILE, tile.dtype), np.zeros(TILE, tile.dtype)
     hit, alpha, u, known = np.zeros(TILE, tile.dtype), np.zeros(TILE), np.ones(TILE), np.zeros((8, TILE))
-    column_of = np.zeros(TILE, np.int64)
+    column_of, there = np.zeros(TILE, tile.dtype), np.zeros(TILE, tile.dtype)
     tile[:] = 0
     shares[:] = 0
     r = start
@@ -361,26 +356,26 @@ def pull(
             peak[t] = fields[0, r + t]
         if q.v:
             turn_in(q, r, rows, shares)
-            for t in range(rows):
-                column, alpha[t] = _of_soft(
-                    tile[:, t], peak[t], shares[:, t], weight, known[0, t], known[3, t], fields[3, r + t]
-                )
-                column_of[t] = column
-                hit[t] = tile[column, t]
-                if weight.size:
-                    u[t] = weight[column]
+            classes_of_tile(shares, there, column_of)
+            held = fields[3, r : r + rows]
+            exact_of_tile(tile, peak, shares, weight, known[3], held, there, column_of, alpha, hit, u)
             _exact(hit, peak, alpha, u, known, exact[0])
         else:
             for k in range(a.shape[1]):
                 _targets(k, r, rows, tile, index, a, weight, hit, alpha, u)
                 _exact(hit, peak, alpha, u, known, exact[k])
-        if uniform < 0 and dot < 0 and not q.v:
-            _columns(tile, peak, factor)
-        else:
-            _all_columns(tile, peak, factor, weight, shares, known, uniform >= 0, dot >= 0, q.v > 0)
+        if uniform >= 0 or dot >= 0:
+            kept[:] = tile
+        _columns(tile, peak, factor)
+        if uniform >= 0:
+            _less_uniform(tile, kept, weight, known[5])
+        if q.v:
+            _less_shares(tile, shares)
+        if dot >= 0:
+            _more_entropy(tile, kept, peak, known)
         if q.v:
             for t in range(rows):
-                tile[column_of[t], t] = exact[0, t]
+                tile[int(column_of[t]), t] = exact[0, t]
         elif index.shape[1]:
             for k in range(index.shape[1]):
                 for t in range(rows):
@@ -392,28 +387,3 @@ def pull(
         silence(live, r, rows, tile)
         turn_out(tile, rows, out, r)
         r += rows
-
-
-@kernel
-def _of_soft(
-    z: NDArray, peak: float, q: NDArray, weight: NDArray, rest: float, a: float, held: float
-) -> tuple[int, float]:
-    """Turn weights q into what is taken off each column; give the column whose entry must be exact, and its alpha.
-
-    One class alone is a label, to the bit. Of several, only the peak can have a p near 1, and needs care; the first
-    peak is taken anyway, for its exact entry is never worse.
-    """
-    there, alone, first = 0, 0, 0
-    for j in range(z.size - 1, -1, -1):
-        if q[j] != 0:
-            there += 1
-            alone = j
-        if z[j] == peak:
-            first = j
-    column = alone if there == 1 else first
-    u = weight[column] if weight.size else 1.0
-    share = 1.0 if there == 1 else np.float64(q[column]) * u / held if held != 0.0 else 0.0
-    for j in range(z.size):
-        w = np.float64(q[j]) * (weight[j] if weight.size else 1.0)
-        q[j] = a * (w / held) if there > 1 and held != 0.0 else 0.0
-    return column, a * share

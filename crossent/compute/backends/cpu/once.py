@@ -14,6 +14,7 @@ from crossent.compute.backends.cpu import narrow, wide
 from crossent.compute.backends.cpu.memory import Strided
 from crossent.compute.backends.cpu.precision import UNSHIFT, as_worked, greatest, kernel
 from crossent.compute.backends.cpu.target import Row, at_target, row_of
+from crossent.compute.backends.cpu.tree import LANES
 
 TILE = narrow.TILE
 
@@ -36,8 +37,10 @@ def _collect(fields: NDArray, r: int, rows: int, uniform: int, a: float, c: floa
 @kernel
 def _scaled(kept: NDArray, tile: NDArray, known: NDArray, uniform: int) -> None:
     """Powers → gradients of all columns as if none were the label."""
-    c, scale = known[5], np.empty(TILE, tile.dtype)
+    c, scale = np.empty(TILE, tile.dtype), np.empty(TILE, tile.dtype)
+    c[:] = known[5]
     scale[:] = known[7]
+    nothing = as_worked(0.0, scale[0])
     for j in range(kept.shape[0]):
         column = kept[j]
         for t in range(TILE):
@@ -45,7 +48,7 @@ def _scaled(kept: NDArray, tile: NDArray, known: NDArray, uniform: int) -> None:
         if uniform >= 0:
             z = tile[j]
             for t in range(TILE):
-                column[t] -= as_worked(c[t] if z[t] > -np.inf else 0.0, z[t])
+                column[t] -= c[t] if z[t] > -np.inf else nothing
 
 
 @kernel
@@ -74,7 +77,7 @@ def of_narrow(
     """``narrow.part`` and ``narrow.pull`` of rows start … stop, whose targets are labels."""
     peak, hit, exact = np.zeros(TILE, tile.dtype), np.zeros(TILE, tile.dtype), np.zeros(TILE)
     sums, ties, known = np.empty(TILE), np.empty(TILE, np.int32), np.zeros((8, TILE))
-    nothing = known[0, :0]
+    nothing, evens = known[0, :0], np.empty((3, TILE))
     tile[:] = 0
     r = start
     while r < stop:
@@ -86,7 +89,8 @@ def of_narrow(
         narrow.peak_and_rest(peak, sums, ties, fields[0, r : r + rows], fields[1, r : r + rows])
         narrow.gaps(tile, peak, index[r : r + rows, 0], gap[r : r + rows, 0])
         if uniform >= 0:
-            narrow.uniform_of(tile, peak, nothing, rows, fields[uniform : uniform + 3, r : r + rows])
+            narrow.uniform_of(tile, peak, nothing, evens)
+            fields[uniform : uniform + 3, r : r + rows] = evens[:, :rows]
         _collect(fields, r, rows, uniform, a, c, known)
         for t in range(rows):
             hit[t] = tile[index[r + t, 0], t]
@@ -116,8 +120,8 @@ def of_wide(
     stop: int,
 ) -> None:
     """``wide.part`` and ``wide.pull`` of rows start … stop, whose targets are labels."""
-    powers = np.empty(2 * wide.LANES, rows.dtype)
-    lanes, tree = np.empty(wide.LANES), np.empty(wide.LANES)
+    powers = np.empty(2 * LANES, rows.dtype)
+    lanes, tree = np.empty(LANES), np.empty(LANES)
     nothing = lanes[:0]
     no_share = rows[0, :0]
     r = start

@@ -13,8 +13,10 @@ otherwise enter 87 nats below the peak; below LOWEST it is 0. NaN stays NaN.
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +25,18 @@ from numba import njit, types
 from numba.extending import intrinsic, overload
 
 _said: list[str] = []
+_SOURCES = hashlib.sha256(
+    b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
+).hexdigest()
 
 
 def kernel(function: Callable) -> Any:
-    """Compile on first use, keep the result on disk for the next process, hold no lock while running."""
+    """Compile on first use, keep the result on disk for the next process, hold no lock while running.
+
+    Numba looks only at a kernel's own file to see whether what it kept is out of date. These call each other across
+    files, so the name that they are kept under says which sources they were made of.
+    """
+    function.__qualname__ += f"_{_SOURCES[:12]}"
     try:
         return njit(nogil=True, cache=True, error_model="numpy")(function)
     except RuntimeError as trouble:  # no folder to keep it in

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from crossent.compute.backends.cpu.memory import Strided
 from crossent.compute.backends.cpu.precision import ONE, UNSHIFT, as_worked, greatest, kernel, power, stored, widened
+from crossent.compute.backends.cpu.soft import only_one, sums_of_row, take_from_row
 from crossent.compute.backends.cpu.target import Row, at_target, collect, row_of
+from crossent.compute.backends.cpu.tree import LANES, tree_sum
 
-LANES = 128
 SIDE_BY_SIDE = 16  # rows read together when their columns are far apart in memory: a line holds one column of each
 
 
@@ -102,18 +103,6 @@ def first_at(row: NDArray, peak: Any) -> int:
 
 
 @kernel
-def _tree(lanes: NDArray, tree: NDArray) -> float:
-    half = LANES // 2
-    for j in range(half):
-        tree[j] = lanes[j] + lanes[j + half]
-    while half > 1:
-        half //= 2
-        for j in range(half):
-            tree[j] += tree[j + half]
-    return tree[0]
-
-
-@kernel
 def rest_of(row: NDArray, peak: Any, kept: NDArray, powers: NDArray, lanes: NDArray, tree: NDArray) -> float:
     """Σ e^(z - peak) over all columns but one of the greatest; the powers are kept if there is room for them."""
     lanes[:] = 0.0
@@ -129,7 +118,7 @@ def rest_of(row: NDArray, peak: Any, kept: NDArray, powers: NDArray, lanes: NDAr
                 room_for_block[j] = powers[j]
         for j in range(LANES):
             lanes[j] += np.float64(powers[j] + powers[j + LANES])
-    whole = _tree(lanes, tree)
+    whole = tree_sum(lanes, tree)
     if whole >= 2.0 * ONE:
         return (whole - ONE) * UNSHIFT
     # The peak outweighs all others, and adding its 1 has cost them digits: its lane is added up again without it.
@@ -140,27 +129,26 @@ def rest_of(row: NDArray, peak: Any, kept: NDArray, powers: NDArray, lanes: NDAr
         if j != first:
             again += np.float64(power(row[j], peak))
     lanes[first % LANES] = again + (whole - whole)
-    return _tree(lanes, tree) * UNSHIFT
+    return tree_sum(lanes, tree) * UNSHIFT
 
 
 @kernel
 def uniform_of(row: NDArray, peak: Any, weight: NDArray, lanes: NDArray, tree: NDArray) -> tuple[float, float, float]:
     """(total, count, measure): Σ u (z - peak), how many columns are allowed, Σ u."""
-    high = np.float64(peak)
-    count = 0
+    nothing, count = as_worked(0.0, peak), np.int32(0)
     lanes[:] = 0.0
     for start in range(0, row.size, LANES):
         block = row[start : start + min(LANES, row.size - start)]
         if weight.size:
             u = weight[start : start + block.size]
             for j in range(block.size):
-                lanes[j] += u[j] * (np.float64(block[j]) - high) if block[j] > -np.inf else 0.0
+                lanes[j] += u[j] * np.float64(block[j] - peak if block[j] > -np.inf else nothing)
         else:
             for j in range(block.size):
-                lanes[j] += np.float64(block[j]) - high if block[j] > -np.inf else 0.0
+                lanes[j] += np.float64(block[j] - peak if block[j] > -np.inf else nothing)
     for j in range(row.size):
-        count += np.int64(row[j] > -np.inf)
-    total = _tree(lanes, tree)
+        count += np.int32(row[j] > -np.inf)
+    total = tree_sum(lanes, tree)
     if not weight.size:
         return total, float(count), float(count)
     lanes[:] = 0.0
@@ -169,7 +157,7 @@ def uniform_of(row: NDArray, peak: Any, weight: NDArray, lanes: NDArray, tree: N
         u = weight[start : start + block.size]
         for j in range(block.size):
             lanes[j] += u[j] if block[j] > -np.inf else 0.0
-    return total, float(count), _tree(lanes, tree)
+    return total, float(count), tree_sum(lanes, tree)
 
 
 @kernel
@@ -182,52 +170,7 @@ def _dot(row: NDArray, peak: Any, lanes: NDArray, tree: NDArray) -> float:
         for j in range(block.size):
             x = np.float64(power(block[j], peak)) * (np.float64(block[j]) - high)
             lanes[j] += x if block[j] > -np.inf else 0.0
-    return _tree(lanes, tree) * UNSHIFT
-
-
-@kernel
-def only_one(q: NDArray) -> int:
-    """The column of a soft target that has all the weight; -1 if there are several or none."""
-    there = 0
-    for j in range(q.size):
-        there += np.int64(q[j] != 0)
-    if there == 1:
-        for j in range(q.size):
-            if q[j] != 0:
-                return j
-    return -1
-
-
-@kernel
-def _soft(
-    row: NDArray, peak: Any, q: NDArray, weight: NDArray, lanes: NDArray, tree: NDArray
-) -> tuple[float, float, float]:
-    """(gap, mass, held) of a soft target: the mean of peak - z under it, Σ q, Σ q w."""
-    high = np.float64(peak)
-    sums = np.zeros((2, LANES))
-    lanes[:] = 0.0
-    for start in range(0, row.size, LANES):
-        block = row[start : start + min(LANES, row.size - start)]
-        share = q[start : start + block.size]
-        if weight.size:
-            w = weight[start : start + block.size]
-            for j in range(block.size):
-                x = np.float64(share[j])
-                lanes[j] += x * w[j] * (high - np.float64(block[j])) if x * w[j] != 0 else 0.0
-                sums[0, j] += x
-                sums[1, j] += x * w[j]
-        else:
-            for j in range(block.size):
-                x = np.float64(share[j])
-                lanes[j] += x * (high - np.float64(block[j])) if x != 0 else 0.0
-                sums[0, j] += x
-    aim = _tree(lanes, tree)
-    mass = _tree(sums[0], tree)
-    held = _tree(sums[1], tree) if weight.size else mass
-    alone = only_one(q)
-    if alone >= 0:  # its own mean, to the bit: a one-hot target is its label
-        return high - np.float64(row[alone]), mass, held
-    return (aim / held if held != 0 else 0.0), mass, held
+    return tree_sum(lanes, tree) * UNSHIFT
 
 
 @kernel
@@ -272,7 +215,7 @@ def part(
                 for j in range(row.size):
                     gap[r, j] = np.float64(peak) - np.float64(row[j])
             if q.v:
-                gap[r, 0], fields[2, r], fields[3, r] = _soft(
+                gap[r, 0], fields[2, r], fields[3, r] = sums_of_row(
                     row, peak, line(q, place(q, r), shares[0]), weight, lanes, tree
                 )
             if uniform >= 0:
@@ -306,13 +249,7 @@ def all_columns(z: NDArray, peak: Any, q: NDArray, weight: NDArray, row: Row, he
             for j in range(z.size):
                 dz[j] -= c if z[j] > -np.inf else nothing
     if q.size:
-        share = row.a / held if held != 0 else 0.0
-        if weight.size:
-            for j in range(z.size):
-                dz[j] -= as_worked(share * (np.float64(q[j]) * weight[j]), peak)
-        else:
-            for j in range(z.size):
-                dz[j] -= as_worked(share * np.float64(q[j]), peak)
+        take_from_row(q, weight, row.a / held if held != 0 else 0.0, dz)
     if row.d != 0.0:
         d, beyond = as_worked(row.d / (1.0 + row.rest) * UNSHIFT, peak), as_worked(row.beyond, peak)
         for j in range(z.size):

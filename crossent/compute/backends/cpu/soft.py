@@ -1,0 +1,175 @@
+"""Soft targets over all columns, summed up while a row is read: the mean of peak - z under them, and their sums.
+
+One class alone is a label, to the bit: its mean is its own peak - z, and its gradient that of a label. Of several
+classes only the peak can have a p near 1; its entry is made exactly, as a label's is, and is never worse for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossent.compute.backends.cpu.precision import as_worked, kernel
+from crossent.compute.backends.cpu.tree import LANES, TILE, tree_sum
+
+# --- rows side by side: tile and q are (v, TILE) ------------------------------------------------------------------
+
+
+@kernel
+def sums_of_tile(tile: NDArray, peak: NDArray, q: NDArray, weight: NDArray, sums: NDArray) -> None:
+    """Into sums (3, TILE): Σ q w (peak - z), Σ q, Σ q w."""
+    sums[:] = 0.0
+    aim, mass, held = sums[0], sums[1], sums[2]
+    nothing = as_worked(0.0, peak[0])
+    for j in range(tile.shape[0]):
+        column, share = tile[j], q[j]
+        if weight.size:
+            w = weight[j]
+            for t in range(TILE):
+                gap = peak[t] - column[t] if share[t] * w != 0 else nothing
+                aim[t] += np.float64(share[t]) * w * np.float64(gap)
+            for t in range(TILE):
+                held[t] += np.float64(share[t]) * w
+        else:
+            for t in range(TILE):
+                gap = peak[t] - column[t] if share[t] != 0 else nothing
+                aim[t] += np.float64(share[t]) * np.float64(gap)
+        for t in range(TILE):
+            mass[t] += np.float64(share[t])
+    if not weight.size:
+        held[:] = mass
+
+
+@kernel
+def classes_of_tile(q: NDArray, there: NDArray, alone: NDArray) -> None:
+    """How many classes have a weight, and the last of them: small whole numbers, kept as floats beside floats."""
+    zero, one = as_worked(0.0, there[0]), as_worked(1.0, there[0])
+    there[:] = zero
+    alone[:] = zero
+    for j in range(q.shape[0]):
+        share = q[j]
+        for t in range(TILE):
+            there[t] += one if share[t] != zero else zero
+    for j in range(q.shape[0]):
+        share, here = q[j], as_worked(j, zero)
+        for t in range(TILE):
+            alone[t] = here if share[t] != zero else alone[t]
+
+
+@kernel
+def gaps_of_tile(
+    tile: NDArray, peak: NDArray, sums: NDArray, there: NDArray, alone: NDArray, gap: NDArray, rows: int
+) -> None:
+    """The mean of peak - z under each target; where one class is alone its own, to the bit."""
+    for t in range(rows):
+        if there[t] == 1:
+            gap[t, 0] = np.float64(peak[t]) - np.float64(tile[int(alone[t]), t])
+        else:
+            gap[t, 0] = sums[0, t] / sums[2, t] if sums[2, t] != 0.0 else 0.0
+
+
+@kernel
+def exact_of_tile(
+    tile: NDArray, peak: NDArray, q: NDArray, weight: NDArray, a: NDArray, held: NDArray, there: NDArray,
+    column_of: NDArray, alpha: NDArray, hit: NDArray, u: NDArray,
+) -> None:  # fmt: skip
+    """The column of each row whose entry is made exactly, what meets there, and weights → what columns lose.
+
+    ``column_of`` comes as a class that has a weight, and is kept where that is alone; else it is the peak.
+    """
+    first, scale = np.zeros(TILE, peak.dtype), np.zeros(TILE)
+    for step in range(tile.shape[0]):
+        j = tile.shape[0] - 1 - step
+        column, here = tile[j], as_worked(j, peak[0])
+        for t in range(TILE):
+            first[t] = here if column[t] == peak[t] else first[t]
+    for t in range(held.size):
+        column_of[t] = column_of[t] if there[t] == 1 else first[t]
+        at = int(column_of[t])
+        hit[t] = tile[at, t]
+        if weight.size:
+            u[t] = weight[at]
+        share = 1.0 if there[t] == 1 else np.float64(q[at, t]) * u[t] / held[t] if held[t] != 0.0 else 0.0
+        alpha[t] = a[t] * share
+        scale[t] = a[t] / held[t] if there[t] > 1 and held[t] != 0.0 else 0.0
+    if weight.size:
+        for j in range(q.shape[0]):
+            lost, w = q[j], weight[j]
+            for t in range(TILE):
+                lost[t] = as_worked(scale[t] * (np.float64(lost[t]) * w), lost[t])
+    else:
+        each = np.empty(TILE, q.dtype)
+        each[:] = scale
+        for j in range(q.shape[0]):
+            lost = q[j]
+            for t in range(TILE):
+                lost[t] *= each[t]
+
+
+# --- a wide row ---------------------------------------------------------------------------------------------------
+
+
+@kernel
+def only_one(q: NDArray) -> int:
+    """The column of a soft target that has all the weight; -1 if there are several or none."""
+    there = np.int32(0)
+    for j in range(q.size):
+        there += np.int32(q[j] != 0)
+    if there == 1:
+        for j in range(q.size):
+            if q[j] != 0:
+                return j
+    return -1
+
+
+@kernel
+def sums_of_row(
+    row: NDArray, peak: Any, q: NDArray, weight: NDArray, lanes: NDArray, tree: NDArray
+) -> tuple[float, float, float]:
+    """(gap, mass, held) of a soft target: the mean of peak - z under it, Σ q, Σ q w."""
+    nothing = as_worked(0.0, peak)
+    lanes[:] = 0.0
+    for start in range(0, row.size, LANES):
+        block, share = row[start : start + min(LANES, row.size - start)], q[start : start + LANES]
+        if weight.size:
+            w = weight[start : start + block.size]
+            for j in range(block.size):
+                gap = peak - block[j] if share[j] * w[j] != 0 else nothing
+                lanes[j] += np.float64(share[j]) * w[j] * np.float64(gap)
+        else:
+            for j in range(block.size):
+                gap = peak - block[j] if share[j] != 0 else nothing
+                lanes[j] += np.float64(share[j]) * np.float64(gap)
+    aim = tree_sum(lanes, tree)
+    lanes[:] = 0.0
+    for start in range(0, row.size, LANES):
+        share = q[start : start + min(LANES, row.size - start)]
+        for j in range(share.size):
+            lanes[j] += np.float64(share[j])
+    mass = held = tree_sum(lanes, tree)
+    if weight.size:
+        lanes[:] = 0.0
+        for start in range(0, row.size, LANES):
+            share = q[start : start + min(LANES, row.size - start)]
+            w = weight[start : start + share.size]
+            for j in range(share.size):
+                lanes[j] += np.float64(share[j]) * w[j]
+        held = tree_sum(lanes, tree)
+    alone = only_one(q)
+    if alone >= 0:
+        return np.float64(peak) - np.float64(row[alone]), mass, held
+    return (aim / held if held != 0 else 0.0), mass, held
+
+
+@kernel
+def take_from_row(q: NDArray, weight: NDArray, share: float, dz: NDArray) -> None:
+    """Take from every column its share of the target."""
+    if weight.size:
+        for j in range(dz.size):
+            dz[j] -= as_worked(share * (np.float64(q[j]) * weight[j]), dz[j])
+    else:
+        each = as_worked(share, dz[0])
+        for j in range(dz.size):
+            dz[j] -= each * as_worked(q[j], each)

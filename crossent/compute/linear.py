@@ -67,6 +67,7 @@ class _Chunks(torch.autograd.Function):
         for start, stop in _spans(x.shape[0], chunk_rows):
             z = _logits(x[start:stop], w, bias)
             value[start:stop], row_weight = rows.row_losses(z, target.slice(start, stop), loss, link)
+            del z  # before the next chunk is made
             weight[start:stop] = 1.0 if row_weight is None else row_weight
         ctx.mark_non_differentiable(weight)
         return value, weight
@@ -98,6 +99,7 @@ class _Chunks(torch.autograd.Function):
                 dw.addmm_(dz.T.to(sums), x[start:stop].to(sums))
             if db is not None:
                 db += dz.sum(0, dtype=sums)
+            del z, value, dz  # before the next chunk is made
         return (
             dx,
             None if dw is None else dw.to(w.dtype),

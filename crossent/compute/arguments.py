@@ -97,6 +97,11 @@ def target_of(
     got, dtype = tuple(target.shape), str(target.dtype).removeprefix("torch.")
     if target.is_floating_point():
         if got == like_logits:
+            if ignore_index != -100:
+                raise ValueError(
+                    f"ignore_index={ignore_index} names a label, and a target of class probabilities has none: "
+                    "pass mask=, True for each row that counts."
+                )
             rows_last = like_logits == (*shape, classes)
             q = target.reshape(-1, classes) if rows_last else columns(target)
             return targets.probabilities(q, validate=validate)

@@ -85,8 +85,8 @@ def cross_entropy(
         ValueError, TypeError, IndexError: a sentence that says which argument, what came, where, and what to do.
 
     Differences from ``F.cross_entropy``: the mean over nothing is 0 unless asked otherwise; with class weights the
-    mean of probability targets divides by the sum of Σ_c w_c q_c, so that a one-hot target gives the number of its
-    label (PyTorch divides by N); the result of 16-bit logits is float32.
+    mean of probability targets divides by the sum over rows of Σ_c w_c q_c / Σ_c q_c, so that a one-hot target gives
+    the number of its label (PyTorch divides by N); the result of 16-bit logits is float32.
 
     Special values: a logit of -inf is a class of probability 0 (gradient 0); a target there costs infinity; NaN, +inf
     or nothing but -inf makes its own row NaN.

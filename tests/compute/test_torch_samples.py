@@ -198,7 +198,7 @@ DIFFERENCES = [
 ]
 
 # Where PyTorch raises and we answer: its sentence → our reason.
-ANSWERED = {"ignore_index is not supported for floating point target": "no probability equals an index"}
+ANSWERED: dict[str, str] = {}
 # Arguments that PyTorch has and we do not.
 WITHOUT = {
     "size_average": "deprecated there: reduction says it",

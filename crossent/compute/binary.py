@@ -15,7 +15,7 @@ from torch import Tensor
 from crossent.compute import operators
 from crossent.compute.backends import reference
 from crossent.compute.backends.reference import wide
-from crossent.compute.rows import along_tangents, refuse_nested_forward
+from crossent.compute.rows import along_tangents, is_compiled, refuse_nested_forward
 from crossent.compute.stats import Stats
 
 
@@ -135,11 +135,11 @@ def _slopes_again(ctx: Any) -> tuple[Any, Tensor, Tensor]:
 
 
 def _costs() -> Any:
-    return _Costs if torch.compiler.is_compiling() else _CostsForward
+    return _Costs if is_compiled() else _CostsForward
 
 
 def _slopes() -> Any:
-    return _Slopes if torch.compiler.is_compiling() else _SlopesForward
+    return _Slopes if is_compiled() else _SlopesForward
 
 
 def _folded(batch: int, in_dims: tuple, inputs: tuple) -> Any:
@@ -171,7 +171,7 @@ def element_stats(z: Tensor, target: Tensor, pos_weight: Tensor | None = None) -
     ``pos_weight`` (n,), or a shorter one that repeats, multiplies the weight of class 1, as in PyTorch; in the uniform
     distribution too, as class weights do in a row of many columns.
     """
-    nll, lse, entropy = (_Elements if torch.compiler.is_compiling() else _ElementsForward).apply(z)
+    nll, lse, entropy = (_Elements if is_compiled() else _ElementsForward).apply(z)
     one = target.to(nll.dtype)
     weight = torch.ones_like(nll)
     if pos_weight is not None:

@@ -192,9 +192,19 @@ def _folded(batch: int, in_dims: tuple, inputs: tuple) -> Any:
 
 def _kind(function: type[torch.autograd.Function]) -> Any:
     """The function to apply: with a forward derivative, except for a compiler that could not see through it."""
-    if torch.compiler.is_compiling():
+    if is_compiled():
         return function
     return _RowsForward if function is _Rows else _PullForward
+
+
+def is_compiled() -> bool:
+    """Whether a compiler is looking, who sees no forward derivative: one that is asked for would come out as 0."""
+    if torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0:
+        raise NotImplementedError(
+            "a forward derivative (torch.func.jvp, jacfwd) cannot be compiled: torch.compile does not see through it. "
+            "Call it outside of torch.compile, or take the gradient (torch.func.grad), which can be compiled."
+        )
+    return torch.compiler.is_compiling()
 
 
 def is_learned(x: Tensor | None) -> bool:

@@ -178,3 +178,22 @@ def test_exported_modules_give_the_modules_bits_for_any_number_of_rows() -> None
             more = [torch.cat([x, *[x.flip(0)] * (repeats - 1)]) for x in inputs]
             assert torch.equal(program(*more), module(*more))
             assert not torch.equal(program(more[0].flip(0), more[1]), module(*more))
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_a_forward_derivative_is_never_compiled_to_zero(binary: bool) -> None:
+    z, t = Z.float(), torch.ones_like(Z.float()).cumsum(1)
+
+    def value(z: torch.Tensor) -> torch.Tensor:
+        return binary_cross_entropy_with_logits(z, SOFT.float(), validate="off") if binary else cross_entropy(z, LABELS)
+
+    def moved(z: torch.Tensor) -> torch.Tensor:
+        return torch.func.jvp(value, (z,), (t,))[1]
+
+    torch._dynamo.reset()
+    expected = moved(z)
+    assert expected.abs() > 0.01
+    assert torch.equal(torch.compile(moved, backend="aot_eager")(z), expected)  # left to run outside of the graph
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="a forward derivative .* cannot be compiled"):
+        torch.compile(moved, backend="aot_eager", fullgraph=True)(z)

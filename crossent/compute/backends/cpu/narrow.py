@@ -118,7 +118,7 @@ def powers(tile: NDArray, peak: NDArray, kept: NDArray, sums: NDArray, ties: NDA
         else:
             y[:] = nothing
         for t in range(TILE):
-            sums[t] += np.float64(x[t] + y[t])
+            sums[t] += np.float64(x[t]) + np.float64(y[t])
 
 
 @kernel

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numba import njit
 from torch import Tensor
 
-from crossent import binary_cross_entropy_with_logits, cross_entropy, linear_cross_entropy
+from crossent import binary_cross_entropy_with_logits, cross_entropy, distillation, linear_cross_entropy
 from crossent.compute import backends, operators
 from crossent.compute.backends import reference
 from crossent.compute.backends.cpu import threads
@@ -158,8 +158,9 @@ COTANGENTS = {"a": 0.7, "b": -0.3, "c": 1.1, "d": 0.9}
 
 
 @pytest.mark.parametrize("at", range(4))
+@pytest.mark.parametrize("share", [0.25, 1.0])
 @pytest.mark.parametrize("only", ["a", "b", "c", "d", "abcd"])
-def test_the_entry_of_a_target_is_the_formula(only: str, at: int) -> None:
+def test_the_entry_of_a_target_is_the_formula(only: str, share: float, at: int) -> None:
     """The formulas at the head of the reference, with 60 digits, for a row that is sure of its first class."""
     z, u = [28.0, 0.5, -1.0, -np.inf], [0.5, 2.0, 1.0, 4.0]
     power_of = [mp.exp(mp.mpf(v)) if v > -np.inf else mp.mpf(0) for v in z]
@@ -168,7 +169,7 @@ def test_the_entry_of_a_target_is_the_formula(only: str, at: int) -> None:
     miss = mp.fsum(v for j, v in enumerate(p) if j != at)
     entropy = -mp.fsum(v * mp.log(v) for v in p if v)
     a, b, c, d = (mp.mpf(COTANGENTS[name]) if name in only else mp.mpf(0) for name in "abcd")
-    held, measure = mp.mpf(0.25) * a, mp.fsum(u[:3])
+    held, measure = mp.mpf(share) * a, mp.fsum(u[:3])
     truth = (a - held) * p[at] - held * miss + b * p[at] + c / 3 * (measure * p[at] - (u[at] if p[at] else 0))
     truth += d * p[at] * (-mp.log(p[at]) - entropy) if p[at] else 0
     terms = [(a - held) * p[at], held * miss, b * p[at], c * measure * p[at], 28 * d * p[at]]
@@ -334,3 +335,18 @@ def test_weights_of_classes_do_not_slip_from_block_to_block() -> None:
     assert off < 7 * 2e-7
     slipped = F.binary_cross_entropy_with_logits(wide, t.double(), pos_weight=pos.double().roll(1), reduction="none")
     assert ulps(value.detach(), slipped.detach()) > 1e4
+
+
+def test_the_rest_of_a_sure_teacher_keeps_its_digits() -> None:
+    """Its log-probability of -1e-12 says what it leaves to the others; 1 - e^-1e-12 keeps four digits of that."""
+    z = torch.tensor([[26.0, 0.0, 0.5]], dtype=torch.float64)
+    log_p = torch.tensor([[-1e-12]], dtype=torch.float64)
+    got = distillation(z, log_p, given="log_probabilities", index=torch.tensor([[0]]))
+    power_of = [mp.exp(v) for v in (26, 0, 0.5)]
+    q, left = 1 / (1 + (power_of[1] + power_of[2]) / power_of[0]), mp.fsum(power_of[1:]) / mp.fsum(power_of)
+
+    def divergence(rest: mp.mpf) -> float:
+        return float((1 - rest) * mp.log((1 - rest) / q) + rest * mp.log(rest / left))
+
+    assert got.item() == pytest.approx(divergence(-mp.expm1(mp.mpf(-1e-12))), rel=1e-12, abs=0)
+    assert got.item() != pytest.approx(divergence(mp.mpf(1 - torch.exp(log_p).item())), rel=1e-6, abs=0)

@@ -64,7 +64,7 @@ FAMILIES = (
           (DISTILLATION + "a_teacher_of_k_columns_and_the_rest",)),
     Fault("the rest as 1 - Σ p", "distillation.py", "-torch.expm1(log_p.gather(-1, first)) - followers",
           "1 - log_p.gather(-1, first).exp() - followers", "it is the formula",
-          (DISTILLATION + "the_rest_keeps_its_digits_where_1_minus_its_sum_does_not",)),
+          ("compute/test_planted.py",), "sure_teacher"),
     Fault("last block of rows missing", "distillation.py", "starts = range(0, max(1, z.shape[0]), rows)",
           "starts = range(0, max(1, z.shape[0] - rows + 1), rows)", "whole blocks only",
           (DISTILLATION + "blocks_change_no_bit_and_nothing_wide_is_larger",)),

@@ -35,7 +35,7 @@ LOSSES = (
     Fault("focal from p", "losses/focus.py", "torch.pow(-torch.expm1(-near), gamma)",
           "torch.pow(1 - torch.exp(-near), gamma)", "it is the formula", FORMULA, "Focal and reference and confident"),
     Fault("focal without its ends", "losses/focus.py", "near = nll.clamp(max=50.0)", "near = nll",
-          "the value is right there", (LAWS + "focal_has_a_finite_gradient_at_both_ends",)),
+          "the value is right there", (LAWS + "both_ends_are_finite_where_there_is_a_limit",), "Focal"),
     Fault("poly-1 with the other sign", "losses/focus.py", "s.nll + self.epsilon * s.miss",
           "s.nll - self.epsilon * s.miss", "sign", FORMULA, "Poly1 and reference"),
     Fault("yes and no exchanged", "losses/focus.py", "torch.where(no, _focused(left", "torch.where(~no, _focused(left",

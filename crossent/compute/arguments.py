@@ -222,6 +222,8 @@ def repeating(weight: Tensor, class_dim: int | None, input: Tensor, name: str, o
 def times(value: Tensor, weight: Tensor, input: Tensor, order: list[int]) -> Tensor:
     """The losses (n,) of elements in that order, each times its weight."""
     repeated = repeating(weight, None, input, "weight", order).to(value.dtype)
+    if not value.numel():
+        return value
     return (value.reshape(-1, repeated.shape[0]) * repeated).reshape(-1)
 
 

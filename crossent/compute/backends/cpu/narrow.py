@@ -153,17 +153,18 @@ def uniform_of(tile: NDArray, peak: NDArray, weight: NDArray, sums: NDArray) -> 
     sums[:] = 0.0
     total, count, measure = sums[0], sums[1], sums[2]
     allowed = np.zeros(TILE, np.int32)
-    nothing = as_worked(0.0, peak[0])
+    nothing, half = as_worked(0.0, peak[0]), as_worked(0.5, peak[0])  # half: the whole may be too large for a float32
     for j in range(tile.shape[0]):
         column = tile[j]
         u = weight[j] if weight.size else 1.0
         for t in range(TILE):
-            total[t] += u * np.float64(column[t] - peak[t] if column[t] > -np.inf else nothing)
+            total[t] += u * np.float64(half * column[t] - half * peak[t] if column[t] > -np.inf else nothing)
         for t in range(TILE):
             allowed[t] += np.int32(column[t] > -np.inf)
         if weight.size:
             for t in range(TILE):
                 measure[t] += u if column[t] > -np.inf else 0.0
+    total *= 2.0
     count[:] = allowed
     if not weight.size:
         measure[:] = count

@@ -22,22 +22,23 @@ def sums_of_tile(tile: NDArray, peak: NDArray, q: NDArray, weight: NDArray, sums
     """Into sums (3, TILE): Σ q w (peak - z), Σ q, Σ q w."""
     sums[:] = 0.0
     aim, mass, held = sums[0], sums[1], sums[2]
-    nothing = as_worked(0.0, peak[0])
+    nothing, half = as_worked(0.0, peak[0]), as_worked(0.5, peak[0])  # half: the whole may be too large for a float32
     for j in range(tile.shape[0]):
         column, share = tile[j], q[j]
         if weight.size:
             w = weight[j]
             for t in range(TILE):
-                gap = peak[t] - column[t] if share[t] * w != 0 else nothing
+                gap = half * peak[t] - half * column[t] if share[t] * w != 0 else nothing
                 aim[t] += np.float64(share[t]) * w * np.float64(gap)
             for t in range(TILE):
                 held[t] += np.float64(share[t]) * w
         else:
             for t in range(TILE):
-                gap = peak[t] - column[t] if share[t] != 0 else nothing
+                gap = half * peak[t] - half * column[t] if share[t] != 0 else nothing
                 aim[t] += np.float64(share[t]) * np.float64(gap)
         for t in range(TILE):
             mass[t] += np.float64(share[t])
+    aim *= 2.0
     if not weight.size:
         held[:] = mass
 
@@ -129,20 +130,20 @@ def sums_of_row(
     row: NDArray, peak: Any, q: NDArray, weight: NDArray, lanes: NDArray, tree: NDArray
 ) -> tuple[float, float, float]:
     """(gap, mass, held) of a soft target: the mean of peak - z under it, Σ q, Σ q w."""
-    nothing = as_worked(0.0, peak)
+    nothing, half = as_worked(0.0, peak), as_worked(0.5, peak)  # half: the whole may be too large for a float32
     lanes[:] = 0.0
     for start in range(0, row.size, LANES):
         block, share = row[start : start + min(LANES, row.size - start)], q[start : start + LANES]
         if weight.size:
             w = weight[start : start + block.size]
             for j in range(block.size):
-                gap = peak - block[j] if share[j] * w[j] != 0 else nothing
+                gap = half * peak - half * block[j] if share[j] * w[j] != 0 else nothing
                 lanes[j] += np.float64(share[j]) * w[j] * np.float64(gap)
         else:
             for j in range(block.size):
-                gap = peak - block[j] if share[j] != 0 else nothing
+                gap = half * peak - half * block[j] if share[j] != 0 else nothing
                 lanes[j] += np.float64(share[j]) * np.float64(gap)
-    aim = tree_sum(lanes, tree)
+    aim = 2.0 * tree_sum(lanes, tree)
     lanes[:] = 0.0
     for start in range(0, row.size, LANES):
         share = q[start : start + min(LANES, row.size - start)]

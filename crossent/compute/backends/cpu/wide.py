@@ -136,19 +136,20 @@ def rest_of(row: NDArray, peak: Any, kept: NDArray, powers: NDArray, lanes: NDAr
 def uniform_of(row: NDArray, peak: Any, weight: NDArray, lanes: NDArray, tree: NDArray) -> tuple[float, float, float]:
     """(total, count, measure): Σ u (z - peak), how many columns are allowed, Σ u."""
     nothing, count = as_worked(0.0, peak), np.int32(0)
+    half = as_worked(0.5, peak)  # the whole may be too large for a float32
     lanes[:] = 0.0
     for start in range(0, row.size, LANES):
         block = row[start : start + min(LANES, row.size - start)]
         if weight.size:
             u = weight[start : start + block.size]
             for j in range(block.size):
-                lanes[j] += u[j] * np.float64(block[j] - peak if block[j] > -np.inf else nothing)
+                lanes[j] += u[j] * np.float64(half * block[j] - half * peak if block[j] > -np.inf else nothing)
         else:
             for j in range(block.size):
-                lanes[j] += np.float64(block[j] - peak if block[j] > -np.inf else nothing)
+                lanes[j] += np.float64(half * block[j] - half * peak if block[j] > -np.inf else nothing)
     for j in range(row.size):
         count += np.int32(row[j] > -np.inf)
-    total = tree_sum(lanes, tree)
+    total = 2.0 * tree_sum(lanes, tree)
     if not weight.size:
         return total, float(count), float(count)
     lanes[:] = 0.0

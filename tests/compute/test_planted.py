@@ -109,7 +109,10 @@ def test_no_digit_is_lost_in_either_dtype(dtype: torch.dtype, v: int) -> None:
     below = -300 + 2 * noise
     steep = torch.linspace(-85, 0, v, dtype=torch.float64)
     steep[0] = 2.0
-    for row, y in ((noise, 3), (4 * noise, 5), (below, 7), (steep, 0), (steep, v - 1)):
+    crowd = torch.full((v,), -18.02, dtype=torch.float64)  # each is less than half an ulp of the sum they are added to
+    crowd[:2] = torch.tensor([0.0, -1e-3])
+    crowded = [(crowd, 0)] if dtype == torch.float32 else []  # float64 is added up in float64
+    for row, y in (*crowded, (noise, 3), (4 * noise, 5), (below, 7), (steep, 0), (steep, v - 1)):
         z = row.to(dtype)[None].requires_grad_()
         value = cross_entropy(z, torch.tensor([y]), reduction="none")
         (dz,) = torch.autograd.grad(value.sum(), z)
@@ -350,3 +353,16 @@ def test_the_rest_of_a_sure_teacher_keeps_its_digits() -> None:
 
     assert got.item() == pytest.approx(divergence(-mp.expm1(mp.mpf(-1e-12))), rel=1e-12, abs=0)
     assert got.item() != pytest.approx(divergence(mp.mpf(1 - torch.exp(log_p).item())), rel=1e-6, abs=0)
+
+
+@pytest.mark.parametrize("v", [6, 100])
+def test_a_one_hot_row_is_its_label_to_the_last_bit_of_float64(v: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    z, y = torch.randn(200, v, generator=g, dtype=torch.float64), torch.randint(v, (200,), generator=g)
+    w = torch.rand(v, generator=g, dtype=torch.float64)
+    hot = F.one_hot(y, v).double() * 0.3  # no power of 2: multiplied in and divided out again it leaves a rounding
+    gap = z.amax(-1) - z.gather(-1, y[:, None])[:, 0]
+    _, ours = backends.of(z).part(z[..., None], None, None, hot[..., None], w, False, False)
+    assert torch.equal(ours[:, 0], gap)
+    weight = 0.3 * w[y]
+    assert not torch.equal(weight * gap / weight, gap)

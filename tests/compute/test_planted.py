@@ -340,6 +340,26 @@ def test_weights_of_classes_do_not_slip_from_block_to_block() -> None:
     assert ulps(value.detach(), slipped.detach()) > 1e4
 
 
+@pytest.mark.parametrize("n", [1, 63, 65, 700])
+def test_a_sum_of_elements_is_the_sum_of_all_of_them(n: int) -> None:
+    g = torch.Generator().manual_seed(n)
+    z, t = torch.randn(n, generator=g), torch.rand(n, generator=g)
+    each = F.binary_cross_entropy_with_logits(z.double(), t.double(), reduction="none")
+    for reduction, exact in (("sum", each.sum()), ("mean", each.mean())):
+        got = binary_cross_entropy_with_logits(z, t, reduction=reduction).double()
+        torch.testing.assert_close(got, exact, rtol=3e-7, atol=0)  # costs to 2 ulp and one rounding of their sum
+        assert (each / exact).max() > 3e-6  # so that each of them shows
+
+
+def test_gradients_of_binary_elements_on_a_fine_grid() -> None:
+    z = torch.linspace(-20, 20, 100_001, requires_grad=True)
+    value = binary_cross_entropy_with_logits(z, torch.zeros_like(z), reduction="sum")
+    (dz,) = torch.autograd.grad(value, z)
+    exact = torch.sigmoid(z.detach().double())
+    assert ulps(dz, exact) <= 2  # the contract's
+    assert ulps(dz * (1 + 2**-22), exact) > 2
+
+
 def test_the_rest_of_a_sure_teacher_keeps_its_digits() -> None:
     """Its log-probability of -1e-12 says what it leaves to the others; 1 - e^-1e-12 keeps four digits of that."""
     z = torch.tensor([[26.0, 0.0, 0.5]], dtype=torch.float64)

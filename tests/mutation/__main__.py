@@ -21,7 +21,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -79,10 +79,13 @@ def in_the_copy(copy: Path, fault: Fault, answer: Connection) -> None:
     answer.send(({0: "survived", 1: "killed"}.get(code, f"pytest ended with {code!r}"), first.by))
 
 
-def copied(source: Path, copy: Path, without: tuple[str, ...] = ()) -> None:
-    """The package, its tests and their settings, with what is cached beside them."""
+def copied(source: Path, copy: Path, without: tuple[str, ...] = (), by: Callable = os.link) -> None:
+    """The package, its tests and their settings, with what is cached beside them; as links, since nobody writes there.
+
+    (What is cached is replaced and not written over, and so is the file that gets a fault.)
+    """
     for part in ("crossent", "tests"):
-        shutil.copytree(source / part, copy / part, ignore=shutil.ignore_patterns(*without))
+        shutil.copytree(source / part, copy / part, ignore=shutil.ignore_patterns(*without), copy_function=by)
     shutil.copy2(source / "pyproject.toml", copy)
 
 
@@ -171,7 +174,8 @@ def main(words: list[str]) -> int:
     with tempfile.TemporaryDirectory() as name:
         origin, folder = Path(name) / "origin", Path(name) / "copies"
         folder.mkdir()
-        copied(here, origin, without=("__pycache__",))  # what is cached there may be older than a kernel it calls
+        # What is cached in the checkout may be older than a kernel it calls.
+        copied(here, origin, without=("__pycache__",), by=shutil.copy2)
         for fault, verdict in verdicts(unchanged(chosen), origin, None):
             if verdict.said != "survived":
                 wrong.append(f"without any fault {fault.tests} -k {fault.only!r}: {verdict.said} {verdict.by}")

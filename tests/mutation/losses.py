@@ -6,6 +6,7 @@ from tests.mutation.fault import Fault
 
 LAWS = "laws/test_losses.py::test_"
 FORMULA = (LAWS + "value_and_gradient_are_the_papers_formula",)
+PLANTED = ("compute/test_planted.py",)
 BINARY = ("compute/test_binary.py",)
 COMPOSED = ("laws/test_composition.py::test_a_loss_with_everything_is_the_composition",)
 
@@ -79,13 +80,13 @@ LOSSES = (
     Fault("0 · ∞ of an answer of no weight", "backends/cpu/element.py", " and yes != 0 else", " else",
           "0 times anything is 0", BINARY, "infinit"),
     Fault("what 1 + e lost is lost", "backends/cpu/element.py", "lost = e - (whole - one)", "lost = e - e",
-          "it looks like zero", BINARY, "tails"),
+          "it looks like zero", PLANTED, "fine_grid"),
     Fault("tail of the block dropped", "backends/cpu/element.py", "for i in range(0, costs.size, LANES)",
-          "for i in range(0, costs.size - LANES, LANES)", "whole lanes only", BINARY, "agrees_with_torch"),
+          "for i in range(0, costs.size - LANES, LANES)", "whole lanes only", PLANTED, "sum_of_elements"),
     Fault("smoothing to 1 instead of a half", "backends/cpu/element.py", "0.5 * smoothing", "smoothing",
           "label smoothing of two classes", BINARY, "smoothing"),
     Fault("pos_weight without a slope", "backends/cpu/element.py", "t[j] * (pos[j] if pos.size else one) * q",
-          "t[j] * q", "the cost has it", BINARY),
+          "t[j] * q", "the cost has it", PLANTED, "slip"),
     Fault("every block begins with the first weight", "backends/cpu/element.py", "at = i % pos.size", "at = 0",
-          "right where the classes divide a block", BINARY),
+          "right where the classes divide a block", PLANTED, "slip"),
 )

@@ -195,5 +195,5 @@ def test_a_forward_derivative_is_never_compiled_to_zero(binary: bool) -> None:
     assert expected.abs() > 0.01
     assert torch.equal(torch.compile(moved, backend="aot_eager")(z), expected)  # left to run outside of the graph
     torch._dynamo.reset()
-    with pytest.raises(Exception, match="a forward derivative .* cannot be compiled"):
+    with pytest.raises(Exception, match=r"a forward derivative .* cannot be compiled"):
         torch.compile(moved, backend="aot_eager", fullgraph=True)(z)

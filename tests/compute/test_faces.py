@@ -56,7 +56,7 @@ def test_the_numbers_of_a_row(dtype: torch.dtype, classes: int, backend: str) ->
     assert torch.equal(numbers.log_prob, -loss)
     # lse is a sum of two terms of either sign, and float64 truth has 1e-15 of its own.
     assert torch.allclose(numbers.lse.double(), lse, rtol=5e-7 if dtype != torch.float64 else 1e-14, atol=1e-6)
-    # Where one class is nearly all, the naive entropy is a small difference of larger numbers: 1e-13 is what it is worth.
+    # Where one class is nearly all, the naive entropy is a small difference of larger numbers, worth 1e-13.
     assert torch.allclose(numbers.entropy.double(), entropy, rtol=5e-7 if dtype != torch.float64 else 1e-13, atol=1e-16)
     assert numbers.argmax.tolist() == argmax.tolist()
     assert numbers.rank.tolist() == rank.tolist()

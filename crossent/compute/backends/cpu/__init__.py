@@ -26,7 +26,6 @@ from crossent.compute.backends.cpu.threads import over_blocks
 from crossent.compute.stats import field_names
 
 _NOTHING = np.empty(0)
-_NO_COTANGENT = np.empty((0, 1))
 _EVERY_ROW = np.empty(0, np.bool_)
 
 
@@ -160,11 +159,9 @@ def pull_elements(z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing
 
 def _repeated(weight: Tensor | None, z: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """The weights in the dtype that z is worked out in, and as often as a block can need them from any start."""
-    if weight is None:
-        return np.empty(0, worked_in(z)), np.empty(0, worked_in(z))
-    once = values(weight).astype(worked_in(z)) if weight.dtype in (torch.float32, torch.float64) else None
-    once = values(weight.float()).astype(worked_in(z)) if once is None else once
-    return once, np.resize(once, min(once.size, z.shape[0]) + element.BLOCK)
+    once = np.empty(0) if weight is None else values(weight.to(torch.float64))
+    once = once.astype(worked_in(z))
+    return once, np.resize(once, min(once.size, z.shape[0]) + element.BLOCK) if once.size else once
 
 
 def _lines(x: Tensor, lines: int) -> np.ndarray:

@@ -13,6 +13,7 @@ otherwise enter 87 nats below the peak; below LOWEST it is 0. NaN stays NaN.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import warnings
 from collections.abc import Callable
@@ -50,6 +51,19 @@ def kernel(function: Callable) -> Any:
                 stacklevel=2,
             )
         return njit(nogil=True, error_model="numpy")(function)
+
+
+def for_kernels(function: Callable) -> Any:
+    """A function that only kernels can call: what it does depends on their dtypes and follows it, as an ``overload``."""
+
+    @functools.wraps(function)
+    def refuse(*_: Any) -> None:
+        raise TypeError(
+            f"{function.__name__} is compiled into kernels, for the dtypes that it meets there; it cannot be called "
+            "from Python. Call the kernel that uses it."
+        )
+
+    return refuse
 
 
 @intrinsic
@@ -119,9 +133,9 @@ Q64 = (
 )
 
 
+@for_kernels
 def raised(d: Any, e: Any) -> Any:
     """e^(d + e) · 2^SHIFT for d ≤ 0, where e is a rounding error of d."""
-    raise NotImplementedError("raised is for kernels")
 
 
 @overload(raised, strict=False)
@@ -161,9 +175,9 @@ def power(z: Any, peak: Any) -> Any:
     return raised(d, (z - (d - back)) - (peak + back))
 
 
+@for_kernels
 def log1p_ratio(x: Any) -> Any:
     """log1p(x) / x for 0 ≤ x ≤ 1, a polynomial that is right to 2e-9: log1p(x) is x times it."""
-    raise NotImplementedError("log1p_ratio is for kernels")
 
 
 @overload(log1p_ratio, strict=False)
@@ -180,9 +194,9 @@ def _log1p_ratio(x: Any) -> Any:
     return lambda x: np.log1p(x) / x if x > 1e-300 else 1.0
 
 
+@for_kernels
 def widened(x: Any) -> Any:
     """A stored number in the dtype in which rows are worked out."""
-    raise NotImplementedError("widened is for kernels")
 
 
 @overload(widened, strict=False)
@@ -194,9 +208,9 @@ def _widened(x: Any) -> Any:
     return lambda x: x
 
 
+@for_kernels
 def stored(x: Any, like: Any) -> Any:
     """x as the dtype that ``like`` is stored in holds it, rounded to nearest, ties to even."""
-    raise NotImplementedError("stored is for kernels")
 
 
 @overload(stored, strict=False)
@@ -214,9 +228,9 @@ def _stored(x: Any, like: Any) -> Any:
     return lambda x, like: x
 
 
+@for_kernels
 def as_worked(x: Any, like: Any) -> Any:
     """x in the dtype of ``like``, in which rows are worked out."""
-    raise NotImplementedError("as_worked is for kernels")
 
 
 @overload(as_worked, strict=False)
@@ -226,13 +240,13 @@ def _as_worked(x: Any, like: Any) -> Any:
     return lambda x, like: np.float64(x)
 
 
+@for_kernels
 def greatest(row: Any) -> Any:
     """The greatest number of a row (some NaN if it has one, but for a negative NaN, which is passed over).
 
     By the bits, which order floats as integers once those of negative ones are flipped: a maximum of integers is
     what a compiler can do on all lanes at once.
     """
-    raise NotImplementedError("greatest is for kernels")
 
 
 @overload(greatest, strict=False)

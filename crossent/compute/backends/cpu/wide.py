@@ -13,7 +13,17 @@ from numba.extending import overload
 from numpy.typing import NDArray
 
 from crossent.compute.backends.cpu.memory import Strided
-from crossent.compute.backends.cpu.precision import ONE, UNSHIFT, as_worked, greatest, kernel, power, stored, widened
+from crossent.compute.backends.cpu.precision import (
+    ONE,
+    UNSHIFT,
+    as_worked,
+    for_kernels,
+    greatest,
+    kernel,
+    power,
+    stored,
+    widened,
+)
 from crossent.compute.backends.cpu.soft import only_one, sums_of_row, take_from_row
 from crossent.compute.backends.cpu.target import Row, at_target, collect, row_of
 from crossent.compute.backends.cpu.tree import LANES, tree_sum
@@ -24,9 +34,9 @@ SIDE_BY_SIDE = 16  # rows read together when their columns are far apart in memo
 # --- rows in and out ----------------------------------------------------------------------------------------------
 
 
+@for_kernels
 def line(x: Strided, at: int, buffer: NDArray) -> NDArray:
     """The v numbers from data[at] on, as they are worked out in: where they lie, if that needs no change."""
-    raise NotImplementedError("line is for kernels")
 
 
 @overload(line, strict=False)
@@ -258,14 +268,14 @@ def all_columns(z: NDArray, peak: Any, q: NDArray, weight: NDArray, row: Row, he
             dz[j] += x * ((peak - z[j]) + beyond) * d if x > 0 else nothing
 
 
+@for_kernels
 def room(x: Strided, at: int, buffer: NDArray) -> NDArray:
     """Where to write the v numbers that belong at data[at]: there, if they need no change, else the buffer."""
-    raise NotImplementedError("room is for kernels")
 
 
+@for_kernels
 def put(buffer: NDArray, x: Strided, at: int) -> None:
     """Store what was written to the ``room``, if it is not in its place already."""
-    raise NotImplementedError("put is for kernels")
 
 
 @overload(room, strict=False)

@@ -126,7 +126,7 @@ def commands(code: str) -> Iterator[list[str]]:
 
 def parse(words: list[str]) -> None:
     """Let the command line parse, and not run, a command."""
-    group = typer.main.get_command(cli._app())
+    group = typer.main.get_command(cli.app())
     assert words, "crossent without a command"
     if words[0].startswith("-"):
         assert words[0] in {option for parameter in group.params for option in parameter.opts} | {"--help"}

@@ -1,0 +1,173 @@
+"""crossent fit: train, calibrate, test and report; a folder that is written whole, or left for --resume."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from crossent.cli.training import Training
+from crossent.errors import DataError
+
+if TYPE_CHECKING:
+    from crossent.minimise import Recipe
+
+
+def fit(
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="digits, breast_cancer, iris, wine, diabetes, or a .csv, .parquet or .npz file.",
+            show_default=False,
+        ),
+    ],
+    target: Annotated[
+        str | None, typer.Option(help="Column to predict; else target, label, class, y, or the last.")
+    ] = None,
+    test: Annotated[str | None, typer.Option(help="File of rows to test on, instead of a drawn fifth.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to write; else runs/NAME, or the next free one.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="classes|range", help="What the target is, if the look is wrong.")
+    ] = None,
+    range_: Annotated[
+        tuple[float, float] | None, typer.Option("--range", metavar="LOW HIGH", help="Ends of the target's range.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Two runs with one seed are equal to the bit.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    calibrate: Annotated[bool, typer.Option(help="Calibrate where validation says it helps.")] = True,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A setting of the recipe, such as epochs=50."),
+    ] = None,
+) -> None:
+    """Train a network on DATA by minimising cross-entropy; calibrate, test and report it.
+
+    Ctrl-C ends the training and keeps the best so far; --resume goes on after a kill.
+    """
+    from crossent import report
+    from crossent.minimise import fit as train_and_test
+    from crossent.record import Record
+
+    console = Console(highlight=False, markup=False)
+    recipe = _recipe(set_ or [])
+    folder = _folder(data, output, resume)
+    if resume and (folder / "model.json").exists():
+        console.print(f"{folder} is finished; nothing is left to do.")
+        report.show(Record.read(folder / "record.json"), console)
+        return
+    checkpoint = folder / "checkpoint"
+    made = [place for place in (checkpoint, *checkpoint.parents) if not os.path.exists(place)]
+    try:
+        _probe(checkpoint)
+        with Training(console) as training:
+            run = train_and_test(
+                data,
+                target=target,
+                test=test,
+                kind=task,
+                limits=range_,
+                recipe=recipe,
+                calibrated=calibrate,
+                seed=seed,
+                checkpoint=checkpoint,
+                progress=training.show,
+                said=training.say,
+                command=_command(),
+            )
+        report.write(run.record, folder / "report.html")
+        run.save(folder)
+    except BaseException:
+        _take_back(folder, made)
+        raise
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    report.show(run.record, console)
+    console.print(f"\nReport: {folder / 'report.html'}", soft_wrap=True)
+    console.print(f"Model, record and predictions: {folder}{os.sep}", soft_wrap=True)
+
+
+def _recipe(settings: list[str]) -> Recipe:
+    from crossent.minimise import Recipe
+
+    known = Recipe().to_dict()
+    chosen: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or name not in known:
+            raise DataError(f"--set takes NAME=VALUE with one of the names {', '.join(known)}; got {setting!r}.")
+        kind = type(known[name])
+        try:
+            chosen[name] = kind(value)
+        except ValueError as trouble:
+            wanted = "a whole number" if kind is int else "a number"
+            raise DataError(f"--set {name} needs {wanted}; got {value!r}.") from trouble
+    return Recipe(**chosen)
+
+
+def _folder(data: str, output: Path | None, resume: bool) -> Path:
+    """Where this run goes: never onto another run."""
+    if output is None:
+        first = Path("runs") / Path(data).stem
+        numbered = [first, *(first.with_name(f"{first.name}-{number}") for number in range(2, 10_000))]
+        if resume:
+            begun = [
+                folder
+                for folder in numbered[: _free(numbered)]
+                if (folder / "checkpoint").exists() and not (folder / "model.json").exists()
+            ]
+            if not begun:
+                raise DataError(f"there is no stopped run of {data!r} to go on with in {first.parent}{os.sep}.")
+            return begun[-1]
+        return numbered[_free(numbered)]
+    if output.exists() and not output.is_dir():
+        raise DataError(f"{str(output)!r} is a file; name a folder with -o.")
+    if not output.exists() or (resume and any((output / name).exists() for name in ("checkpoint", "model.json"))):
+        return output
+    if (output / "model.json").exists():
+        raise DataError(f"{str(output)!r} holds a finished run, which is not overwritten; name another folder with -o.")
+    if (output / "checkpoint").exists():
+        raise DataError(f"{str(output)!r} holds a run that was stopped; add --resume to go on, or name another folder.")
+    if any(output.iterdir()):
+        raise DataError(f"{str(output)!r} is not empty; name a new folder with -o, so that nothing is overwritten.")
+    return output
+
+
+def _free(numbered: list[Path]) -> int:
+    return next(place for place, folder in enumerate(numbered) if not os.path.exists(folder))
+
+
+def _probe(folder: Path) -> None:
+    """Find out before the training, not after it, that the folder cannot be written."""
+    from crossent.files import replacing
+
+    with replacing(folder / ".probe") as temporary:
+        temporary.write_text("crossent was here")
+    (folder / ".probe").unlink()
+
+
+def _take_back(folder: Path, made: list[Path]) -> None:
+    """Leave of a run that failed what --resume can go on from, and else nothing: no file, no folder it had made."""
+    from crossent.minimise.run import FILES, MODEL
+
+    if not (folder / MODEL).exists():
+        for name in ("report.html", *FILES):
+            with contextlib.suppress(OSError):
+                (folder / name).unlink()
+    for place in made:
+        try:
+            place.rmdir()
+        except OSError:
+            return
+
+
+def _command() -> str:
+    return shlex.join(["crossent", *sys.argv[1:]])

@@ -1,0 +1,32 @@
+"""crossent predict: a fitted model's probabilities for new rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from crossent.errors import DataError
+
+
+def predict(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What crossent fit wrote.", show_default=False)],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Rows to predict, in a file.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A .parquet or .csv file to write.")],
+) -> None:
+    """Write a fitted model's probabilities for the rows of DATA, whose labels are not needed."""
+    from crossent.minimise import data as sources
+    from crossent.minimise import load
+
+    if output.suffix.lower() not in (".parquet", ".csv"):
+        raise DataError(f"predictions are written as .parquet or .csv, and {str(output)!r} is neither.")
+    run = load(folder)
+    rows = sources.read(data, run.record.facts.get("target"), labelled=False)
+    probabilities = run.predict_proba(rows)
+    run.write_predictions(output, probabilities)
+    console = Console(highlight=False, markup=False)
+    for note in run.preparation.notes:
+        console.print(note)
+    console.print(f"{len(rows):,} rows: {output}", soft_wrap=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,14 +29,24 @@ ABOVE_ONE = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """The probabilities a model gave to n rows, and what came.
+    """The probabilities a model gave to n rows, and what came: a whole data set, or one batch of a larger one.
 
     ``probabilities`` is float64 (n, classes), one column per class; two classes have two columns, and a
-    number in a range has (1 − p, p) with p the expected fraction of the range. ``labels`` is int64 (n,), the
-    column of the class that came; for task "range" it is float64 (n,), the fraction (value − low) / (high −
-    low). ``classes`` are their names as text, none for a range; ``rows`` are the row ids (n,); ``task`` is
-    "binary", "multi-class" or "range"; ``low`` and ``high`` are the range, in the target's own unit;
-    ``source`` and ``split`` say where the rows came from; ``notes`` are sentences on how they were read.
+    number in a range has (1 − p, p) with p the expected fraction of the range. ``log_probabilities``, of the same
+    shape, is there when logarithms or logits came, so that nothing underflows on the way, and None otherwise.
+
+    ``labels`` is int64 (n,), the column of the class that came; or float64 (n,), the share of the second of two
+    classes, and for task "range" the fraction (value − low) / (high − low); or float64 (n, classes), a distribution
+    per row. ``classes`` are their names as text, none for a range; ``rows`` are the row ids (n,); ``task`` is
+    "binary", "multi-class" or "range", or "text": rows are documents, column 1 is the probability of the whole
+    document and every label is 1. ``low`` and ``high`` are the range, in the target's own unit.
+
+    Each of the following is None (or empty) where nothing was said: ``weights`` float64 (n,), what a row counts, 0
+    or more; ``groups`` (n,), whole numbers or text, which rows belong together and are not independent; ``slices``, by
+    name a text per row, (n,) of objects; ``bytes`` int64 (n,), the length of what the row predicted. ``source`` and
+    ``split`` say where the rows came from; ``notes`` are sentences on how they were read.
+
+    Raises DataError if the shapes of these do not belong together; their contents were looked at in ``from_arrays``.
 
     >>> rows = Predictions.from_arrays([0.9, 0.2, 0.6], [1, 0, 1])
     >>> rows.task, rows.classes, rows.probabilities[0].round(3).tolist(), rows.labels.tolist()
@@ -55,9 +65,31 @@ class Predictions:
     source: str | None = None
     split: str | None = None
     notes: tuple[str, ...] = ()
+    log_probabilities: NDArray[np.float64] | None = None
+    weights: NDArray[np.float64] | None = None
+    groups: NDArray[Any] | None = None
+    slices: dict[str, NDArray[Any]] = field(default_factory=dict)
+    bytes: NDArray[np.int64] | None = None
+
+    def __post_init__(self) -> None:
+        n, k = self.probabilities.shape
+        shaped = {"labels": self.labels, "rows": self.rows, "weights": self.weights, "groups": self.groups}
+        shaped |= {"bytes": self.bytes} | {f"slices[{name!r}]": cells for name, cells in self.slices.items()}
+        for name, cells in shaped.items():
+            soft = name == "labels" and self.labels.dtype.kind == "f" and self.labels.shape == (n, k)
+            if cells is not None and cells.shape != (n,) and not soft:
+                raise DataError(f"there are {n:,} rows of probabilities, and {name} has the shape {cells.shape}.")
+        logs = self.log_probabilities
+        if logs is not None and logs.shape != (n, k):
+            raise DataError(f"probabilities are {(n, k)} and their logarithms {logs.shape}: one of each is needed.")
 
     def __len__(self) -> int:
-        return int(self.labels.size)
+        return int(self.probabilities.shape[0])
+
+    @property
+    def soft(self) -> bool:
+        """Whether labels are distributions (or fractions of a range), not the class that came."""
+        return self.labels.dtype.kind == "f"
 
     @classmethod
     def from_arrays(

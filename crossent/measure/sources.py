@@ -18,7 +18,7 @@ import csv
 import difflib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,38 @@ def read_predictions(
         if not parquet and task is None and len(chosen) == 1 and "prediction" in names:
             hint = " A CSV cannot say that a target is a range; add task='range' with low= and high= if it is."
         raise DataError(f"{str(path)!r}: {trouble}{hint}") from trouble
+
+
+BATCH_ROWS = 65_536
+"""Rows of a batch: 1 MiB of binary probabilities, which stays in the cache between one look at them and the next."""
+
+
+def batches(
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    label: str | Sequence[str] | None = None,
+    probability: str | Sequence[str] | None = None,
+    row: str | None = None,
+    split: str | None = None,
+    weight: str | None = None,
+    group: str | None = None,
+    by: str | Sequence[str] | None = None,
+    bytes: str | None = None,
+    form: str | None = None,
+    truth: str | None = None,
+    classes: Sequence[Any] | None = None,
+    task: str | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    normalise: bool = False,
+    batch_rows: int = BATCH_ROWS,
+) -> Iterator[Predictions]:
+    """Read predictions batch by batch, each of at most ``batch_rows`` rows, checked and in one form."""
+    assert isinstance(path, str | os.PathLike)
+    assert label is None or isinstance(label, str)
+    yield read_predictions(
+        path, label, probability, row, split, normalise, classes=classes, task=task, low=low, high=high
+    )
 
 
 def write_predictions(

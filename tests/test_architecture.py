@@ -115,7 +115,7 @@ def test_only_the_backends_know_their_compilers() -> None:
 def names_in_tree(readme: str) -> list[str]:
     tree = re.search(r"```text\n(.*?)```", readme, re.DOTALL)
     assert tree is not None, "README has no tree"
-    return re.findall(r"^\s*([\w./-]+/?)\s{2,}\S", tree.group(1), re.MULTILINE)
+    return re.findall(r"^ *([\w./-]+/?) {2,}\S", tree.group(1), re.MULTILINE)
 
 
 def not_in_the_house(names: list[str]) -> list[str]:

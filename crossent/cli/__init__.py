@@ -29,7 +29,7 @@ def main() -> None:
         sys.exit(1)
     except (
         OSError
-    ) as trouble:  # even importing a library can need the disk: one of torch's looks for a temporary folder
+    ) as trouble:  # importing can need the disk: a library of torch's looks for a temporary folder
         print(f"crossent: the system refuses what is needed here: {trouble}.", file=sys.stderr)
         sys.exit(2)
 

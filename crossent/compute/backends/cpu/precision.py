@@ -54,7 +54,7 @@ def kernel(function: Callable) -> Any:
 
 
 def for_kernels(function: Callable) -> Any:
-    """A function that only kernels can call: what it does depends on their dtypes and follows it, as an ``overload``."""
+    """A function that only kernels can call; its body, one for each dtype they meet, is the ``overload`` below it."""
 
     @functools.wraps(function)
     def refuse(*_: Any) -> None:

@@ -41,12 +41,8 @@ Interval = tuple[float, float] | None
 _TAIL = 0.975
 
 
-def of_mean(
-    rows: NDArray[np.float64], skewness_corrected: bool = True, scale: float | None = None, level: float = 0.95
-) -> Interval:
+def of_mean(rows: NDArray[np.float64], skewness_corrected: bool = True, scale: float | None = None) -> Interval:
     """Give the 95 % interval of the mean that ``rows`` (n,) were drawn from, after Hall (1992).
-
-    ``level`` asks for another one than 95 %, such as 1 − 0.05/m for each of m means that are looked at together.
 
     Rows that all agree say nothing about how rows differ, so their interval is None, not of width zero. They
     agree if they differ by no more than rounding of ``scale``: the largest row, or, where rows are
@@ -68,7 +64,7 @@ def of_mean(
     if second <= (8 * np.finfo(float).eps * size) ** 2:
         return None
     error = math.sqrt(second / (n - 1))
-    t = float(stdtrit(n - 1, 1 - (1 - level) / 2))
+    t = float(stdtrit(n - 1, _TAIL))
     if not skewness_corrected:
         return mean - error * t, mean + error * t
     third = float(np.mean(centred**3))

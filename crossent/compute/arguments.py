@@ -74,7 +74,7 @@ def weights_of_rows(
             "Write mask.bool(), or pass weights as sample_weight."
         )
     if weight is not None and validate == "full" and targets.visible(weight):
-        wrong = ~(weight >= 0)
+        wrong = ~(weight >= 0) if mask is None else ~(weight >= 0) & mask
         if bool(wrong.any()):
             at = [tuple(place) for place in wrong.nonzero()[:5].tolist()]
             raise ValueError(f"sample_weight must be 0 or more; it is negative or NaN at {some(at)}.")
@@ -87,10 +87,19 @@ def target_of(
     shape: torch.Size,
     classes: int,
     ignore_index: int,
+    mask: Tensor | None,
     validate: str,
 ) -> Target:
-    """Find out what the target is from its dtype and shape, or say what is wrong with it."""
+    """Find out what the target is from its dtype and shape, or say what is wrong with it.
+
+    ``mask`` (n,) is as ``weights_of_rows`` gives it: what stands in rows that do not count is not looked at.
+    """
     if isinstance(target, Target):
+        if ignore_index != -100:
+            raise ValueError(
+                f"ignore_index={ignore_index} is for labels, and this target is ready: give it to crossent.sparse, or "
+                "pass mask=, True for each row that counts."
+            )
         if target.rows != shape.numel():
             raise ValueError(f"the target has {target.rows} rows, and the logits have {shape.numel()}.")
         return target
@@ -104,7 +113,7 @@ def target_of(
                 )
             rows_last = like_logits == (*shape, classes)
             q = target.reshape(-1, classes) if rows_last else columns(target)
-            return targets.probabilities(q, validate=validate)
+            return targets.probabilities(q, mask, validate=validate)
         if got == tuple(shape):
             raise TypeError(
                 f"target is {dtype} of shape {got}: class labels are integers (write target.long()), "
@@ -114,7 +123,7 @@ def target_of(
     if target.is_complex():
         raise TypeError(f"target is {dtype}; it must hold integers (labels) or floats (probabilities).")
     if got == tuple(shape):
-        return targets.labels(target.reshape(-1), classes, ignore_index, validate=validate)
+        return targets.labels(target.reshape(-1), classes, ignore_index, mask, validate=validate)
     hint = ""
     if got == (*shape, 1):
         hint = " Write target.squeeze(-1)."

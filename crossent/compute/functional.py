@@ -65,6 +65,7 @@ def cross_entropy(
             shape, in any floating dtype; or a ``Target`` (a few weighted classes in each row; ``crossent.sparse``).
         weight: a weight (C,) for each class; see ``ClassWeighted``.
         ignore_index: rows with this label are not read: a NaN there reaches nothing and their gradient is +0.
+            (``crossent.sparse`` has its own; class probabilities have no labels: use ``mask``.)
         reduction: ``"mean"``, ``"sum"`` or ``"none"`` (the shape of the indices).
         label_smoothing: ε in [0, 1]; see ``Smoothed``. Classes with a logit of -inf get none of it.
         loss: what to compute of each row instead of the negative log-likelihood: any loss or sum of losses of
@@ -72,7 +73,7 @@ def cross_entropy(
         link: temperature, soft cap or class bias to apply to the logits first.
         sample_weight: a weight, 0 or more, for each row, of the shape of the indices: it multiplies the row's loss, and
             the mean divides by the sum of the weights.
-        mask: True for each row that counts, of the shape of the indices; the others are ignored.
+        mask: True for each row that counts, of the shape of the indices; the others are ignored, whatever they hold.
         empty: the mean when no row counts: ``"zero"`` (with a gradient of 0), ``"nan"`` (PyTorch's) or ``"raise"``.
         validate: ``"full"`` looks at the values of the target and names bad ones; ``"async"`` lets the device do it,
             which neither waits nor says where; ``"off"`` does not look. A label out of range that nobody looked at
@@ -113,8 +114,9 @@ def cross_entropy(
     classes = check_classes(input)
     z = columns(input)
     shape = input.shape[:0] if input.dim() == 1 else input.shape[:1] + input.shape[2:]
-    rows = target_of(target, tuple(input.shape), shape, classes, ignore_index, validate)
-    rows = rows.weighted(*weights_of_rows(sample_weight, mask, shape, validate))
+    row_weight, mask = weights_of_rows(sample_weight, mask, shape, validate)
+    rows = target_of(target, tuple(input.shape), shape, classes, ignore_index, mask, validate)
+    rows = rows.weighted(row_weight, mask)
     if validate == "full":
         warn_of_probabilities(z)
     whole = whole_loss(loss, weight, label_smoothing, classes)
@@ -177,10 +179,11 @@ def row_numbers(
     check_logits(input)
     classes = check_classes(input)
     shape = input.shape[:0] if input.dim() == 1 else input.shape[:1] + input.shape[2:]
-    rows = target_of(target, tuple(input.shape), shape, classes, ignore_index, validate)
+    row_weight, mask = weights_of_rows(None, mask, shape, validate)
+    rows = target_of(target, tuple(input.shape), shape, classes, ignore_index, mask, validate)
     if rows.index is None or rows.index.shape[1] != 1:
         raise TypeError("row_numbers ranks one label in each row: the target must be class indices.")
-    rows = rows.weighted(*weights_of_rows(None, mask, shape, validate))
+    rows = rows.weighted(row_weight, mask)
     whole = whole_loss(loss, weight, label_smoothing, classes)
     if validate == "full":
         check_class_weight(whole)
@@ -382,8 +385,9 @@ def linear_cross_entropy(
         raise ValueError(f"linear_bias must have shape ({classes},); got {tuple(linear_bias.shape)}.")
     shape = input.shape[:-1]
     ignored = -100 if ignore_index is None else ignore_index
-    rows = target_of(target, (*shape, classes), shape, classes, ignored, validate)
-    rows = rows.weighted(*weights_of_rows(sample_weight, mask, shape, validate))
+    row_weight, mask = weights_of_rows(sample_weight, mask, shape, validate)
+    rows = target_of(target, (*shape, classes), shape, classes, ignored, mask, validate)
+    rows = rows.weighted(row_weight, mask)
     whole = whole_loss(loss, weight, label_smoothing, classes)
     if validate == "full":
         check_class_weight(whole)

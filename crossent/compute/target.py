@@ -54,19 +54,21 @@ class Target:
         return Target(self.index, self.weight, self.live if mask is None else mask, row_weight)
 
 
-def labels(y: Tensor, classes: int, ignore_index: int, *, validate: str = "full") -> Target:
+def labels(y: Tensor, classes: int, ignore_index: int, mask: Tensor | None = None, *, validate: str = "full") -> Target:
     """One class index in each row: y (n,) of any integer dtype; ``ignore_index`` marks rows that do not count.
 
-    A label outside 0 … classes - 1 is an ``IndexError`` that names the first of them. Where nothing may be looked
-    at (``validate="off"``, or inside torch.compile) its row becomes NaN: never an access out of bounds.
+    Neither do rows where ``mask`` (n,) is False, which may hold anything. Any other label outside 0 … classes - 1 is
+    an ``IndexError`` that names the first of them. Where nothing may be looked at (``validate="off"``, or inside
+    torch.compile) its row becomes NaN: never an access out of bounds.
     """
     unsigned = y.dtype == torch.uint8 and ignore_index < 0  # a byte holds no negative number: nothing is ignored
     y = y.long()
     if validate == "full" and visible(y) and y.numel():
         least, greatest = torch.aminmax(y)
         if int(least) >= 0 and int(greatest) < classes and not 0 <= ignore_index < classes:
-            return Target(y.unsqueeze(-1))
+            return Target(y.unsqueeze(-1), live=mask)
     live = torch.ones_like(y, dtype=torch.bool) if unsigned else y != ignore_index
+    live = live if mask is None else live & mask
     inside = (y >= 0) & (y < classes)
     outside = live & ~inside
     if validate == "full" and visible(y) and bool(outside.any()):
@@ -79,16 +81,21 @@ def labels(y: Tensor, classes: int, ignore_index: int, *, validate: str = "full"
     return Target(index, torch.where(outside, torch.nan, 1.0).unsqueeze(-1), live)
 
 
-def probabilities(q: Tensor, *, validate: str = "full") -> Target:
-    """A weight for every class: q (n, v) or (n, v, l), as PyTorch takes class probabilities. Rows need not sum to 1."""
-    _refuse_negative(q, validate)
-    return Target(None, q)
+def probabilities(q: Tensor, mask: Tensor | None = None, *, validate: str = "full") -> Target:
+    """A weight for every class: q (n, v) or (n, v, l), as PyTorch takes class probabilities. Rows need not sum to 1.
+
+    Rows where ``mask`` (n · l,) is False do not count and may hold anything.
+    """
+    _refuse_negative(q, None if mask is None else mask.reshape(q.shape[0], 1, *q.shape[2:]), validate)
+    return Target(None, q, mask)
 
 
-def sparse(index: Tensor, weight: Tensor, classes: int, *, validate: str = "full") -> Target:
+def sparse(index: Tensor, weight: Tensor, classes: int, *, ignore_index: int = -100, validate: str = "full") -> Target:
     """A few classes in each row and their weights: index (n, k) and weight (n, k).
 
-    A label outside 0 … classes - 1 is an ``IndexError`` with its place, a negative weight a ``ValueError``.
+    Where the index is ``ignore_index`` the weight is not read and counts as 0, so that rows can hold fewer than k
+    classes; a row of nothing else is ignored, as a label of ``ignore_index`` is. Any other label outside
+    0 … classes - 1 is an ``IndexError`` with its place, a negative weight a ``ValueError``.
 
     >>> mixup = sparse(torch.tensor([[0, 2]]), torch.tensor([[0.7, 0.3]]), classes=3)
     >>> mixup.weight
@@ -99,13 +106,16 @@ def sparse(index: Tensor, weight: Tensor, classes: int, *, validate: str = "full
             f"a sparse target is index (n, k) and weight (n, k); got {tuple(index.shape)} and {tuple(weight.shape)}."
         )
     index = index.long()
-    _refuse_negative(weight, validate)
+    meant = index != ignore_index
+    _refuse_negative(weight, meant, validate)
     inside = (index >= 0) & (index < classes)
-    if validate == "full" and visible(index) and not bool(inside.all()):
-        raise IndexError(_outside(index, ~inside, classes, None))
+    outside = meant & ~inside
+    if validate == "full" and visible(index) and bool(outside.any()):
+        raise IndexError(_outside(index, outside, classes, ignore_index))
     if validate == "async":
-        torch._assert_async(inside.all(), f"target has columns that are no class: 0 to {classes - 1} are.")
-    return Target(torch.where(inside, index, 0), torch.where(inside, weight, torch.nan))
+        torch._assert_async(~outside.any(), f"target has columns that are no class: 0 to {classes - 1} are.")
+    weight = torch.where(meant, torch.where(inside, weight, torch.nan), 0.0)
+    return Target(torch.where(meant & inside, index, 0), weight, meant.any(1))
 
 
 def visible(tensor: Tensor) -> bool:
@@ -117,13 +127,17 @@ def visible(tensor: Tensor) -> bool:
     return not (inside.is_functorch_wrapped_tensor(tensor) or inside.is_legacy_batchedtensor(tensor))
 
 
-def _refuse_negative(weight: Tensor, validate: str) -> None:
+def _refuse_negative(weight: Tensor, read: Tensor | None, validate: str) -> None:
+    """``read`` is True where a weight counts, of a shape that broadcasts to the weights'."""
     if validate == "async":
-        torch._assert_async((weight >= 0).all(), "target weights must be 0 or more; some are negative or NaN.")
+        fine = (weight >= 0) if read is None else (weight >= 0) | ~read
+        torch._assert_async(fine.all(), "target weights must be 0 or more; some are negative or NaN.")
     if validate != "full" or not visible(weight) or not weight.numel():
         return
     if not bool(weight.detach().amin() >= 0):  # amin of a NaN is NaN
-        wrong = ~(weight >= 0)
+        wrong = ~(weight >= 0) if read is None else ~(weight >= 0) & read
+        if not bool(wrong.any()):
+            return
         where = [tuple(at) for at in wrong.nonzero()[:5].tolist()]
         raise ValueError(
             f"target weights must be 0 or more; {int(wrong.sum()):,} are negative or NaN, first at (row, class) "

@@ -229,3 +229,48 @@ def test_weights_and_mask_of_rows() -> None:
     whole = LinearCrossEntropyLoss(5, 5, dtype=torch.float64)
     whole.linear.weight.data.copy_(head)
     torch.testing.assert_close(whole(x, y, sample_weight=w, mask=mask), mean, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_masked_rows_may_hold_anything(backend: str) -> None:
+    g = torch.Generator().manual_seed(8)
+    z, y = torch.randn(4, 3, generator=g, requires_grad=True), torch.tensor([2, 777, 1, -5])
+    mask = torch.tensor([True, False, True, False])
+    soft = torch.softmax(torch.randn(4, 3, generator=g), 1)
+    soft[1], soft[3] = torch.nan, -1.0
+    weight = torch.tensor([1.0, torch.nan, 2.0, -1.0])
+    pixels, shares = z.T.reshape(1, 3, 2, 2), soft.T.reshape(1, 3, 2, 2)
+    with backends.using(backend):
+        for target, all_of_it, rows in (
+            (y, z, mask),
+            (soft, z, mask),
+            (y.reshape(1, 2, 2), pixels, mask.reshape(1, 2, 2)),
+            (shares, pixels, mask.reshape(1, 2, 2)),
+        ):
+            value = cross_entropy(all_of_it, target, sample_weight=weight.reshape(rows.shape), mask=rows)
+            kept = cross_entropy(z[mask], (soft if target.is_floating_point() else y)[mask], sample_weight=weight[mask])
+            torch.testing.assert_close(value, kept, rtol=3e-7, atol=0)  # two orders of adding two rows in float64
+            (dz,) = torch.autograd.grad(value, z)
+            assert dz[~mask].equal(torch.zeros(2, 3))
+            assert not dz[mask].eq(0).any()
+            with pytest.raises((IndexError, ValueError), match=r"no class|negative or NaN"):
+                cross_entropy(all_of_it, target, mask=torch.ones_like(rows))
+
+
+def test_sparse_targets_of_fewer_classes_are_filled_up_with_ignore_index() -> None:
+    g = torch.Generator().manual_seed(9)
+    z = torch.randn(3, 4, generator=g, dtype=torch.float64, requires_grad=True)
+    index, weight = torch.tensor([[3, 0], [1, -1], [-1, -1]]), torch.tensor([[0.5, 0.5], [1.0, torch.nan], [7.0, -3.0]])
+    target = sparse(index, weight, 4, ignore_index=-1)
+    dense = torch.tensor([[0.5, 0, 0, 0.5], [0, 1, 0, 0]], dtype=torch.float64)
+    for loss in (None, Focal(2.0)):
+        value = cross_entropy(z, target, loss=loss)
+        # The third row, which would make NaN, is no row at all: the mean divides by 2.
+        torch.testing.assert_close(value, cross_entropy(z[:2], dense, loss=loss), rtol=1e-14, atol=0)
+        (dz,) = torch.autograd.grad(value, z)
+        assert dz[2].equal(torch.zeros(4, dtype=torch.float64))
+        assert not torch.allclose(value, cross_entropy(z, torch.cat([dense, dense[:1]]), loss=loss))
+    with pytest.raises(IndexError, match=r"2 labels .*: -1 at row 1, -1 at row 2\. .*ignore_index, -100"):
+        sparse(index[:, 1:], weight[:, :1], 4)
+    with pytest.raises(ValueError, match=r"ignore_index=-1 is for labels, and this target is ready: give it to cross"):
+        cross_entropy(z, target, ignore_index=-1)

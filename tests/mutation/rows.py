@@ -98,8 +98,8 @@ ROWS = (
           "upstream"),
     # --- public functions
     Fault("sample weights ignored by the head", "functional.py",
-          "classes, ignored, validate)\n    rows = rows.weighted(*weights_of_rows(sample_weight,",
-          "classes, ignored, validate)\n    rows = rows.weighted(*weights_of_rows(None,",
+          "classes, ignored, mask, validate)\n    rows = rows.weighted(row_weight,",
+          "classes, ignored, mask, validate)\n    rows = rows.weighted(None,",
           "an argument added to one of two functions", PLANTED, "head"),
     Fault("smoothing inside forgets the loss", "arguments.py", "whole = Smoothed(label_smoothing, whole)",
           "whole = Smoothed(label_smoothing, NLL())", "label_smoothing is written for the NLL", COMPOSED,

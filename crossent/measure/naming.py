@@ -8,7 +8,7 @@ of the columns gives a number that looks like any other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -68,7 +68,7 @@ def _indices(texts: list[str], count: int) -> NDArray[np.int64] | None:
 
 
 def _place(text: str, first: dict[str, Any]) -> str:
-    return f"{text!r} (row {first[text]})" if text in first else repr(text)
+    return f"{text!r} ({first[text]})" if text in first else repr(text)
 
 
 def name_pair(
@@ -76,10 +76,12 @@ def name_pair(
 ) -> _Naming:
     """Name the two classes where there is one probability per row, that of the second class.
 
-    ``texts`` are the distinct labels, ``first`` says at which row each comes first, for the error.
+    ``texts`` are the distinct labels, ``first`` says where each comes first ("row 3"), for the error.
 
     >>> name_pair(["0", "1"], {})[0], name_pair(["no", "yes"], {}, column="p_yes")[0]
     (['0', '1'], ['no', 'yes'])
+    >>> name_pair(["1"], {}, column="p_0")[0]
+    ['1', '0']
     """
     if classes is not None:
         names = [class_text(name) for name in classes]
@@ -87,14 +89,21 @@ def name_pair(
             raise DataError(f"one probability per row means two classes, and {len(names)} are named: {some(names)}.")
         return names, _found(texts, first, names)
     positive = (column or "").removeprefix(PREFIX)
+    for pair in (["0", "1"], ["False", "True"]):
+        names = pair[::-1] if _key(positive) == pair[0] else pair  # p_0 is the probability of 0
+        if (index := _matched(texts, names)) is not None and (texts or _key(positive) in pair):
+            return names, index
     same = [text for text in texts if _key(text) == _key(positive)]
+    if (column or "").startswith(PREFIX) and len(texts) + (not same) <= 2:
+        other = next((text for text in texts if text not in same), f"not {positive}")
+        names = [other, *(same or [positive])]
+        return names, _found(texts, first, names)
     if same and len(texts) <= 2:
         other = next((text for text in texts if text not in same), f"not {same[0]}")
         names = [other, same[0]]
         return names, _found(texts, first, names)
-    for names in (["0", "1"], ["False", "True"]):
-        if (index := _matched(texts, names)) is not None:
-            return names, index
+    if not texts:
+        return ["0", "1"], np.zeros(0, np.int64)
     if len(texts) > 2:
         raise DataError(
             f"one probability per row means two classes, and the labels have {len(texts)}: {some(texts)}. "
@@ -157,6 +166,66 @@ def _readings(columns: list[str]) -> list[list[str]]:
     if all(name.startswith(PREFIX) for name in columns):
         readings.insert(0, [name.removeprefix(PREFIX) for name in columns])
     return readings
+
+
+class Vocabulary:
+    """The names of the classes, decided once and held to: batch after batch, labels may be new but no name may change.
+
+    ``pair`` says that there is one probability per row. Labels are looked at together with all that came before, so
+    that a file read in batches gets the names, or the error, that it would get in one piece; where a later batch would
+    have changed the names, the error asks for them.
+    """
+
+    def __init__(
+        self, count: int, pair: bool, classes: Sequence[Any] | None = None, columns: Sequence[str] | None = None
+    ) -> None:
+        self.count, self.pair, self.classes, self.columns = count, pair, classes, columns
+        self.names: list[str] = []
+        self._place: dict[str, int] = {}
+        self._first: dict[str, Any] = {}
+
+    def places(self, texts: list[str], first: Callable[[str], Any]) -> NDArray[np.int64]:
+        """Give the column of each of the distinct labels ``texts``; ``first`` says where one comes first."""
+        if new := [text for text in texts if text not in self._first]:
+            self._first |= {text: first(text) for text in new}
+            self._decide()
+        return np.array([self._place[text] for text in texts], dtype=np.int64)
+
+    def without_labels(self) -> list[str]:
+        """Name the classes where labels are shares, so that no label names one."""
+        if not self.names:
+            if not self.pair and self.classes is None and self.columns is None:
+                self.classes = range(self.count)
+            self._decide()
+        return self.names
+
+    def _decide(self) -> None:
+        known = sorted(self._first)
+        if self.pair:
+            column = self.columns[0] if self.columns else None
+            names, index = name_pair(known, self._first, self.classes, column)
+        else:
+            names, index = name_columns(known, self._first, self.count, self.classes, self.columns)
+        place = dict(zip(known, index.tolist(), strict=True))
+        if self.names and (names != self.names or any(place[text] != was for text, was in self._place.items())):
+            raise DataError(
+                f"the first labels made the classes {some(self.names)}, and later ones make them {some(names)}: labels "
+                f"are {some(known)}. Name the classes in the order of their columns with classes= (--class)."
+            )
+        self.names, self._place = names, place
+
+
+def matching_order(names: list[str], columns: Sequence[str]) -> list[int] | None:
+    """Give where among ``columns`` each class is named; None if their names do not say.
+
+    >>> matching_order(["cat", "dog"], ["votes_dog", "votes_cat"])
+    [1, 0]
+    """
+    for reading in _readings(list(columns)):
+        index = _matched(names, reading)
+        if index is not None and len(set(index.tolist())) == len(reading):
+            return [int(place) for place in index]
+    return None
 
 
 def _found(texts: list[str], first: dict[str, Any], names: list[str]) -> NDArray[np.int64]:

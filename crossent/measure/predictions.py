@@ -8,23 +8,38 @@ guessed.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossent.errors import DataError, some
-from crossent.measure.naming import class_text, name_columns, name_pair
+from crossent.measure.columns import as_array, column, fractions, row_bytes, row_groups, row_ids, row_weights, texts
+from crossent.measure.form import (
+    BFLOAT16_TOLERANCE,
+    FORMS,
+    SUM_TOLERANCE,
+    Place,
+    as_numbers,
+    infer,
+    log_probabilities,
+    logits,
+    probabilities,
+    unclear,
+)
+from crossent.measure.naming import Vocabulary, matching_order
+from crossent.measure.truth import TRUTHS, Coded, coded, shares
+from crossent.measure.truth import infer as infer_truth
 
-SUM_TOLERANCE = 1e-3
-"""How far from 1 a row may add up. A row whose sum is off by ε has a cross-entropy off by some ε nats,
-which at 1e-3 is below what most test sets resolve; and probabilities stored in 16 bits or printed with four
-decimals stay inside it, while logits, percentages and one-against-rest scores do not."""
+TASKS = ("binary", "multi-class", "range")
+"""What can be asked for; "text", for documents, is what sources give that hold nothing else."""
 
-ABOVE_ONE = 1e-6
-"""How far above 1 an entry may lie: a few roundings of float32, which softmax leaves; it is read as 1."""
+_EVIDENCE = {
+    "log-probabilities": "the exponentials of a row add up to 1",
+    "logits": "they have both signs, and their rows do not add up to 1; softmax was applied",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +117,12 @@ class Predictions:
         low: float | None = None,
         high: float | None = None,
         *,
+        form: str | None = None,
+        truth: str | None = None,
+        weights: Any = None,
+        groups: Any = None,
+        slices: Mapping[str, Any] | None = None,
+        bytes: Any = None,
         columns: Sequence[str] | None = None,
         normalise: bool = False,
         source: str | None = None,
@@ -111,18 +132,26 @@ class Predictions:
         """Check arrays, tensors, lists or frames and put them into one form.
 
         ``probabilities`` (n,) are those of the second class (or the expected fraction of a range), (n,
-        classes) one column per class. ``labels`` (n,) are class names, or, where no name is a whole number,
-        also the columns' indices; for ``task="range"`` they are values between ``low`` and ``high`` (0 and 1
-        unless said). The names come from ``classes``, or else from ``columns`` or a frame's own column names
-        (``p_cat`` or ``cat`` for "cat"). ``normalise`` divides each row by its sum, for scores that do not
-        add up to 1.
+        classes) one column per class; ``form`` says if they are "log-probabilities" or "logits" (form.py tells what is
+        found out unasked). ``labels`` (n,) are class names, or, where no name is a whole number, also the columns'
+        indices; (n, classes) one-hot, shares or counts, which ``truth`` can name (truth.py); for ``task="range"`` they
+        are values between ``low`` and ``high`` (0 and 1 unless said). The names come from ``classes``, or else from
+        ``columns`` or a frame's own column names (``p_cat`` or ``cat`` for "cat"). ``weights``, ``groups``, ``bytes``
+        (n,) and ``slices``, by name (n,), are as in the class. ``normalise`` divides each row by its sum, for
+        scores that do not add up to 1.
 
         Raises DataError, a sentence, for anything that is not a probability or has no label. Cost: O(n ·
         classes).
+
+        >>> rows = Predictions.from_arrays([[2.0, -1.5, 0.0]], [[3, 1, 0]], slices={"city": ["Oslo"]})
+        >>> rows.log_probabilities.round(2).tolist(), rows.labels.tolist(), len(rows.notes)
+        ([[-0.15, -3.65, -2.15]], [[0.75, 0.25, 0.0]], 2)
         """
         _same_index(probabilities, labels)
         if columns is None and hasattr(probabilities, "columns"):
             columns = [str(name) for name in probabilities.columns]
+        label_columns = [str(name) for name in labels.columns] if hasattr(labels, "columns") else None
+        bfloat16 = str(getattr(probabilities, "dtype", "")).endswith("bfloat16")
         p, y = as_array(probabilities), as_array(labels)
         if p.ndim == 2 and p.shape[1] == 1:
             p = p[:, 0]
@@ -130,57 +159,220 @@ class Predictions:
             raise DataError(f"the probabilities should be (rows,) or (rows, classes) and have shape {p.shape}.")
         if y.ndim == 2 and y.shape[1] == 1:
             y = y[:, 0]
-        if y.ndim != 1:
-            raise DataError(
-                f"the labels should be one per row, shape (rows,), and have shape {y.shape}. If they are "
-                "one-hot, pass labels.argmax(axis=1)."
-            )
+        if y.ndim not in (1, 2):
+            raise DataError(f"the labels should be (rows,) or (rows, classes) and have shape {y.shape}.")
         if len(p) != len(y):
             raise DataError(
                 f"there are {len(p):,} rows of probabilities and {len(y):,} labels: give one label per row."
             )
         if not len(y):
             raise DataError("there are no rows to measure.")
-        ids = _ids(rows, len(y))
-        shown = [str(name) for name in (columns or classes or range(p.shape[-1]))] if p.ndim == 2 else [""]
-        p = _probabilities(p, ids, shown, normalise)
-        if normalise and p.ndim == 2:
-            notes = (*notes, "Each row of probabilities was divided by its sum before anything was measured.")
+        tolerance = BFLOAT16_TOLERANCE if bfloat16 else SUM_TOLERANCE
+        door = Door(classes, task, low, high, form, truth, columns, label_columns, normalise, tolerance)
+        door.notes.extend(notes)
+        beside = {"weights": weights, "groups": groups, "bytes": bytes}
+        beside = {name: None if cells is None else column(cells, len(y), name) for name, cells in beside.items()}
+        cut = {name: column(cells, len(y), f"slices[{name!r}]") for name, cells in (slices or {}).items()}
+        found = door.admit(p, y, row_ids(rows, len(y)), **beside, slices=cut, source=source, split=split)
+        door.close()
+        return found
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Predictions]) -> Predictions:
+        """Put the batches of one data set together again; the last one knows the names of the classes.
+
+        >>> half = [Predictions.from_arrays([p], [1]) for p in (0.5, 0.25)]
+        >>> Predictions.concatenate(half).probabilities[:, 1].tolist()
+        [0.5, 0.25]
+        """
+        first, last = parts[0], parts[-1]
+        if len(parts) == 1:
+            return first
+
+        def joined(cells: Sequence[NDArray[Any] | None]) -> Any:
+            there = [cell for cell in cells if cell is not None]
+            return np.concatenate(there) if there else None
+
+        return replace(
+            last,
+            probabilities=joined([part.probabilities for part in parts]),
+            labels=joined([part.labels for part in parts]),
+            rows=joined([part.rows for part in parts]),
+            notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+            log_probabilities=joined([part.log_probabilities for part in parts]),
+            weights=joined([part.weights for part in parts]),
+            groups=joined([part.groups for part in parts]),
+            slices={name: joined([part.slices[name] for part in parts]) for name in first.slices},
+            bytes=joined([part.bytes for part in parts]),
+        )
+
+
+class Door:
+    """Checks rows on their way in, batch after batch, by what the first of them decided.
+
+    What the numbers are (``form``), what the labels are (``truth``), which column is which class: each is said, or read
+    off the first batch, and from then on it holds. A later batch that does not fit is refused, never read another way,
+    so that a data set is worth the same however it is cut into batches.
+
+    The arguments are those of ``Predictions.from_arrays``.
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[Any] | None = None,
+        task: str | None = None,
+        low: float | None = None,
+        high: float | None = None,
+        form: str | None = None,
+        truth: str | None = None,
+        columns: Sequence[str] | None = None,
+        label_columns: Sequence[str] | None = None,
+        normalise: bool = False,
+        tolerance: float = SUM_TOLERANCE,
+    ) -> None:
+        for name, given, known in (("form", form, FORMS), ("truth", truth, TRUTHS), ("task", task, TASKS)):
+            if given is not None and given not in known:
+                raise DataError(
+                    f"{name} should be {', '.join(map(repr, known[:-1]))} or {known[-1]!r}, and is {given!r}."
+                )
+        if normalise and form not in (None, "probabilities"):
+            raise DataError(f"only probabilities can be divided by their sum, and the form is {form!r}.")
+        self.classes, self.task, self.columns, self.label_columns = classes, task, columns, label_columns
+        self.low, self.high, self.form, self.truth, self.normalise = low, high, form, truth, normalise
+        self.tolerance = tolerance
+        self.notes: list[str] = []
+        self.rows, self.weight = 0, 0.0
+        self._named = form is not None
+        self._vocabulary: Vocabulary | None = None
         if task == "range":
+            self.low, self.high = 0.0 if low is None else float(low), 1.0 if high is None else float(high)
+            if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+                raise DataError(
+                    f"a range needs a low end below its high end; here they are {self.low} and {self.high}."
+                )
+
+    def admit(
+        self,
+        p: NDArray[Any],
+        y: NDArray[Any] | Coded,
+        ids: NDArray[Any],
+        place: Place | None = None,
+        *,
+        weights: Any = None,
+        groups: Any = None,
+        slices: Mapping[str, Any] | None = None,
+        bytes: Any = None,
+        source: str | None = None,
+        split: str | None = None,
+    ) -> Predictions:
+        """Check one batch; raise DataError, a sentence, for the first thing that is wrong with it."""
+        place = place or (lambda i: f"row {ids[i]}")
+        both, logs = self._form(p, place)
+        k = both.shape[1]
+        counted = None
+        if self.task == "range":
             if p.ndim == 2:
                 raise DataError("for a number in a range give one probability per row: the expected fraction of it.")
-            low, high = 0.0 if low is None else float(low), 1.0 if high is None else float(high)
-            fraction = _fractions(y, ids, low, high)
-            both = np.stack([1 - p, p], axis=1)
-            return cls(both, fraction, [], ids, "range", low, high, source, split, notes)
-        if task not in (None, "binary", "multi-class"):
-            raise DataError(f"task should be 'binary', 'multi-class' or 'range', and is {task!r}.")
-        texts, codes, first = _texts(y, ids)
-        if p.ndim == 1:
-            names, index = name_pair(texts, first, classes, columns[0] if columns else None)
-            p = np.stack([1 - p, p], axis=1)
+            labels = fractions(y, place, self.low or 0.0, 1.0 if self.high is None else self.high)
+            names, task = [], "range"
         else:
-            names, index = name_columns(texts, first, p.shape[1], classes, columns)
-        found = "binary" if p.shape[1] == 2 else "multi-class"
-        if task is not None and task != found:
-            raise DataError(f"the task is said to be {task!r}, but there are {p.shape[1]} classes.")
-        return cls(p, index[codes], names, ids, found, None, None, source, split, notes)
+            task = "binary" if k == 2 else "multi-class"
+            if self.task not in (None, task):
+                raise DataError(f"the task is said to be {self.task!r}, but there are {k} classes.")
+            if self._vocabulary is None:
+                self._vocabulary = Vocabulary(k, p.ndim == 1, self.classes, self.columns)
+            labels, counted = self._labels(y, k, place)
+            names = self._vocabulary.names
+        w = row_weights(weights, place)
+        if w is not None and not w.all():
+            self._say("Some rows have weight 0 and count for nothing.")
+        if counted is not None:
+            w = counted if w is None else w * counted
+        self.rows += len(both)
+        self.weight += float(len(both) if w is None else w.sum())
+        return Predictions(
+            both, labels, names, ids, task, *((self.low, self.high) if task == "range" else (None, None)),
+            source, split, tuple(self.notes), logs, w, None if groups is None else row_groups(groups, place),
+            {name: texts(cells) for name, cells in (slices or {}).items()},
+            None if bytes is None else row_bytes(bytes, place),
+        )  # fmt: skip
 
+    def close(self) -> None:
+        """Say what only the whole can show: that there was nothing in it."""
+        if not self.rows:
+            raise DataError("there are no rows to measure.")
+        if not self.weight > 0:
+            raise DataError("all weights are 0, so that nothing is left to measure: a row that counts weighs more.")
 
-def as_array(values: Any) -> NDArray[Any]:
-    """Turn a tensor, frame, series or list into an array; 16-bit floats of a tensor become float32."""
-    if hasattr(values, "detach"):  # a tensor: NumPy has no bfloat16
-        values = values.detach().cpu()
-        values = values.float() if values.is_floating_point() and values.element_size() < 4 else values
-        return np.asarray(values.numpy())
-    if hasattr(values, "to_numpy"):
-        return np.asarray(values.to_numpy())
-    if isinstance(values, np.ndarray):
-        return values
-    values = list(values)
-    if any(value is None or isinstance(value, str) for value in values):
-        return np.array(values, dtype=object)
-    return np.asarray(values)
+    def _say(self, note: str | None) -> None:
+        if note and note not in self.notes:
+            self.notes.append(note)
+
+    def _form(self, p: NDArray[Any], place: Place) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        p = as_numbers(p)
+        shown = [str(name) for name in (self.columns or self.classes or range(p.shape[-1]))] if p.ndim == 2 else [""]
+        if not self._named and not self.normalise:
+            found = infer(p, self.tolerance)
+            if self.form is None:
+                if found is None:
+                    raise unclear(p)
+                self.form = found
+                if found != "probabilities":
+                    self._say(f"The numbers were taken for {found}: {_EVIDENCE[found]}.")
+            elif self.form == "logits" and found == "probabilities" and p.ndim == 2:
+                raise DataError(
+                    f"the first rows are logits, and rows from {place(0)} on add up to 1 as probabilities do: one "
+                    "file holds one kind of number. Write them alike, or name the form (--form)."
+                )
+        if self.form == "logits":
+            logs = logits(p, place, shown)
+        elif self.form == "log-probabilities":
+            logs, note = log_probabilities(p, place, shown, self.tolerance)
+            self._say(note)
+        else:
+            both, note = probabilities(p, place, shown, scores=self.normalise, tolerance=self.tolerance)
+            self._say(note)
+            return both, None
+        return np.exp(logs), logs
+
+    def _labels(self, y: NDArray[Any] | Coded, k: int, place: Place) -> tuple[NDArray[Any], NDArray[np.float64] | None]:
+        assert self._vocabulary is not None
+        several = not isinstance(y, Coded) and y.ndim == 2
+        if self.truth in (None, "class") and not several:
+            words, codes, first = coded(y, place)
+            return self._vocabulary.places(words, lambda text: place(first(text)))[codes], None
+        if isinstance(y, Coded):
+            raise DataError(f"labels that are {self.truth} should be numbers, and they are text.")
+        y = as_numbers(y, "labels that are shares or counts")
+        if several and self.truth == "class":
+            raise DataError(f"labels that are classes have one column, and there are {y.shape[1]}.")
+        if not several and (self.truth != "soft" or k != 2):
+            raise DataError(
+                f"labels in a single column cannot be {self.truth} for {k} classes: give one column of labels per "
+                "class."
+            )
+        names = self._vocabulary.without_labels()
+        if several:
+            if y.shape[1] != k:
+                raise DataError(f"there are {k} classes and {y.shape[1]} columns of labels: give one per class.")
+            if self.label_columns is not None:
+                y = y[:, self._order(names)]
+            self.truth = self.truth or infer_truth(y)
+        labels, counted, note = shares(y, self.truth or "soft", place, self.label_columns or names)
+        self._say(note)
+        return labels, counted
+
+    def _order(self, names: list[str]) -> list[int]:
+        """Which column of labels belongs to which class: by name, or by place where the classes were named."""
+        assert self.label_columns is not None
+        order = matching_order(names, self.label_columns)
+        if order is None and self.classes is None:
+            raise DataError(
+                f"which column of labels belongs to which class? The labels are {some(list(self.label_columns), 10)} "
+                f"and the classes {some(names, 10)}. Call them alike (label_cat, p_cat), or name the classes in the "
+                "order of the columns with classes= (--class)."
+            )
+        return order or list(range(len(names)))
 
 
 def _same_index(probabilities: Any, labels: Any) -> None:
@@ -191,115 +383,3 @@ def _same_index(probabilities: Any, labels: Any) -> None:
             "the probabilities and the labels have different indices, so that rows may not belong together. "
             "Sort them alike, or drop both indices with reset_index(drop=True)."
         )
-
-
-def _ids(rows: Any, n: int) -> NDArray[Any]:
-    if rows is None:
-        return np.arange(n)
-    ids = as_array(rows)
-    if ids.shape != (n,):
-        raise DataError(f"there are {n:,} rows and {ids.size:,} row ids: give one id per row.")
-    kept, times = np.unique(ids.astype(str) if ids.dtype == object else ids, return_counts=True)
-    if kept.size < n:
-        raise DataError(
-            "row ids should name each row once, and these come several times: "
-            f"{some(kept[times > 1].tolist())}. Remove the copies: a row counted twice makes every interval "
-            "too narrow."
-        )
-    return ids
-
-
-def _probabilities(p: NDArray[Any], ids: NDArray[Any], columns: list[str], normalise: bool) -> NDArray[np.float64]:
-    """Check that each row is a distribution; the two tolerances have their reasons above."""
-    try:
-        p = p.astype(np.float64)
-    except (TypeError, ValueError) as trouble:
-        raise DataError(f"the probabilities should be numbers, and some are not: {trouble}.") from trouble
-    grid = p if p.ndim == 2 else p[:, None]
-
-    def place(where: NDArray[np.bool_]) -> str:
-        i, j = np.unravel_index(int(np.argmax(where)), where.shape)
-        column = f", column {columns[j]!r}" if columns[j] else ""
-        return f"row {ids[i]}{column}: {grid[i, j]:.6g} ({int(where.any(axis=1).sum()):,} rows in all)"
-
-    if (bad := ~np.isfinite(grid)).any():
-        raise DataError(f"every probability should be a number, and here is one that is not: {place(bad)}.")
-    scores = normalise and p.ndim == 2
-    most = math.inf if scores else 1 + ABOVE_ONE
-    if (bad := (grid < 0) | (grid > most)).any():
-        raise DataError(
-            f"a probability lies between 0 and 1, and here is one that does not: {place(bad)}. {_guess(grid)}"
-        )
-    if p.ndim == 1:
-        return np.minimum(p, 1.0)
-    total = p.sum(axis=1)
-    if scores:
-        if (total == 0).any():
-            raise DataError(f"row {ids[np.argmin(total)]} is all zeros and cannot be divided by its sum.")
-        return p / total[:, None]
-    if (off := np.abs(total - 1) > SUM_TOLERANCE).any():
-        i = int(np.argmax(off))
-        raise DataError(
-            f"the probabilities of a row should add up to 1 (within {SUM_TOLERANCE}), and those of row "
-            f"{ids[i]} add up to {total[i]:.6g} ({int(off.sum()):,} rows in all). If a column is missing, "
-            "add it; if these are scores that only need dividing by their sum, ask for that with "
-            "normalise=True (--normalise)."
-        )
-    return np.minimum(p, 1.0)
-
-
-def _guess(grid: NDArray[np.float64]) -> str:
-    """Say what numbers outside [0, 1] most likely are."""
-    if grid.min() >= 0 and grid.max() <= 100 + ABOVE_ONE:
-        return "If these are percentages, divide them by 100."
-    if grid.max() <= 0:
-        return "If these are log-probabilities, take their exponential first."
-    if grid.shape[1] == 1:
-        return "If these are logits, turn them into probabilities first: 1 / (1 + exp(-logit))."
-    return "If these are logits, turn them into probabilities first: softmax over the columns."
-
-
-def _fractions(y: NDArray[Any], ids: NDArray[Any], low: float, high: float) -> NDArray[np.float64]:
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise DataError(f"a range needs a low end below its high end; here they are {low} and {high}.")
-    try:
-        value = y.astype(np.float64)
-    except (TypeError, ValueError) as trouble:
-        raise DataError(f"the labels of a range should be numbers, and some are not: {trouble}.") from trouble
-    if (bad := np.isnan(value)).any():
-        raise DataError(
-            f"row {ids[np.argmax(bad)]} has no label ({int(bad.sum()):,} rows in all). Leave such rows out."
-        )
-    if (bad := (value < low) | (value > high)).any():
-        i = int(np.argmax(bad))
-        raise DataError(
-            f"labels should lie in the range {low:g} to {high:g}, and row {ids[i]} has {value[i]:g} "
-            f"({int(bad.sum()):,} rows in all). Give the range with low= and high=, or leave the row out."
-        )
-    return np.clip((value - low) / (high - low), 0.0, 1.0)  # the clip takes away a rounding, never a value
-
-
-def _texts(y: NDArray[Any], ids: NDArray[Any]) -> tuple[list[str], NDArray[np.int64], dict[str, Any]]:
-    """The distinct labels as text, for each row which of them it has, and the row where each comes first."""
-    if y.dtype.kind == "f":
-        missing = np.isnan(y)
-    elif y.dtype == object:
-        missing = np.array([value is None or value != value or str(value) in ("", "<NA>", "NaT") for value in y])
-    else:
-        missing = np.zeros(y.shape, bool)
-    if missing.any():
-        raise DataError(
-            f"row {ids[np.argmax(missing)]} has no label ({int(missing.sum()):,} rows in all). Leave such "
-            "rows out: what did not come cannot be measured."
-        )
-    if y.dtype.kind == "f" and (bad := y != np.round(y)).any():
-        i = int(np.argmax(bad))
-        raise DataError(
-            f"a label should be a class, and row {ids[i]} has {y[i]:g}. For a number in a range say so: "
-            "task='range', with low= and high=."
-        )
-    if y.dtype == object:
-        y = np.array([class_text(value) for value in y], dtype=str)
-    kept, start, codes = np.unique(y, return_index=True, return_inverse=True)
-    texts = [class_text(value) for value in kept.tolist()]
-    return texts, codes.astype(np.int64), dict(zip(texts, ids[start].tolist(), strict=True))

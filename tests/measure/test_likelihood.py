@@ -51,10 +51,12 @@ def test_scikit_learn_agrees():
     assert binary["brier"].value == pytest.approx(brier_score_loss(y, p), rel=1e-12)
 
 
-def test_float32_probabilities_are_taken_as_they_are():
+def test_float32_probabilities_add_up_to_1_before_they_are_measured():
     p = P.astype(np.float32)
     found = likelihood(Predictions.from_arrays(p, Y))["cross_entropy"].value
-    assert found == pytest.approx(by_mpmath(p.astype(float).tolist(), Y.tolist())[0], rel=1e-14)
+    whole = p.astype(float) / p.astype(float).sum(axis=1, keepdims=True)
+    assert found == pytest.approx(by_mpmath(whole.tolist(), Y.tolist())[0], rel=1e-14)
+    assert found != pytest.approx(by_mpmath(p.astype(float).tolist(), Y.tolist())[0], rel=1e-12)  # it can fail
 
 
 def test_an_exact_zero_makes_cross_entropy_infinite_and_is_counted():

@@ -63,7 +63,8 @@ def test_frames_bring_names_and_tensors_any_float():
     assert from_arrays(torch.tensor([0.5, 0.25], dtype=torch.bfloat16), [1, 0]).probabilities[1, 1] == 0.25
     assert from_arrays(torch.tensor([0.5, 0.25], requires_grad=True), [1, 0]).probabilities[1, 1] == 0.25
     wild = from_arrays(np.array([[0.6, 0.4000002]], dtype=np.float32), [1])
-    assert wild.probabilities[0, 1] == np.float64(np.float32(0.4000002))  # within tolerance: as it is
+    low, high = (np.float64(np.float32(p)) for p in (0.6, 0.4000002))
+    assert wild.probabilities[0, 1] == high / (low + high)  # off by a rounding of float32: divided by its sum
     assert from_arrays(np.array([[0.0, 1 + 1.2e-7]], dtype=np.float32), [1]).probabilities[0, 1] == 1.0
 
 
@@ -85,14 +86,14 @@ REFUSED = [
     (([], []), {}, "there are no rows to measure"),
     (([0.5], [0, 1]), {}, "1 rows of probabilities and 2 labels: give one label per row"),
     (([[[0.5]]], [0]), {}, r"should be \(rows,\) or \(rows, classes\) and have shape \(1, 1, 1\)"),
-    ((THREE, [[0, 0, 1], [0, 1, 0]]), {}, r"one-hot, pass labels.argmax\(axis=1\)"),
+    ((THREE, np.zeros((2, 1, 3))), {}, r"labels should be \(rows,\) or \(rows, classes\) and have shape \(2, 1, 3\)"),
     (([0.5, NAN], [0, 1]), {}, "one that is not: row 1: nan"),
     (([[0.5, 0.5], [math.inf, 0]], [0, 1]), {}, "row 1, column '0': inf"),
     (([0.5, 1.5], [0, 1]), {}, r"between 0 and 1.*row 1: 1.5 \(1 rows in all\).*percentages"),
     (([50, 99], [0, 1]), {}, "If these are percentages, divide them by 100"),
-    (([[-0.7, -0.7]], [1]), {}, "log-probabilities, take their exponential"),
-    (([[-3.0, 4.0]], [1]), {}, "logits, turn them into probabilities first: softmax"),
-    (([-3.0, 4.0], [0, 1]), {}, r"logits.*1 / \(1 \+ exp\(-logit\)\)"),
+    (([[-0.7, -0.7]], [1]), {}, "no probabilities, and it is not clear.*Name the form"),
+    (([[-3.0, 4.0]], [1]), {}, r"row 0, column '0': -3.*logits, say so: form='logits' \(--form logits\)"),
+    (([-3.0, 4.0], [0, 1]), {}, "row 0: -3.*logits, say so: form='logits'"),
     (([[0.5, 0.5], [0.5, 0.6]], [0, 1]), {}, r"add up to 1 \(within 0.001\).*row 1 add up to 1.1.*normalise=True"),
     (([[0.0, 0.0]], [0]), {"normalise": True}, "row 0 is all zeros"),
     (([["a", "b"]], [0]), {}, "probabilities should be numbers"),

@@ -1,0 +1,136 @@
+"""Columns beside the probabilities: row ids, values of a range, weights, groups, slices and bytes.
+
+Each is checked as it comes in, by one function, which says in a sentence what is wrong and in which row.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossent.errors import DataError, some
+from crossent.measure.form import Place, as_numbers
+from crossent.measure.naming import class_text
+from crossent.measure.truth import Coded
+
+MISSING = "(missing)"
+"""The slice of rows that have no value there."""
+
+
+def as_array(values: Any) -> NDArray[Any]:
+    """Turn a tensor, frame, series or list into an array; 16-bit floats of a tensor become float32."""
+    if hasattr(values, "detach"):  # a tensor: NumPy has no bfloat16
+        values = values.detach().cpu()
+        values = values.float() if values.is_floating_point() and values.element_size() < 4 else values
+        return np.asarray(values.numpy())
+    if hasattr(values, "to_numpy"):
+        return np.asarray(values.to_numpy())
+    if isinstance(values, np.ndarray):
+        return values
+    values = list(values)
+    if any(value is None or isinstance(value, str) for value in values):
+        return np.array(values, dtype=object)
+    return np.asarray(values)
+
+
+def column(values: Any, n: int, name: str) -> NDArray[Any]:
+    """Turn what came into an array of one cell per row."""
+    cells = as_array(values)
+    if cells.shape != (n,):
+        raise DataError(f"there are {n:,} rows and {name} of shape {cells.shape}: give one per row.")
+    return cells
+
+
+def row_ids(rows: Any, n: int) -> NDArray[Any]:
+    """Check the row ids, or number the rows from 0."""
+    if rows is None:
+        return np.arange(n)
+    ids = as_array(rows)
+    if ids.shape != (n,):
+        raise DataError(f"there are {n:,} rows and {ids.size:,} row ids: give one id per row.")
+    refuse_copies(ids)
+    return ids
+
+
+def refuse_copies(ids: NDArray[Any]) -> None:
+    """Refuse row ids that come several times."""
+    kept, times = np.unique(ids.astype(str) if ids.dtype == object else ids, return_counts=True)
+    if kept.size < ids.size:
+        raise DataError(
+            "row ids should name each row once, and these come several times: "
+            f"{some(kept[times > 1].tolist())}. Remove the copies: a row counted twice makes every interval "
+            "too narrow."
+        )
+
+
+def fractions(y: NDArray[Any] | Coded, place: Place, low: float, high: float) -> NDArray[np.float64]:
+    """Turn the values of a range into fractions of it."""
+    if isinstance(y, Coded) or y.ndim != 1:
+        raise DataError("the labels of a range should be numbers, one per row.")
+    value = as_numbers(y, "the labels of a range")
+    if (bad := np.isnan(value)).any():
+        raise DataError(
+            f"{place(int(np.argmax(bad)))} has no label ({int(bad.sum()):,} rows in all). Leave such rows out."
+        )
+    if (bad := (value < low) | (value > high)).any():
+        i = int(np.argmax(bad))
+        raise DataError(
+            f"labels should lie in the range {low:g} to {high:g}, and {place(i)} has {value[i]:g} "
+            f"({int(bad.sum()):,} rows in all). Give the range with low= and high=, or leave the row out."
+        )
+    return np.clip((value - low) / (high - low), 0.0, 1.0)  # the clip takes away a rounding, never a value
+
+
+def row_weights(values: Any, place: Place) -> NDArray[np.float64] | None:
+    """Check weights: how many rows a row stands for; 0 leaves it out, below 0 has no meaning."""
+    if values is None:
+        return None
+    w = as_numbers(values, "weights")
+    if not (w.size == 0 or (float(w.min()) >= 0 and float(w.max()) < math.inf)):
+        bad = ~((w >= 0) & (w < math.inf))
+        i = int(np.argmax(bad))
+        raise DataError(
+            f"a weight is a number, 0 or more, and {place(i)} has {w[i]:g} ({int(bad.sum()):,} rows in all). A row "
+            "that should not count has weight 0, or is left out."
+        )
+    return w
+
+
+def row_bytes(values: Any, place: Place) -> NDArray[np.int64]:
+    """Check lengths in bytes."""
+    b = as_numbers(values, "bytes")
+    if (bad := ~((b >= 0) & (b == np.round(b)) & (b < 2**53))).any():
+        i = int(np.argmax(bad))
+        raise DataError(f"bytes are whole numbers, 0 or more, and {place(i)} has {b[i]:g}. Give the length in bytes.")
+    return b.astype(np.int64)
+
+
+def row_groups(values: Any, place: Place) -> NDArray[Any]:
+    """Check groups: whole numbers as they are, all else as text; a row without one belongs nowhere and is refused."""
+    if not isinstance(values, Coded) and values.dtype.kind in "iu":
+        return np.asarray(values)
+    words = texts(values)
+    if (gone := words == MISSING).any():
+        raise DataError(
+            f"{place(int(np.argmax(gone)))} has no group ({int(gone.sum()):,} rows in all). Give every row the group "
+            "it belongs to; a row on its own is a group of its own."
+        )
+    return words
+
+
+def texts(values: NDArray[Any] | Coded) -> NDArray[Any]:
+    """Write a column as text, (n,) of objects, one object for each distinct value; "(missing)" where there is none."""
+    if isinstance(values, Coded):
+        return np.array([*map(_text, values.values), MISSING], dtype=object)[values.codes]
+    if values.dtype == object:
+        known: dict[Any, str] = {}
+        return np.array([known.setdefault(value, _text(value)) for value in values] + [None], dtype=object)[:-1]
+    kept, codes = np.unique(values, return_inverse=True)
+    return np.array([*map(_text, kept.tolist()), None], dtype=object)[codes]
+
+
+def _text(value: Any) -> str:
+    return MISSING if value is None or value != value or value == "" else class_text(value)

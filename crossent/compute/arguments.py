@@ -112,7 +112,7 @@ def target_of(
                     "pass mask=, True for each row that counts."
                 )
             rows_last = like_logits == (*shape, classes)
-            q = target.reshape(-1, classes) if rows_last else columns(target)
+            q = target.reshape(shape.numel(), classes) if rows_last else columns(target)
             return targets.probabilities(q, mask, validate=validate)
         if got == tuple(shape):
             raise TypeError(

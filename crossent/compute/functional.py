@@ -52,6 +52,7 @@ def cross_entropy(
     link: Link | None = None,
     sample_weight: Tensor | None = None,
     mask: Tensor | None = None,
+    normaliser: float | Tensor | None = None,
     empty: str = "zero",
     validate: str = "full",
 ) -> Tensor:
@@ -74,6 +75,8 @@ def cross_entropy(
         sample_weight: a weight, 0 or more, for each row, of the shape of the indices: it multiplies the row's loss, and
             the mean divides by the sum of the weights.
         mask: True for each row that counts, of the shape of the indices; the others are ignored, whatever they hold.
+        normaliser: what the mean divides the sum by instead of its own weights: a number, as that of all tokens of
+            all micro-batches and ranks (``crossent.parallel.normaliser``). Refused with any other reduction.
         empty: the mean when no row counts: ``"zero"`` (with a gradient of 0), ``"nan"`` (PyTorch's) or ``"raise"``.
         validate: ``"full"`` looks at the values of the target and names bad ones; ``"async"`` lets the device do it,
             which neither waits nor says where; ``"off"`` does not look. A label out of range that nobody looked at
@@ -108,7 +111,7 @@ def cross_entropy(
     Traceback (most recent call last):
     IndexError: target has 1 labels that are no class: 3 at row 1. With 3 columns of logits a label is...
     """
-    check_reduction(reduction, empty)
+    check_reduction(reduction, empty, normaliser)
     check_validate(validate)
     check_logits(input)
     classes = check_classes(input)
@@ -123,11 +126,11 @@ def cross_entropy(
     if validate == "full":
         check_class_weight(whole)
     if reduction != "none" and link is None:
-        at_once = number(z, rows, whole, reduction, result_dtype(input))
+        at_once = number(z, rows, whole, reduction, result_dtype(input), normaliser)
         if at_once is not None:
             return at_once
     value, row_weight = row_losses(z, rows, whole, link)
-    return reduce(value, row_weight, reduction, empty, shape, result_dtype(input))
+    return reduce(value, row_weight, reduction, empty, shape, result_dtype(input), normaliser)
 
 
 class RowNumbers(NamedTuple):
@@ -344,6 +347,7 @@ def linear_cross_entropy(
     link: Link | None = None,
     sample_weight: Tensor | None = None,
     mask: Tensor | None = None,
+    normaliser: float | Tensor | None = None,
     empty: str = "zero",
     validate: str = "full",
     chunk_rows: int | None = None,
@@ -358,7 +362,8 @@ def linear_cross_entropy(
         linear_weight: the head, (C, D).
         target: class indices (…), class probabilities (…, C), or a ``Target`` of as many rows.
         linear_bias: (C,).
-        weight, reduction, label_smoothing, loss, link, sample_weight, mask, empty, validate: as in ``cross_entropy``.
+        weight, reduction, label_smoothing, loss, link, sample_weight, mask, normaliser, empty, validate: as in
+            ``cross_entropy``.
         ignore_index: None means -100 for class indices, as in PyTorch.
         chunk_rows: rows of logits held at a time; by default as many as make 64 MiB of them.
 
@@ -373,7 +378,7 @@ def linear_cross_entropy(
     >>> linear_cross_entropy(x, w, torch.tensor([0, 1, 2]))
     tensor(0.2395)
     """
-    check_reduction(reduction, empty)
+    check_reduction(reduction, empty, normaliser)
     check_validate(validate)
     if linear_weight.dim() != 2 or input.dim() == 0 or input.shape[-1] != linear_weight.shape[-1]:
         raise ValueError(
@@ -405,4 +410,4 @@ def linear_cross_entropy(
         link,
         chunk_rows,
     )
-    return reduce(value, row_weight, reduction, empty, shape, result_dtype(input))
+    return reduce(value, row_weight, reduction, empty, shape, result_dtype(input), normaliser)

@@ -22,7 +22,14 @@ from crossent.compute.stats import Stats, finish, unpack
 from crossent.compute.target import Target, visible
 
 
-def number(z: Tensor, target: Target, loss: Loss, reduction: str, dtype: torch.dtype) -> Tensor | None:
+def number(
+    z: Tensor,
+    target: Target,
+    loss: Loss,
+    reduction: str,
+    dtype: torch.dtype,
+    normaliser: float | Tensor | None = None,
+) -> Tensor | None:
     """The mean or sum over rows of z (n, v, l), or None where it takes the ordinary way."""
     wanted = z.requires_grad and torch.is_grad_enabled() and visible(z) and z.numel() > 0
     if not wanted or torch.autograd.forward_ad._current_level >= 0 or not hasattr(backends.of(z), "both"):
@@ -35,13 +42,16 @@ def number(z: Tensor, target: Target, loss: Loss, reduction: str, dtype: torch.d
     rows = target.rows if target.live is None else int(target.live.sum())
     if rows == 0:
         return None
-    return _Number.apply(z, target, loss, reduction, dtype, rows if reduction == "mean" else 1)
+    if reduction == "mean" and normaliser is not None and float(normaliser) == 0:
+        return None
+    divisor = 1 if reduction != "mean" else rows if normaliser is None else float(normaliser)
+    return _Number.apply(z, target, loss, reduction, dtype, divisor)
 
 
 class _Number(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, z: Tensor, target: Target, loss: Loss, reduction: str, dtype: torch.dtype, divisor: int
+        ctx: Any, z: Tensor, target: Target, loss: Loss, reduction: str, dtype: torch.dtype, divisor: float
     ) -> Tensor:
         ctx.target, ctx.divisor, ctx.slopes = target, divisor, _slopes(loss)
         uniform = "uniform" in loss.reads
@@ -52,7 +62,7 @@ class _Number(torch.autograd.Function):
         part = unpack(fields, gap, dense=False, uniform=uniform, entropy=False)
         nll, lse, even, _ = finish(part)
         value, weight = losses_of(_plain(nll, lse, even, part.count, z.shape[1]), target, loss)
-        return reduce(value, weight, reduction, "zero", torch.Size(), dtype)
+        return reduce(value, weight, reduction, "zero", torch.Size(), dtype, divisor)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None, None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -10,9 +12,15 @@ EMPTY = ("zero", "nan", "raise")
 
 
 def reduce(
-    value: Tensor, weight: Tensor | None, reduction: str, empty: str, shape: torch.Size, dtype: torch.dtype
+    value: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    empty: str,
+    shape: torch.Size,
+    dtype: torch.dtype,
+    normaliser: float | Tensor | None = None,
 ) -> Tensor:
-    """Reduce row losses (n,) with row weights (n,); ``mean`` is Σ value / Σ weight.
+    """Reduce row losses (n,) with row weights (n,); ``mean`` is Σ value / Σ weight, or / normaliser if there is one.
 
     ``weight`` None is a weight of 1 in every row.
 
@@ -24,7 +32,10 @@ def reduce(
         return value.reshape(shape).to(dtype)
     if reduction == "sum":
         return value.sum().to(dtype)
-    total = value.new_full((), value.numel()) if weight is None else weight.sum()
+    if normaliser is not None:
+        total = torch.as_tensor(normaliser, dtype=value.dtype, device=value.device)
+    else:
+        total = value.new_full((), value.numel()) if weight is None else weight.sum()
     if empty == "raise" and not torch.compiler.is_compiling() and bool(total == 0):
         raise ValueError(
             "no row has any weight: every target is ignored, the batch is empty, or all class weights are 0. "
@@ -35,9 +46,26 @@ def reduce(
     return (value.sum() / total).to(dtype)
 
 
-def check_reduction(reduction: str, empty: str) -> None:
-    """Refuse words that are no reduction."""
+def check_reduction(reduction: str, empty: str, normaliser: float | Tensor | None = None) -> None:
+    """Refuse words that are no reduction, and a normaliser that is no divisor or that nothing would be divided by."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}; got {reduction!r}.")
     if empty not in EMPTY:
         raise ValueError(f"empty must be one of {', '.join(map(repr, EMPTY))}; got {empty!r}.")
+    if normaliser is None:
+        return
+    if reduction != "mean":
+        raise ValueError(
+            f"normaliser is what a mean divides by, and with reduction={reduction!r} it would be unused: leave it out, "
+            'or pass reduction="mean".'
+        )
+    if isinstance(normaliser, Tensor):
+        if normaliser.dim() != 0 or normaliser.requires_grad:
+            raise ValueError(
+                f"normaliser must be one number without a gradient; it has shape {tuple(normaliser.shape)}, "
+                f"requires_grad={normaliser.requires_grad}."
+            )
+        if normaliser.device.type != "cpu":
+            return  # a look would wait for the device
+    if not torch.compiler.is_compiling() and not 0 <= float(normaliser) < math.inf:
+        raise ValueError(f"normaliser must be a finite number, 0 or more; got {float(normaliser)}.")

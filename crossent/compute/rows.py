@@ -7,6 +7,7 @@ derivatives and forward-mode ones go through torch's own softmax: right, if not 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -220,6 +221,24 @@ def row_stats(z: Tensor, target: Target, loss: Loss, link: Link | None = None) -
     Rows that are not live are never read, so that a NaN there reaches nothing and their gradient is exactly +0.
     """
     z = z.unsqueeze(-1) if z.dim() == 2 else z
+    if link is not None:  # its own derivative at a NaN would be one, so here the selection comes first
+        z = link(_live_columns(z, target).to(reference.wide(z)).movedim(1, -1)).movedim(-1, 1)  # its bias is (v,)
+
+    def read(*what: Any) -> tuple[Tensor, ...]:
+        return _kind(_Rows).apply(z, target.live, *what)
+
+    columns = reference.by_row(_live_columns(z, target).to(reference.wide(z))) if "logits" in loss.reads else None
+    return stats_of(read, z.shape[1], target, loss, columns)
+
+
+def stats_of(
+    read: Callable[..., tuple[Tensor, ...]], classes: int, target: Target, loss: Loss, columns: Tensor | None = None
+) -> Stats:
+    """What ``loss`` reads of every row, from whoever can read them.
+
+    ``read(index, q, column_weight, uniform, entropy, order)`` gives (fields, nll, lse, uniform?, entropy?) of every
+    row; ``columns`` (n, v) are the rows themselves, for the losses that cannot do without.
+    """
     class_weight = loss.class_weight
     dense = target.index is None
     # A soft target is summed up while the row is read, unless someone needs its columns one by one.
@@ -227,13 +246,9 @@ def row_stats(z: Tensor, target: Target, loss: Loss, link: Link | None = None) -
     soft = target.weight if dense and loss.linear and not weights_learned and not is_learned(target.weight) else None
     if soft is not None and soft.dim() == 2:
         soft = soft.unsqueeze(-1)
-    if link is not None:  # its own derivative at a NaN would be one, so here the selection comes first
-        z = link(_live_columns(z, target).to(reference.wide(z)).movedim(1, -1)).movedim(-1, 1)  # its bias is (v,)
     uniform, entropy = "uniform" in loss.reads, "entropy" in loss.reads
     order = "order" in loss.reads
-    fields, nll, lse, *rest = _kind(_Rows).apply(
-        z, target.live, target.index, soft, class_weight, uniform, entropy, order
-    )
+    fields, nll, lse, *rest = read(target.index, soft, class_weight, uniform, entropy, order)
     given = iter(rest)
     known = unpack(fields, nll, dense=soft is not None, uniform=uniform, entropy=entropy)
     if soft is not None:
@@ -250,19 +265,19 @@ def row_stats(z: Tensor, target: Target, loss: Loss, link: Link | None = None) -
     even = next(given) if uniform else None
     if known.count is not None and weights_learned and class_weight is not None:
         # By its definition, which is differentiable by the weights; to the kernel they are fixed.
-        of_all = _kind(_Rows).apply(z, target.live, None, None, None, False, False, False)[1]
+        of_all = read(None, None, None, False, False, False)[1]
         even = (torch.where(of_all == torch.inf, 0.0, of_all) * class_weight.to(nll.dtype)).sum(-1) / known.count
     return Stats(
         nll=nll,
         q=q,
         mass=mass,
         lse=lse,
-        classes=z.shape[1],
+        classes=classes,
         uniform=even,
         entropy=next(given) if entropy else None,
         count=known.count,
         index=target.index,
-        logits=reference.by_row(_live_columns(z, target).to(nll.dtype)) if "logits" in loss.reads else None,
+        logits=columns,
         plain=target.weight is None and class_weight is None,
         first=fields[-2] if order else None,
         above=fields[-1] if order else None,
@@ -309,7 +324,7 @@ def losses_of(s: Stats, target: Target, loss: Loss) -> tuple[Tensor, Tensor | No
     if s.plain and target.live is None and target.row_weight is None:
         return value, None
     # The mean class weight under the target: w_y for a label, the same for its one-hot, 1 without class weights.
-    weight = torch.where(s.mass == 0, 1.0, s.q.sum(-1) / torch.where(s.mass == 0, 1.0, s.mass))
+    weight = torch.where(s.mass == 0, 1.0, s.held / torch.where(s.mass == 0, 1.0, s.mass))
     if target.row_weight is not None:
         row_weight = target.row_weight.to(value)
         silent = row_weight == 0  # 0 · ∞ = 0: a row of no weight costs nothing

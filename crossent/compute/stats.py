@@ -212,6 +212,11 @@ class Stats:
         """The logits of the target columns, (n, k)."""
         return self.lse.unsqueeze(-1) - self.nll
 
+    @property
+    def held(self) -> Tensor:
+        """Σ_k q_k, (n,): the target's weight, class weights included."""
+        return self.q.sum(-1)
+
     def of_class(self, values: Tensor) -> Tensor:
         """One number (v,) for each class → that of each target column: (n, k), or (1, v) if that is all of them."""
         values = values.to(self.nll)

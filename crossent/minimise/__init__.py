@@ -8,7 +8,6 @@ preparation    a table of anything into features
 model          the network
 recipe         the settings
 train          the loop
-calibrate      better probabilities, only where they are better
 run            the result: a model and its folder
 """
 

@@ -16,8 +16,9 @@ import torch
 
 from crossent.errors import DataError, some
 from crossent.measure import Calibrator, Predictions, evaluate
+from crossent.measure.calibration import choose as choose_calibrator
 from crossent.measure.likelihood import costs_of_logs
-from crossent.minimise import calibrate, data, split, task
+from crossent.minimise import data, split, task
 from crossent.minimise.preparation import Preparation
 from crossent.minimise.recipe import Recipe
 from crossent.minimise.run import Predicted, Run
@@ -100,7 +101,9 @@ def fit(
         progress=progress,
     )
     plain = [log_probabilities(network, rows).numpy() for rows in inputs]
-    calibrator, candidates = calibrate.choose(plain[1], choose.encoded, seed) if calibrated else (Calibrator(), None)
+    calibrator = Calibrator()
+    if calibrated:
+        calibrator = choose_calibrator(plain[1], choose.encoded, seed=seed, classes=found.classes)
     log_p = [calibrator.of_logits(rows) for rows in plain]
     predicted = Predicted(
         rows=np.concatenate([part.rows for part in parts]),
@@ -113,7 +116,7 @@ def fit(
     record = _record(
         measured,
         history,
-        candidates,
+        calibrator.choice.table if calibrator.choice else None,
         numbers={
             "validation_cross_entropy": _mean(log_p[1], choose.encoded),
             "uncalibrated_cross_entropy": _mean(plain[2], judge.encoded),

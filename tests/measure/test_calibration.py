@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.special import expit, softmax
 
-from crossent.measure import Calibrator, cross_fit, recalibrate
-from crossent.measure.calibration import KINDS
+from crossent.measure import cross_fit, recalibrate
+from crossent.measure.calibration import KINDS, Scaling
 from crossent.measure.decomposition import decomposition
 from crossent.measure.likelihood import costs
 from crossent.measure.predictions import Predictions
@@ -103,20 +103,20 @@ def test_zeros_stay_zeros_and_rows_stay_distributions():
     assert q.sum(axis=1) == pytest.approx(np.ones(500))
     keep = y != 3
     assert recalibrate(p[keep], y[keep]).temperature == pytest.approx(fitted.temperature, rel=1e-6)
-    assert recalibrate(p[~keep], y[~keep]) == Calibrator()  # nothing that can be learned from
+    assert recalibrate(p[~keep], y[~keep]) == Scaling()  # nothing that can be learned from
 
 
 def test_a_calibrator_survives_json_and_does_nothing_when_it_is_none():
-    fitted = Calibrator(1.7, (0.25, -0.25))
-    assert Calibrator.from_dict(json.loads(json.dumps(fitted.to_dict()))) == fitted
-    assert [Calibrator().kind, Calibrator(2.0).kind, fitted.kind] == list(KINDS)
+    fitted = Scaling(1.7, (0.25, -0.25))
+    assert Scaling.from_dict(json.loads(json.dumps(fitted.to_dict()))) == fitted
+    assert [Scaling().kind, Scaling(2.0).kind, fitted.kind] == list(KINDS)
     p = np.array([[0.2, 0.8], [0.0, 1.0]])
-    assert Calibrator()(p) == pytest.approx(p, abs=1e-15)
+    assert Scaling()(p) == pytest.approx(p, abs=1e-15)
 
 
 def test_logits_keep_what_probabilities_lose():
     z = np.array([[0.0, -2000.0]])
-    assert Calibrator(2.0).of_logits(z).tolist() == [[0.0, -1000.0]]
+    assert Scaling(2.0).of_logits(z).tolist() == [[0.0, -1000.0]]
 
 
 def test_cross_fitting_calibrates_each_row_by_the_others():
@@ -160,7 +160,7 @@ def test_what_cannot_be_fitted_is_refused():
     with pytest.raises(ValueError, match="class labels should be integers"):
         recalibrate(np.full((2, 3), 1 / 3), [0.0, 1.0])
     with pytest.raises(ValueError, match="for 2 classes, and the rows have 3"):
-        Calibrator(1.0, (0.1, -0.1))(np.full((2, 3), 1 / 3))
+        Scaling(1.0, (0.1, -0.1))(np.full((2, 3), 1 / 3))
     with pytest.raises(ValueError, match="2 folds or more"):
         cross_fit([0.5, 0.5], [0, 1], folds=1)
     with pytest.raises(ValueError, match="logits should be"):

@@ -1,6 +1,6 @@
-"""Calibration: the smallest change to probabilities that makes them mean what they say.
+"""One temperature and one bias per class: the smallest change that makes probabilities mean what they say.
 
-A calibrator looks at a row only through its log-probabilities. It divides them by one temperature T (a model
+Scaling looks at a row only through its log-probabilities. It divides them by one temperature T (a model
 too sure of itself needs T > 1) and adds one bias per class (a model trained on other frequencies needs that):
 
     q_c = exp(s log p_c + b_c) / Σ_k exp(s log p_k + b_k),     s = 1/T.
@@ -12,7 +12,7 @@ added. Logits may stand for log p: they differ by a constant per row, which canc
 
 Fitting minimises the cross-entropy of the labels plus a ridge,
 
-    Σ_i cost_i(s, b) + λ/2 · ((s − 1)² + Σ_c b_c²),
+    Σ_i w_i cost_i(s, b) + λ/2 · ((s − 1)² + Σ_c b_c²),
 
 a convex function of (s, b), so that its minimum is one, whatever the start. The ridge weighs as much as one
 observation with standard deviation 1: it keeps the answer finite where labels are separable or a class never
@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from crossent.measure.likelihood import costs_of_logs
+from crossent.measure.calibration.rows import Rows, log_softmax, rows_of
 
 KINDS = ("none", "temperature", "temperature and bias")
 """The families of calibrators, each contained in the next."""
@@ -38,14 +38,14 @@ _SHARPEST, _FLATTEST = 1e-4, 1e4  # temperatures: beyond, float64 cannot tell th
 
 
 @dataclass(frozen=True)
-class Calibrator:
+class Scaling:
     """A temperature and a bias per class, in the order of the probability columns; no bias is the empty
     tuple.
 
     >>> sure = np.array([[0.9, 0.1], [1.0, 0.0]])
-    >>> Calibrator(temperature=2.0)(sure).round(3).tolist()
+    >>> Scaling(temperature=2.0)(sure).round(3).tolist()
     [[0.75, 0.25], [1.0, 0.0]]
-    >>> Calibrator.from_dict(Calibrator(2.0, (0.5, -0.5)).to_dict()) == Calibrator(2.0, (0.5, -0.5))
+    >>> Scaling.from_dict(Scaling(2.0, (0.5, -0.5)).to_dict()) == Scaling(2.0, (0.5, -0.5))
     True
     """
 
@@ -74,14 +74,14 @@ class Calibrator:
         if self.bias and z.shape[-1] != len(self.bias):
             raise ValueError(f"this calibrator is for {len(self.bias)} classes, and the rows have {z.shape[-1]}.")
         u = z / self.temperature
-        return _log_softmax(u + np.array(self.bias) if self.bias else u)
+        return log_softmax(u + np.array(self.bias) if self.bias else u)
 
     def to_dict(self) -> dict[str, Any]:
         """Write it as plain data that JSON holds."""
         return {"kind": self.kind, "temperature": self.temperature, "bias": list(self.bias)}
 
     @classmethod
-    def from_dict(cls, plain: dict[str, Any]) -> Calibrator:
+    def from_dict(cls, plain: dict[str, Any]) -> Scaling:
         """Read back what to_dict wrote."""
         return cls(float(plain["temperature"]), tuple(float(shift) for shift in plain["bias"]))
 
@@ -93,7 +93,7 @@ def recalibrate(
     ridge: float = 1.0,
     *,
     logits: bool = False,
-) -> Calibrator:
+) -> Scaling:
     """Fit the calibrator of one family that makes the labels most likely.
 
     ``probabilities`` float (n, classes), or (n,) of the second class; with ``logits=True`` logits or
@@ -110,7 +110,7 @@ def recalibrate(
     3
     """
     z, y = _rows(probabilities, labels, logits)
-    return _fitted(z, y, kind, ridge)
+    return fit_scaling(rows_of(z, y), kind, ridge)
 
 
 def cross_fit(
@@ -144,19 +144,20 @@ def cross_fit_log(
     folds: int = 5,
     seed: int = 0,
     ridge: float = 1.0,
-    start: Calibrator | None = None,
+    start: Scaling | None = None,
 ) -> NDArray[np.float64]:
     """Do what ``cross_fit`` does from log-probabilities to log-probabilities, where nothing underflows."""
     if folds < 2:
         raise ValueError(f"cross-fitting needs 2 folds or more, and {folds} were asked for.")
-    n = y.size
+    rows = rows_of(z, y)
+    n = len(rows)
     fold = np.random.default_rng(seed).permutation(n) % min(folds, n)
-    start = start or _fitted(z, y, kind, ridge)  # near every fold's minimum, and no part of the answer
-    out = _log_softmax(z)
+    start = start or fit_scaling(rows, kind, ridge)  # near every fold's minimum, and no part of the answer
+    out = rows.z.copy()
     for held_out in range(min(folds, n)):
         here = fold == held_out
         if n > 1:
-            out[here] = _fitted(z[~here], y[~here], kind, ridge, start).of_logits(z[here])
+            out[here] = fit_scaling(rows.take(~here), kind, ridge, start).of_logits(rows.z[here])
     return out
 
 
@@ -176,23 +177,28 @@ def _rows(probabilities: Any, labels: Any, logits: bool) -> tuple[NDArray[np.flo
     return z, y.astype(np.float64 if y.dtype.kind == "f" else np.int64)
 
 
-def _fitted(
-    z: NDArray[np.float64], y: NDArray[Any], kind: str, ridge: float, start: Calibrator | None = None
-) -> Calibrator:
+def fit_scaling(
+    rows: Rows, kind: str = "temperature and bias", ridge: float = 1.0, start: Scaling | None = None
+) -> Scaling:
+    """Do what ``recalibrate`` does for rows in one form: soft labels and weights count as they should."""
     if kind not in KINDS:
         raise ValueError(f"kind should be one of {', '.join(map(repr, KINDS))}, and is {kind!r}.")
     if kind == "none":
-        return Calibrator()
-    possible = np.isfinite(costs_of_logs(z, y))
-    z, y = z[possible], y[possible]
-    if not y.size:
-        return Calibrator()
-    classes, shifted = z.shape[1], kind == KINDS[2]
+        return Scaling()
+    rows = rows.take(np.isfinite(rows.costs(rows.z)))
+    if not len(rows):
+        return Scaling()
+    z, weights = rows.z, rows.weights
+    classes, shifted = rows.classes, kind == KINDS[2]
     allowed = np.isfinite(z)
     finite = np.where(allowed, z, 0.0)  # 0 · log 0 = 0: a class called impossible pulls at nothing
-    mean_label = np.bincount(y, minlength=classes) if y.dtype.kind != "f" else np.array([y.size - y.sum(), y.sum()])
+    if rows.soft:
+        came = np.sum(rows.y if weights is None else rows.y * weights[:, None], axis=0)
+    else:
+        came = np.bincount(rows.y, weights, minlength=classes)
     # What the labels add to the objective is linear in (s, b) and is summed once.
-    pull = float(np.sum(finite[np.arange(y.size), y] if y.dtype.kind != "f" else _soft(finite, y)))
+    hits = rows.of(finite)
+    pull = float(np.sum(hits if weights is None else hits * weights))
 
     def objective(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         s, b = parameters[0], parameters[1:]
@@ -204,26 +210,21 @@ def _fitted(
         q = np.exp(u - peak)
         total = np.sum(q, axis=1, keepdims=True)
         q /= total
-        value = float(np.sum(peak) + np.sum(np.log(total))) - s * pull + ridge / 2 * (s - 1) ** 2
+        normaliser = peak + np.log(total)
+        if weights is not None:
+            q *= weights[:, None]
+            normaliser *= weights[:, None]
+        value = float(np.sum(normaliser)) - s * pull + ridge / 2 * (s - 1) ** 2
         slope = np.empty_like(parameters)
         slope[0] = np.sum(q * finite) - pull + ridge * (s - 1)
         if shifted:
-            value += -float(mean_label @ b) + ridge / 2 * float(b @ b)
-            slope[1:] = q.sum(axis=0) - mean_label + ridge * b
-        return value / y.size, slope / y.size
+            value += -float(came @ b) + ridge / 2 * float(b @ b)
+            slope[1:] = q.sum(axis=0) - came + ridge * b
+        return value / len(rows), slope / len(rows)
 
-    begin = start or Calibrator()
+    begin = start or Scaling()
     first = np.array([1 / begin.temperature, *((begin.bias or (0.0,) * classes) if shifted else ())])
     bounds = [(1 / _FLATTEST, 1 / _SHARPEST)] + [(None, None)] * (first.size - 1)
     options = {"maxiter": 1000, "maxfun": 2000, "ftol": 1e-15, "gtol": 1e-8}
     best = minimize(objective, first, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
-    return Calibrator(1 / float(best[0]), tuple(float(shift) for shift in best[1:]))
-
-
-def _soft(z: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    return (1 - y) * z[:, 0] + y * z[:, 1]
-
-
-def _log_softmax(u: NDArray[np.float64]) -> NDArray[np.float64]:
-    v = u - np.max(u, axis=-1, keepdims=True)
-    return v - np.log(np.sum(np.exp(v), axis=-1, keepdims=True))
+    return Scaling(1 / float(best[0]), tuple(float(shift) for shift in best[1:]))

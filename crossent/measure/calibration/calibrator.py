@@ -1,0 +1,159 @@
+"""The calibrator: a chain of steps, what it does with exact zeros, and its file."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crossent.errors import DataError
+from crossent.files import replacing
+from crossent.measure import form
+from crossent.measure.calibration import steps as step_forms
+from crossent.measure.calibration.rows import Floats, log_softmax
+from crossent.measure.calibration.steps import Step
+from crossent.measure.predictions import as_array
+
+if TYPE_CHECKING:
+    from crossent.measure.calibration.choice import Choice
+    from crossent.measure.calibration.module import Module
+
+FORMAT = "crossent calibrator 1"
+
+
+@dataclass(frozen=True)
+class Calibrator:
+    """What turns a model's probabilities into better ones: steps, one after the other, on log-probabilities.
+
+    ``kind`` names the family ("none" changes nothing). ``zeros`` says what becomes of a probability of exactly 0:
+    "kept" leaves it there, and shares the row out among the other classes; "moved" takes it for what it turned out to
+    be, a claim that was false at least once, and gives it what the steps say. ``classes`` are the names of the columns,
+    where they are known, ``rows`` how many were fitted to, and ``choice`` says why it was chosen.
+
+    >>> from crossent.measure.calibration.steps import Mixture
+    >>> softer = Calibrator("temperature", (Mixture(temperature=2.0),))
+    >>> softer([[0.9, 0.1], [1.0, 0.0]]).round(3).tolist(), softer([0.1]).round(3).tolist()
+    ([[0.75, 0.25], [1.0, 0.0]], [0.25])
+    >>> Calibrator.from_dict(softer.to_dict()) == softer
+    True
+    """
+
+    kind: str = "none"
+    steps: tuple[Step, ...] = ()
+    zeros: str = "kept"
+    classes: tuple[str, ...] = ()
+    rows: int = 0
+    choice: Choice | None = None
+
+    def __call__(self, probabilities: Any) -> Floats:
+        """Calibrate probabilities (n, classes), or (n,) of the second class: float64 of the same shape.
+
+        Raises DataError, a sentence with the row, for anything that is not a probability.
+        """
+        p = _grid(probabilities, "probabilities")
+        if not p.size:
+            self._fits(p.shape[1] if p.ndim == 2 else 2)
+            return p
+        both, _ = form.probabilities(p, "row {}".format, [str(name) for name in range(p.shape[-1])])
+        with np.errstate(divide="ignore"):
+            found = np.exp(self.of_logits(np.log(both)))
+        return found if p.ndim == 2 else found[:, 1]
+
+    def of_logits(self, logits: Any) -> Floats:
+        """Give the calibrated log-probabilities, float64, of logits or of log-probabilities (n, classes).
+
+        The way to calibrate without first rounding small probabilities to 0. Log-odds (n,) of the second of two classes
+        give log-odds. Raises DataError where a row is not logits: a NaN, +inf, or −inf everywhere.
+        """
+        z = _grid(logits, "logits")
+        self._fits(z.shape[1] if z.ndim == 2 else 2)
+        if not z.size:
+            return z
+        u = first = form.logits(z, "row {}".format, [str(name) for name in range(z.shape[-1])])
+        for step in self.steps:
+            u = step(u)
+        if self.zeros == "kept" and self.steps and (never := np.isneginf(first)).any():
+            u = log_softmax(np.where(never, -np.inf, u))
+        return u if z.ndim == 2 else u[:, 1] - u[:, 0]
+
+    def _fits(self, k: int) -> None:
+        known = len(self.classes) or next((len(b) for step in self.steps if (b := getattr(step, "bias", ()))), 0)
+        if known and known != k:
+            raise DataError(f"this calibrator is for {known} classes, and the rows have {k}.")
+
+    def module(self, one_logit: bool = False) -> Module:
+        """Give a ``torch.nn.Module`` to put behind a model: logits (…, classes) → calibrated log-probabilities.
+
+        With ``one_logit`` it takes and gives the log-odds of the second of two classes, in any shape. It computes in
+        float32, or in float64 after ``.double()``; its numbers are buffers, and are not trained. It exports with
+        ``torch.export`` and to ONNX.
+        """
+        from crossent.measure.calibration.module import Module
+
+        return Module(self, one_logit)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Write it as plain data that JSON holds."""
+        return {
+            "format": FORMAT,
+            "kind": self.kind,
+            "classes": list(self.classes),
+            "zeros": self.zeros,
+            "rows": self.rows,
+            "steps": [step_forms.to_dict(step) for step in self.steps],
+            "choice": None if self.choice is None else self.choice.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> Calibrator:
+        """Read back what ``to_dict`` wrote; DataError, a sentence, if it is anything else."""
+        from crossent.measure.calibration.choice import Choice
+
+        if not isinstance(plain, dict) or plain.get("format") != FORMAT:
+            found = plain.get("format") if isinstance(plain, dict) else type(plain).__name__
+            raise DataError(f"a calibrator's format should be {FORMAT!r} and is {found!r}.")
+        try:
+            made = cls(
+                str(plain["kind"]),
+                tuple(step_forms.from_dict(step) for step in plain["steps"]),
+                {"kept": "kept", "moved": "moved"}[plain["zeros"]],
+                tuple(str(name) for name in plain["classes"]),
+                int(plain["rows"]),
+                None if plain["choice"] is None else Choice.from_dict(plain["choice"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as trouble:
+            raise DataError(f"this calibrator is damaged: {type(trouble).__name__}: {trouble}.") from trouble
+        return made
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write it to a JSON file, whole or not at all."""
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(self.to_dict(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Calibrator:
+        """Read it from the file that ``write`` wrote; nothing in it is executed."""
+        try:
+            plain = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as trouble:
+            raise DataError(f"cannot read {os.fspath(path)!r}: {trouble.strerror or trouble}.") from trouble
+        except ValueError as trouble:
+            raise DataError(f"{os.fspath(path)!r} is not JSON: {trouble}.") from trouble
+        try:
+            return cls.from_dict(plain)
+        except DataError as trouble:
+            raise DataError(f"{os.fspath(path)!r}: {trouble}") from trouble
+
+
+def _grid(values: Any, name: str) -> Floats:
+    array = as_array(values)
+    if array.ndim not in (1, 2):
+        raise DataError(f"{name} should be (rows,) or (rows, classes) and have shape {array.shape}.")
+    try:
+        return array.astype(np.float64)
+    except (TypeError, ValueError) as trouble:
+        raise DataError(f"{name} should be numbers, and some are not: {trouble}.") from trouble

@@ -41,7 +41,10 @@ if TYPE_CHECKING:
     from crossent.compute import renyi_entropy as renyi_entropy
     from crossent.compute import row_numbers as row_numbers
     from crossent.compute import sparse as sparse
+    from crossent.measure import Calibrator as Calibrator
+    from crossent.measure import calibrate as calibrate
     from crossent.measure import evaluate as evaluate
+    from crossent.measure import undo_shift as undo_shift
     from crossent.minimise import Run as Run
     from crossent.minimise import fit as fit
     from crossent.minimise import load as load
@@ -75,7 +78,10 @@ _HOME = {
     "renyi_entropy": "crossent.compute",
     "row_numbers": "crossent.compute",
     "sparse": "crossent.compute",
+    "Calibrator": "crossent.measure",
+    "calibrate": "crossent.measure",
     "evaluate": "crossent.measure",
+    "undo_shift": "crossent.measure",
     "Run": "crossent.minimise",
     "fit": "crossent.minimise",
     "load": "crossent.minimise",

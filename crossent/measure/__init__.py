@@ -3,15 +3,17 @@
 naming · predictions · sources   rows in: which column is which class; arrays and frames; files
 interval                         95 % of a mean of skewed rows, of a share, of an entropy
 likelihood                       cross-entropy, information gained, skill, accuracy, Brier, mean errors
-calibration                      a temperature and a bias per class, fitted and cross-fitted
+calibration                      better probabilities where that can be shown; known shifts undone
 decomposition · reliability      what calibration could still win; the curve that shows it
 slices                           by class; the costliest rows
 evaluation                       all of it in one record
 """
 
 from crossent.measure.calibration import Calibrator as Calibrator
+from crossent.measure.calibration import calibrate as calibrate
 from crossent.measure.calibration import cross_fit as cross_fit
 from crossent.measure.calibration import recalibrate as recalibrate
+from crossent.measure.calibration import undo_shift as undo_shift
 from crossent.measure.evaluation import evaluate as evaluate
 from crossent.measure.predictions import Predictions as Predictions
 from crossent.measure.sources import read_predictions as read_predictions

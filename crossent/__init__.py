@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from crossent.compute import sparse as sparse
     from crossent.measure import Calibrator as Calibrator
     from crossent.measure import calibrate as calibrate
+    from crossent.measure import compare as compare
     from crossent.measure import evaluate as evaluate
     from crossent.measure import undo_shift as undo_shift
     from crossent.minimise import Run as Run
@@ -80,6 +81,7 @@ _HOME = {
     "sparse": "crossent.compute",
     "Calibrator": "crossent.measure",
     "calibrate": "crossent.measure",
+    "compare": "crossent.measure",
     "evaluate": "crossent.measure",
     "undo_shift": "crossent.measure",
     "Run": "crossent.minimise",

@@ -7,6 +7,8 @@ calibration                      better probabilities where that can be shown; k
 decomposition · reliability      what calibration could still win; the curve that shows it
 slices                           by class; the costliest rows
 evaluation                       all of it in one record
+cluster · join · rival           means of rows that belong together; the same rows of several models; what they cost one
+contrast · ranking · comparison  a model against the baseline; all of them in one record; which is better
 """
 
 from crossent.measure.calibration import Calibrator as Calibrator
@@ -14,6 +16,7 @@ from crossent.measure.calibration import calibrate as calibrate
 from crossent.measure.calibration import cross_fit as cross_fit
 from crossent.measure.calibration import recalibrate as recalibrate
 from crossent.measure.calibration import undo_shift as undo_shift
+from crossent.measure.comparison import compare as compare
 from crossent.measure.evaluation import evaluate as evaluate
 from crossent.measure.predictions import Predictions as Predictions
 from crossent.measure.sources import read_predictions as read_predictions

@@ -10,7 +10,7 @@ from typing import Any
 from crossent.errors import require
 from crossent.files import replacing
 from crossent.record import Record
-from crossent.report import digits, plots, table, text
+from crossent.report import comparison, comparison_plots, digits, plots, table, text
 from crossent.report.label import printable
 
 _MOST_CLASSES = 300
@@ -58,6 +58,8 @@ def page(record: Record) -> str:
         "reliability": plots.reliability(record),
         "decomposition": plots.decomposition(record),
         "classes": plots.classes(record),
+        "differences": comparison_plots.differences(record),
+        "concentration": comparison_plots.concentration(record),
     }
     return template.render(
         style=Markup(here.joinpath("page.css").read_text(encoding="utf-8")),
@@ -72,6 +74,7 @@ def page(record: Record) -> str:
         task=record.facts.get("task"),
         whisker="miscalibration" in record and digits.interval(record["miscalibration"]) != "",
         kept=record.facts.get("best_epoch"),
+        comparison=comparison.sheets(record, _MOST_ROWS),
         per_class=table.per_class(record, _MOST_CLASSES),
         costliest=table.costliest(record, _MOST_ROWS),
         calibrators=table.calibrators(record),
@@ -82,14 +85,16 @@ def page(record: Record) -> str:
 
 
 def _kicker(record: Record) -> str:
-    kind = {"fit": "Fit", "evaluation": "Evaluation"}.get(record.kind, printable(record.kind))
+    kind = {"fit": "Fit", "evaluation": "Evaluation", "comparison": "Comparison"}.get(
+        record.kind, printable(record.kind)
+    )
     day = record.made.partition("T")[0]
     return " · ".join(part for part in ("crossent", kind, text.measured_rows(record), printable(day)) if part)
 
 
 def _hero(record: Record) -> dict[str, str]:
     """The big number: the cross-entropy, in words where it is no number."""
-    loss = record.numbers.get("cross_entropy")
+    loss = record.numbers.get("cross_entropy") or comparison.difference(record)
     if loss is None:
         return {}
     value, _, unit = digits.value(loss).partition(" ")

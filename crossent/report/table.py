@@ -35,7 +35,7 @@ class Sheet:
         return [list(row) for row in zip(*(column.cells for column in self.columns), strict=True)]
 
 
-def _names(values: list[Any]) -> list[str]:
+def names(values: list[Any]) -> list[str]:
     """Names stay as they are, whole numbers too; labels in a range are numbers like any other."""
     numbers = any(isinstance(value, float) for value in values)
     if numbers and not _worded(values):
@@ -43,11 +43,13 @@ def _names(values: list[Any]) -> list[str]:
     return [printable(value) for value in values]
 
 
-def _counts(values: list[Any]) -> list[str]:
+def counts(values: list[Any]) -> list[str]:
+    """Whole numbers, in threes."""
     return ["–" if value is None else f"{value:,}" for value in values]
 
 
-def _nats(values: list[Any]) -> list[str]:
+def nats(values: list[Any]) -> list[str]:
+    """Numbers with as many decimals as their neighbours; undefined ones are a dash."""
     return digits.column([None if value is None or math.isnan(value) else value for value in values])
 
 
@@ -60,27 +62,27 @@ def _worded(values: list[Any]) -> bool:
 
 
 # name in the record → (title for a reader, how its cells are written, whether it is essential)
-_Titles = dict[str, tuple[str, Callable[[list[Any]], list[str]], bool]]
-_PER_CLASS: _Titles = {
-    "class": ("class", _names, True),
-    "rows": ("rows", _counts, True),
+Titles = dict[str, tuple[str, Callable[[list[Any]], list[str]], bool]]
+_PER_CLASS: Titles = {
+    "class": ("class", names, True),
+    "rows": ("rows", counts, True),
     "share": ("share", digits.shares, False),
-    "cross_entropy": ("cross-entropy", _nats, True),
+    "cross_entropy": ("cross-entropy", nats, True),
     "mean_probability": ("mean probability", digits.shares, False),
     "recall": ("recall", digits.shares, True),
     "precision": ("precision", digits.shares, True),
 }
-_COSTLIEST: _Titles = {
-    "row": ("row", _names, True),
-    "label": ("label", _names, True),
-    "predicted": ("predicted", _names, True),
+_COSTLIEST: Titles = {
+    "row": ("row", names, True),
+    "label": ("label", names, True),
+    "predicted": ("predicted", names, True),
     "probability": ("P(label)", digits.column, True),
-    "cross_entropy": ("cross-entropy", _nats, True),
+    "cross_entropy": ("cross-entropy", nats, True),
 }
-_CALIBRATORS: _Titles = {
-    "name": ("calibrator", _names, True),
-    "cross_entropy": ("cross-entropy", _nats, True),
-    "change": ("change", _names, True),
+_CALIBRATORS: Titles = {
+    "name": ("calibrator", names, True),
+    "cross_entropy": ("cross-entropy", nats, True),
+    "change": ("change", names, True),
     "chosen": ("chosen", _yes, True),
 }
 
@@ -90,22 +92,22 @@ def per_class(record: Record, most: int) -> Sheet | None:
     table = record.tables.get("per_class", {})
     total = len(next(iter(table.values()), []))
     if total > most:
-        table = _select(table, _dearest(table)[:most])
-        return _sheet(table, _PER_CLASS, f"The {most} dearest of {total:,} classes; the record holds all.")
-    return _sheet(table, _PER_CLASS)
+        table = select(table, _dearest(table)[:most])
+        return sheet(table, _PER_CLASS, f"The {most} dearest of {total:,} classes; the record holds all.")
+    return sheet(table, _PER_CLASS)
 
 
 def costliest(record: Record, most: int) -> Sheet | None:
     """The rows that cost most, dearest first, at most ``most`` of them."""
     table = record.tables.get("costliest", {})
-    return _sheet(_select(table, range(most)), _COSTLIEST)
+    return sheet(select(table, range(most)), _COSTLIEST)
 
 
 def calibrators(record: Record) -> Sheet | None:
     """The calibrations that were tried, or None; the interval of their change against none in one column."""
     tried = record.tables.get("calibrators", {})
     bounds = zip(tried.get("low", []), tried.get("high", []), strict=False)
-    return _sheet({**tried, "change": [_change(low, high) for low, high in bounds]}, _CALIBRATORS)
+    return sheet({**tried, "change": [_change(low, high) for low, high in bounds]}, _CALIBRATORS)
 
 
 def _change(low: float | None, high: float | None) -> str | None:
@@ -126,11 +128,13 @@ def _dearest(table: Table) -> list[int]:
     return sorted(range(len(losses)), key=dearness, reverse=True)
 
 
-def _select(table: Table, indices: list[int] | range) -> Table:
+def select(table: Table, indices: list[int] | range) -> Table:
+    """Give some of a table's rows; those beyond its end are none."""
     return {name: [column[i] for i in indices if i < len(column)] for name, column in table.items()}
 
 
-def _sheet(table: Table, titles: _Titles, left_out: str = "") -> Sheet | None:
+def sheet(table: Table, titles: Titles, left_out: str = "") -> Sheet | None:
+    """Finish the columns that have a title, in the titles' order; None where there is nothing to show."""
     columns = [
         Column(title, write(table[name]), write is not _yes and not _worded(table[name]), essential)
         for name, (title, write, essential) in titles.items()

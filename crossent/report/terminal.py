@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from crossent.errors import require
 from crossent.record import Record
-from crossent.report import table, text
+from crossent.report import comparison, table, text
 from crossent.report.label import clip, printable
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ def show(record: Record, console: Console | None = None) -> None:
             width=min(screen.width, _READABLE),
         )
     _print_section(screen, "", _numbers(record, screen))
+    for title, sheet in comparison.sheets(record, _MOST_ROWS):
+        _print_section(screen, title, _sheet(sheet, screen))
     _print_section(screen, "By class", _sheet(table.per_class(record, _MOST_CLASSES), screen))
     _print_section(screen, "The rows that cost most", _sheet(table.costliest(record, _MOST_ROWS), screen))
 

@@ -10,7 +10,7 @@ import math
 from typing import NamedTuple
 
 from crossent.record import Number, Record
-from crossent.report import digits
+from crossent.report import comparison, digits
 from crossent.report.label import printable
 
 _MEANINGS = {
@@ -95,6 +95,8 @@ def headline(record: Record) -> str:
     On 360 test rows the model's cross-entropy is 0.072 nats (0.104 bits) per row; 95 % interval 0.045 to
     0.110.
     """
+    if record.kind == "comparison":
+        return comparison.headline(record)
     sentences = (_loss(record), _knowledge(record), _calibration(record), _error(record))
     return " ".join(sentence for sentence in sentences if sentence)
 
@@ -106,9 +108,10 @@ def summary(record: Record) -> list[Line]:
     [Line(label='Accuracy', value='50 %', explanation='Rows whose most probable class is their label.')]
     """
     # A number that this version has no words for goes last, under the name the record gives it.
-    known = [name for name in _MEANINGS if name in record.numbers]
-    unknown = [name for name in record.numbers if name not in _MEANINGS]
-    meanings = _MEANINGS | (_MEANINGS_IN_A_RANGE if record.facts.get("task") == "range" else {})
+    words = comparison.MEANINGS | _MEANINGS
+    known = [name for name in words if name in record.numbers]
+    unknown = [name for name in record.numbers if name not in words]
+    meanings = words | (_MEANINGS_IN_A_RANGE if record.facts.get("task") == "range" else {})
     lines = []
     for name in known + unknown:
         label, explanation = meanings.get(name, (printable(name).replace("_", " ").capitalize(), ""))

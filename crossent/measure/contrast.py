@@ -1,0 +1,159 @@
+"""One model against the baseline: by how much, in which part, on which slices, on which rows.
+
+A difference is the model's cost minus the baseline's, d_i on row i, so that below 0 the model is the better one. Its
+mean D = Σ w_i d_i / W is a sum over rows, and over slices, so that each has a contribution to it, in nats; all of them
+add up to D. Shares are of Σ w_i |d_i|, all that the two differ by in either direction, because D itself can be nearly
+0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossent.measure.cluster import ROUNDING, ClusterMean, cluster_mean
+from crossent.measure.rival import Rival
+from crossent.record import Curve
+
+MOST_ROWS = 20
+_SHARES = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, *(k / 10 for k in range(1, 11)))
+
+
+@dataclass(frozen=True, eq=False)
+class Ground:
+    """What the models share: the rows' ids, labels as text or numbers, what rows count and belong to.
+
+    ``weights`` (n,) are positive; ``clusters`` (n,) whole numbers from 0; ``groups`` the same by name: each may be
+    None. ``slices`` has by name a text per row.
+    """
+
+    rows: NDArray[Any]
+    labels: list[Any] | NDArray[Any]
+    weights: NDArray[np.float64] | None
+    clusters: NDArray[np.int64] | None
+    groups: NDArray[Any] | None
+    slices: Mapping[str, NDArray[Any]]
+
+    def mean(self, rows: NDArray[np.float64], scale: float | None = None, further: float = 0.0) -> ClusterMean:
+        """Give the mean of numbers that belong to these rows."""
+        return cluster_mean(rows, self.weights, self.clusters, scale, further)
+
+    def share(self) -> NDArray[np.float64]:
+        """What each row counts, adding up to 1."""
+        n = len(self.rows)
+        return np.full(n, 1 / n) if self.weights is None else self.weights / self.weights.sum()
+
+    def take(self, here: NDArray[np.bool_]) -> Ground:
+        """Give some of the rows; clusters are counted anew."""
+        clusters = None if self.clusters is None else np.unique(self.clusters[here], return_inverse=True)[1]
+        weights = None if self.weights is None else self.weights[here]
+        return Ground(self.rows[here], [], weights, clusters, None, {})
+
+
+def same(baseline: Rival, model: Rival) -> bool:
+    """Say whether the two cost the same on every row, but for rounding."""
+    size = float(max(np.max(baseline.floored), np.max(model.floored)))
+    return bool(np.max(np.abs(model.floored - baseline.floored)) <= ROUNDING * size)
+
+
+def parts(ground: Ground, baseline: Rival, model: Rival) -> dict[str, ClusterMean]:
+    """Give the differences of cross-entropy (floored), discrimination and miscalibration, in nats.
+
+    The first is −the second + the third, to rounding.
+    """
+    scale = float(max(np.max(baseline.floored), np.max(model.floored)))
+    doubt = float(np.hypot(baseline.doubt, model.doubt))
+    own, calibrated = model.floored - baseline.floored, model.calibrated - baseline.calibrated
+    return {
+        "cross_entropy": ground.mean(own, scale),
+        "discrimination": ground.mean(-calibrated, scale, doubt),
+        "miscalibration": ground.mean(own - calibrated, scale, doubt),
+    }
+
+
+def slices(ground: Ground, baseline: Rival, model: Rival) -> list[dict[str, Any]]:
+    """Give a line per slice: its name, both cross-entropies, its contribution to the difference, and its mean.
+
+    Slices stand in the order of their names; the cells ``mean`` hold a ``ClusterMean``.
+    """
+    difference, share = model.floored - baseline.floored, ground.share()
+    moved = float(np.sum(share * np.abs(difference)))
+    lines = []
+    for by, names in ground.slices.items():
+        kept, codes = np.unique(np.array([str(name) for name in names]), return_inverse=True)
+        for code, name in enumerate(kept.tolist()):
+            here = codes == code
+            inside = ground.take(here)
+            w, d = share[here], difference[here]
+            scale = float(max(np.max(baseline.floored[here]), np.max(model.floored[here])))
+            lines.append(
+                {
+                    "by": by,
+                    "slice": name,
+                    "baseline": float(np.average(baseline.floored[here], weights=w)),
+                    "cross_entropy": float(np.average(model.floored[here], weights=w)),
+                    "contribution": float(np.sum(w * d)),
+                    "share": float(np.sum(w * np.abs(d)) / moved) if moved else None,
+                    "mean": inside.mean(d, scale),
+                }
+            )
+    return lines
+
+
+def dearest(ground: Ground, baseline: Rival, model: Rival) -> dict[str, list[Any]]:
+    """Give the 20 rows that make the largest difference, in either direction, the largest first.
+
+    ``baseline`` and ``cross_entropy`` are what the row costs either model, before the floor, in nats.
+    """
+    pull = ground.share() * (model.floored - baseline.floored)
+    moved = float(np.sum(np.abs(pull)))
+    top = np.argsort(-np.abs(pull), kind="stable")[:MOST_ROWS]
+    top = top[pull[top] != 0]
+    table = {"row": ground.rows[top].tolist(), "label": [_plain(ground.labels[i]) for i in top]}
+    if ground.groups is not None:
+        table["group"] = ground.groups[top].tolist()
+    return table | {
+        "baseline": baseline.costs[top].tolist(),
+        "cross_entropy": model.costs[top].tolist(),
+        "contribution": pull[top].tolist(),
+        "share": (np.abs(pull[top]) / moved).tolist() if moved else [],
+    }
+
+
+def rows_to_turn(ground: Ground, baseline: Rival, model: Rival) -> int | None:
+    """Count the rows, those that speak most for the winner, without which it would not win; None without a winner.
+
+    The mean of the rows that are left has the sign of their sum, so that taking the largest first is the least.
+    """
+    pull = ground.share() * (model.floored - baseline.floored)
+    total = float(np.sum(pull))
+    if total == 0:
+        return None
+    speaking = np.sort(pull[pull * total > 0] * np.sign(total))[::-1]
+    left = abs(total) - np.cumsum(speaking)
+    return min(int(np.searchsorted(-left, 0.0)) + 1, int(speaking.size))
+
+
+def concentration(ground: Ground, baseline: Rival, model: Rival) -> Curve | None:
+    """Give the share of rows → their share of all that the models differ by, the largest differences first."""
+    pull = np.sort(ground.share() * np.abs(model.floored - baseline.floored))[::-1]
+    if not pull[0]:
+        return None
+    n = pull.size
+    counts = np.unique([round(share * n) for share in _SHARES])
+    reached = np.concatenate([[0.0], np.cumsum(pull)])
+    return Curve(
+        x=(counts / n).tolist(),
+        y=(reached[counts] / reached[-1]).tolist(),
+        x_name="share of rows, those that differ most first",
+        y_name="share of all that the models differ by",
+        n=counts.tolist(),
+    )
+
+
+def _plain(label: Any) -> Any:
+    return label.item() if isinstance(label, np.generic) else label

@@ -50,7 +50,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 def check_content(path: Path) -> None:
     """Refuse a file whose first bytes are not what its name promises: a name is only a promise.
 
-    Known are ``.parquet``, ``.npz`` and text (``.csv``, ``.tsv``); an empty file is none of them.
+    Known are ``.parquet``, ``.feather``, ``.npz`` and text (``.csv``, ``.tsv``, ``.jsonl``); an empty file is none of
+    them.
     """
     try:
         with open(path, "rb") as file:
@@ -61,13 +62,17 @@ def check_content(path: Path) -> None:
         raise DataError(f"{str(path)!r} is empty: it has no bytes at all.")
     if head.startswith(b"PAR1"):
         found, looks = ".parquet", "a Parquet file"
+    elif head.startswith(b"ARROW1"):
+        found, looks = ".feather", "an Arrow (Feather) file"
     elif head.startswith(b"PK\x03\x04"):
         found, looks = ".npz", "a zip, as .npz and .xlsx files are"
     elif b"\x00" in head:
         found, looks = "", "a binary file of another kind"
     else:
         found, looks = "text", "text, perhaps CSV"
-    promised = {".csv": "text", ".tsv": "text", ".pq": ".parquet"}.get(path.suffix.lower(), path.suffix.lower())
+    names = {".pq": ".parquet", ".arrow": ".feather", ".ipc": ".feather"}
+    names |= dict.fromkeys((".csv", ".tsv", ".jsonl", ".ndjson"), "text")
+    promised = names.get(path.suffix.lower(), path.suffix.lower())
     if found != promised:
         raise DataError(
             f"{str(path)!r} is not what its name says: its content looks like {looks}. Rename or convert it."

@@ -90,7 +90,7 @@ def probabilities(
     if not (least >= 0 and most <= limit and most < math.inf):  # NaN is caught too
         _refuse_entries(p, place, columns, limit)
     if p.ndim == 1:
-        both = np.empty((2, p.size))  # one class after the other in memory: either is then read in one go
+        both = np.empty((2, p.size))
         np.minimum(p, 1.0, out=both[1])
         np.subtract(1.0, both[1], out=both[0])
         return both.T, None

@@ -197,7 +197,7 @@ class Predictions:
             last,
             probabilities=joined([part.probabilities for part in parts]),
             labels=joined([part.labels for part in parts]),
-            rows=joined([part.rows for part in parts]),
+            rows=_ids_joined([part.rows for part in parts]),
             notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
             log_probabilities=joined([part.log_probabilities for part in parts]),
             weights=joined([part.weights for part in parts]),
@@ -309,7 +309,7 @@ class Door:
             self.notes.append(note)
 
     def _form(self, p: NDArray[Any], place: Place) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-        p = as_numbers(p)
+        p = np.asfortranarray(as_numbers(p))  # one class after the other in memory: each is then read in one go
         shown = [str(name) for name in (self.columns or self.classes or range(p.shape[-1]))] if p.ndim == 2 else [""]
         if not self._named and not self.normalise:
             found = infer(p, self.tolerance)
@@ -373,6 +373,13 @@ class Door:
                 "order of the columns with classes= (--class)."
             )
         return order or list(range(len(names)))
+
+
+def _ids_joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    """Ids that are text in one batch are text in all."""
+    if len({part.dtype == object for part in parts}) > 1:
+        parts = [part if part.dtype == object else part.astype(str).astype(object) for part in parts]
+    return np.concatenate(parts)
 
 
 def _same_index(probabilities: Any, labels: Any) -> None:

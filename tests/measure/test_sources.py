@@ -104,7 +104,8 @@ BAD = [
     ("label,p_0,p_1\n1,0.5,0.5\n", {"split": "test"}, "no column 'split'"),
     ("label,p_0,p_0\n1,0.5,0.5\n", {}, "several columns called p_0"),
     ("label;p_0;p_1\n1;0,5;0,5\n", {}, "seem to be parted by ';'"),
-    ("label,p_0,p_1\n1,0.5\n", {}, "cannot read .* as CSV"),
+    ("label,p_0,p_1\n1,0.5,0.5\n1,0.5\n", {}, r"row 1 \(line 3\) has 2 cells where the header has 3. Mend that line"),
+    ("label,p_0,p_1\n1,0.5,0,5\n", {}, r"row 0 \(line 2\) has 4 cells where the header has 3"),
     ("label,p_0,p_1\n1,0.5,half\n", {}, r"column 'p_1' should hold numbers, and row 0 .* has 'half'"),
     ("label,p_0,p_1\n1,0.5,\n", {}, "row 0, column 'p_1': nan"),
     ("label,p_0,p_1\n,0.5,0.5\n", {}, "row 0 has no label"),
@@ -127,9 +128,10 @@ def test_what_is_no_table_at_all_gets_its_sentence(tmp_path):
     csv(tmp_path, "x", "preds.csv")
     with pytest.raises(DataError, match=r"no file .*Did you mean 'preds.csv'"):
         read_predictions(tmp_path / "pred.csv")
-    with pytest.raises(DataError, match="is a folder"):
-        read_predictions(tmp_path)
-    with pytest.raises(DataError, match=r"from .parquet or .csv, and .* ends in '.xlsx'"):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="has no files of predictions"):
+        read_predictions(tmp_path / "empty")
+    with pytest.raises(DataError, match=r"from .parquet, .*, .npz, and .* ends in '.xlsx'"):
         read_predictions(csv(tmp_path, "x", "p.xlsx"))
     with pytest.raises(DataError, match=r"not what its name says.*looks like text, perhaps CSV. Rename"):
         read_predictions(csv(tmp_path, "label,p_1\n", "p.parquet"))

@@ -1,0 +1,190 @@
+"""Sample files of lm-evaluation-harness (``--log_samples``): ``samples_<task>_<date>.jsonl``, a sample on each line.
+
+Of a line these are read: ``doc_id``; ``filtered_resps`` (or ``resps``), for each request the log-likelihood in nats, as
+text, and whether it was the greedy choice; ``target``; ``arguments``, the requests themselves.
+
+**Multiple choice**: a request per choice, ``target`` the number of the right one. The log-likelihoods ℓ_c are logits:
+p_c = exp(ℓ_c) / Σ exp(ℓ), the distribution that the harness' own Brier score takes, whose most probable class its
+``acc`` counts. ``form="per-byte"`` divides ℓ_c by the bytes of the choice first, as its ``acc_bytes`` does. Where
+samples have unequally many choices, a choice that is not there has probability 0.
+
+**Documents and continuations** (``loglikelihood_rolling``, ``loglikelihood``): a single request, so that nothing is
+chosen. A row is a document, its cost is −ℓ, its bytes those of the text; all documents are groups of their own, and
+the sum of costs over the sum of bytes is what bits per byte come from. The bytes that the harness noted beside its own
+``bits_per_byte`` are taken where it did; it counts some texts before it has cleaned them.
+
+Row ids are ``doc_id``; of several tasks ``task/doc_id``, and the task is a slice. Samples are kept as a few numbers
+each, some hundredth of their line.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossent.errors import DataError
+from crossent.measure.predictions import Door, Predictions
+from crossent.measure.sources.files import File
+
+SOFTMAX = (
+    "Samples of lm-evaluation-harness: probabilities are the softmax of the choices' log-likelihoods, as its acc and "
+    "Brier score take them (form='per-byte' divides by the bytes of a choice first)."
+)
+PER_BYTE = (
+    "Samples of lm-evaluation-harness: probabilities are the softmax of the choices' log-likelihoods per byte, as its "
+    "acc_bytes takes them."
+)
+DOCUMENTS = (
+    "Samples of lm-evaluation-harness: every row is a document and costs its negative log-likelihood; nothing was "
+    "chosen among, so that there is no accuracy and nothing to calibrate."
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A line: the log-likelihoods of its requests, the bytes of their texts, and which was right (−1: no choice)."""
+
+    doc: str
+    scores: list[float]
+    bytes: list[int]
+    right: int
+
+
+def recognised(file: File) -> bool:
+    """Whether the first line of a file is a sample."""
+    if file.kind != "JSON lines":
+        return False
+    with file.reading(), file.open_bytes() as stream:
+        try:
+            first = json.loads(stream.readline())
+        except ValueError:
+            return False
+    return (
+        isinstance(first, dict)
+        and {"doc_id", "arguments"} <= set(first)
+        and bool({"resps", "filtered_resps"} & set(first))
+    )
+
+
+def batches(files: list[File], source: str, form: str | None, told: dict[str, Any], rows: int) -> Iterator[Predictions]:
+    """Read sample files; ``form`` is None or "per-byte", and nothing else can be said of them."""
+    if said := [name for name, value in told.items() if value is not None]:
+        raise DataError(
+            f"{files[0]} holds samples of lm-evaluation-harness, of which {said[0]}= cannot be said: leave it out."
+        )
+    if form not in (None, "logits", "per-byte"):
+        raise DataError(f"samples of lm-evaluation-harness have form=None or 'per-byte', and not {form!r}.")
+    tasks = {file: _task(file) for file in files}
+    read = [(file, sample) for file in files for sample in _samples(file)]
+    if not read:
+        raise DataError(f"{files[0]} has no samples.")
+    several = len(set(tasks.values())) > 1
+    ids = [f"{tasks[file]}/{sample.doc}" if several else sample.doc for file, sample in read]
+    seen: set[str] = set()
+    for (file, _), name in zip(read, ids, strict=True):
+        if name in seen:
+            raise DataError(
+                f"{file}: the document {name} comes twice. Read one model's run, and of several filters one, at a time."
+            )
+        seen.add(name)
+    whole = np.array([int(name) for name in ids]) if all(name.isdecimal() for name in ids) else np.array(ids, object)
+    task = np.array([*(tasks[file] for file, _ in read), None], dtype=object)[:-1]
+    choices = {sample.right >= 0 for _, sample in read}
+    if len(choices) > 1:
+        raise DataError("some samples are multiple choice and some are documents: read them one after the other.")
+    widest = max(len(sample.scores) for _, sample in read)
+    door = Door(list(range(widest)), form="logits")
+    door.notes.append((PER_BYTE if form == "per-byte" else SOFTMAX) if choices == {True} else DOCUMENTS)
+    for start in range(0, len(read), rows):
+        part = [sample for _, sample in read[start : start + rows]]
+        here = slice(start, start + len(part))
+        cut = {"task": task[here]} if several else {}
+        if choices == {True}:
+            z = np.full((len(part), widest), -np.inf)
+            for i, sample in enumerate(part):
+                lengths = np.maximum(sample.bytes, 1) if form == "per-byte" else 1
+                z[i, : len(sample.scores)] = np.array(sample.scores) / lengths
+            right = np.array([sample.right for sample in part])
+            yield door.admit(z, right, whole[here], slices=cut, source=source)
+        else:
+            yield _documents(part, whole[here], cut, source, tuple(door.notes))
+
+
+def _documents(
+    part: list[Sample], ids: NDArray[Any], slices: dict[str, NDArray[Any]], source: str, notes: tuple[str, ...]
+) -> Predictions:
+    """Documents: column 1 is the probability of the whole text, column 0 that of any other."""
+    whole = np.array([sample.scores[0] for sample in part])
+    with np.errstate(divide="ignore"):
+        other = np.where(whole > -math.log(2), np.log(-np.expm1(whole)), np.log1p(-np.exp(whole)))
+    logs = np.stack([other, whole], axis=1)
+    return Predictions(
+        np.exp(logs),
+        np.ones(len(part), np.int64),
+        ["another text", "the text"],
+        ids,
+        "text",
+        source=source,
+        notes=notes,
+        log_probabilities=logs,
+        groups=ids,
+        slices=slices,
+        bytes=np.array([sample.bytes[0] for sample in part]),
+    )
+
+
+def _task(file: File) -> str:
+    name = PurePosixPath(file.name.replace("\\", "/")).name
+    return re.sub(r"^samples_|(_\d{4}-\d\d-\d\dT.*)?\.(jsonl|ndjson)$", "", name)
+
+
+def _samples(file: File) -> Iterator[Sample]:
+    with file.reading(), file.open_bytes() as stream:
+        for number, line in enumerate(stream):
+            if line.strip():
+                try:
+                    yield _sample(json.loads(line))
+                except (KeyError, IndexError, TypeError, ValueError) as trouble:
+                    raise DataError(
+                        f"{file}: line {number + 1} is no sample with log-likelihoods ({type(trouble).__name__}: "
+                        f"{trouble}). Samples of multiple choice and of log-likelihoods are read; those of generated "
+                        "text have no probabilities."
+                    ) from trouble
+
+
+def _sample(plain: dict[str, Any]) -> Sample:
+    requests = plain["arguments"]
+    if isinstance(requests, dict):
+        requests = [list(request.values()) for request in requests.values()]
+    responses = plain.get("filtered_resps") or plain["resps"]
+    scores = [_first(response) for response in responses][: len(requests)]
+    if any(math.isnan(score) or score > 1e-6 for score in scores):
+        raise ValueError(f"a log-likelihood is 0 or less, and these are {scores}")
+    lengths = [len(str(request[-1]).encode()) for request in requests]
+    doc = str(plain["doc_id"])
+    if len(scores) == 1:
+        noted = plain.get("bits_per_byte")
+        if isinstance(noted, list) and len(noted) == 2 and float(noted[1]) == int(noted[1]) > 0:
+            lengths = [int(noted[1])]
+        if not lengths[0]:
+            raise ValueError("the document has no bytes")
+        return Sample(doc, [min(scores[0], 0.0)], lengths, -1)
+    right = int(plain["target"])
+    if not 0 <= right < len(scores):
+        raise ValueError(f"the target is {right}, and there are {len(scores)} choices")
+    return Sample(doc, scores, lengths, right)
+
+
+def _first(response: Any) -> float:
+    """The log-likelihood, which is nested more or less deeply from version to version."""
+    while isinstance(response, list | tuple):
+        response = response[0]
+    return float(response)

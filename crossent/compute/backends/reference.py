@@ -38,7 +38,7 @@ def wide(z: Tensor) -> torch.dtype:
 
 def by_row(z: Tensor) -> Tensor:
     """Rows (r, v) of (n, v, l); a copy unless l is 1."""
-    return z.movedim(1, -1).reshape(-1, z.shape[1])
+    return z.movedim(1, -1).reshape(z.shape[0] * z.shape[2:].numel(), z.shape[1])
 
 
 def _by_column(rows: Tensor, shape: torch.Size) -> Tensor:

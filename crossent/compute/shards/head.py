@@ -1,0 +1,128 @@
+"""Losses of the rows of a head of which every rank holds a slice, without its logits: ``linear``'s operators between
+the two halves of ``merge``. One gather serves all rows, since the parts of all of them fit into memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossent.compute import linear
+from crossent.compute.backends import reference
+from crossent.compute.linear.columns import needs_columns
+from crossent.compute.linear.operators import linear_part, linear_pull, link_of, linked
+from crossent.compute.link import Link
+from crossent.compute.losses.algebra import Loss
+from crossent.compute.shards import rows
+from crossent.compute.shards.merge import Shard, as_subset, cotangents_of, empty, localised, merged, own_here
+from crossent.compute.stats import field_names
+from crossent.compute.target import Target
+
+
+class _Statistics(torch.autograd.Function):
+    """The same of logits x @ w.T + bias with a link, whose columns are these and are not kept."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        w: Tensor,
+        bias: Tensor | None,
+        temperature: Tensor | None,
+        softcap: float | None,
+        prior: Tensor | None,
+        live: Tensor | None,
+        index: Tensor | None,
+        q: Tensor | None,
+        weight: Tensor | None,
+        uniform: bool,
+        entropy: bool,
+        size: int,
+        shard: Shard,
+    ) -> tuple[Tensor, ...]:
+        what = {"dense": q is not None, "uniform": uniform, "entropy": entropy}
+        head = x, w, bias, temperature, softcap, prior
+
+        def is_nan(at: Tensor) -> Tensor:
+            return torch.nn.functional.linear(x[at], w, bias).isnan().any(-1)
+
+        if w.shape[0]:
+            here = own_here(index, shard)
+            read = linear_part(*head, live, here, q, weight, uniform, entropy, False, size)
+            own = as_subset(*read, field_names(**what), is_nan)
+        else:
+            own = empty(x.shape[0], index, q, field_names(**what), x)
+        return merged(*own, index, what, shard, False)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        *head, ctx.softcap, prior, live, index, q, weight, ctx.uniform, ctx.entropy, ctx.size, ctx.shard = inputs
+        ctx.one_by_one = False
+        ctx.mark_non_differentiable(output[0])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*head, prior, live, index, q, weight, output[0])
+
+    @staticmethod
+    def backward(ctx: Any, _: None, *given: Tensor | None) -> tuple:
+        x, w, bias, temperature, prior, live, index, q, weight, fields = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *_through_logits(ctx, given), *(None,) * 11
+        cotangents = cotangents_of(ctx, given, index, q, fields, w.shape[0])
+        at, known, *those = localised(ctx, index, q, weight, fields, *cotangents)
+        wanted = ctx.needs_input_grad[:3]
+        if not w.shape[0]:
+            return *(torch.zeros_like(t) if need else None for t, need in zip((x, w, bias), wanted, strict=True)), *(
+                None,
+            ) * 11
+        head = x, w, bias, temperature, ctx.softcap, prior
+        pulled = linear_pull(*head, live, at, q, weight, known, *those, ctx.size, *wanted)
+        return *(t if need else None for t, need in zip(pulled, wanted, strict=True)), *(None,) * 11
+
+
+def _through_logits(ctx: Any, given: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """The gradients of x, w and bias with a graph of their own, by way of all the logits."""
+    x, w, bias, temperature, prior, live, index, q, weight, _ = ctx.saved_tensors
+    link = link_of(temperature, ctx.softcap, prior)
+    z = torch.nn.functional.linear(x, w, bias)
+    if live is not None:
+        z = torch.where(live.unsqueeze(-1), z, 0.0)
+    soft = None if q is None else q.unsqueeze(-1)
+    z = linked(link, z).unsqueeze(-1)
+    outputs = rows.statistics_of(z, live, index, soft, weight, ctx.uniform, ctx.entropy, ctx.shard, False)[1:]
+    sent = [(out, g) for out, g in zip(outputs, given, strict=True) if g is not None]
+    wanted = [t for t, need in zip((x, w, bias), ctx.needs_input_grad, strict=False) if need]
+    grads = iter(torch.autograd.grad([out for out, _ in sent], wanted, [g for _, g in sent], create_graph=True))
+    return tuple(next(grads) if need else None for need in ctx.needs_input_grad[:3])
+
+
+def linear_row_losses(
+    x: Tensor, w: Tensor, bias: Tensor | None, target: Target, loss: Loss, link: Link | None, size: int, shard: Shard
+) -> tuple[Tensor, Tensor | None]:
+    """The same of logits x @ w.T + bias, ``size`` rows of them at a time; w (own, d) and bias are this rank's.
+
+    x is used on own columns: it comes from ``copied`` or ``assembled``.
+    """
+    if needs_columns(target, loss):
+
+        def read(z: Tensor, target: Target, loss: Loss, link: Link | None) -> tuple[Tensor, Tensor | None]:
+            return rows.row_losses(z, target, loss, link, shard)
+
+        return linear.row_losses(x, w, bias, target, loss, link, size, read)
+    learned = [] if link is None else [t for t in (link.temperature, link.bias) if isinstance(t, Tensor)]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in learned):
+        raise ValueError(
+            "without logits there is no gradient for a link: detach its temperature and bias, or use "
+            "crossent.parallel.cross_entropy of the logits."
+        )
+    known = (None, None, None) if link is None else (link.temperature, link.softcap, link.bias)
+    temperature = None if known[0] is None else torch.as_tensor(known[0], dtype=reference.wide(x), device=x.device)
+
+    def stats(index: Tensor | None, q: Tensor | None, weight: Tensor | None, *what: bool) -> tuple[Tensor, ...]:
+        own_weight = rows.own_weight(weight, index, shard)
+        flat = None if q is None else q.squeeze(-1)
+        return _Statistics.apply(
+            x, w, bias, temperature, *known[1:], target.live, index, flat, own_weight, *what[:2], size, shard
+        )
+
+    return rows.losses_of(rows.stats_of(stats, target, loss, shard, False), target, loss, shard)

@@ -1,0 +1,304 @@
+"""Cross-entropy on many machines: torch.distributed's groups and meshes, and the same numbers as on one.
+
+    cross_entropy         of logits whose classes are spread over the ranks of a group (vocabulary-parallel)
+    linear_cross_entropy  of a head whose classes are, without its logits; hidden states whole or sequence-parallel
+    normaliser            what a mean divides by when its rows are spread over ranks and micro-batches
+
+Every rank of the group calls the function, with its own columns and the same of everything else, and gets the whole
+loss: the same bits on every rank. In the backward pass each gets the gradient of what it holds; of what all hold
+(hidden states, a learned temperature) all get the whole gradient. Call ``backward`` on every rank, as if each were
+alone.
+
+What is wrong on one rank is an error on all of them, in the same call. A rank that dies or never comes is an error of
+torch.distributed's on the others, within the timeout of the group.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import Shard as Placed
+
+from crossent.compute import linear, shards
+from crossent.compute.agreement import agreed, check_knobs, is_dense, outline
+from crossent.compute.arguments import (
+    check_class_weight,
+    check_logits,
+    check_validate,
+    result_dtype,
+    target_of,
+    weights_of_rows,
+    whole_loss,
+)
+from crossent.compute.group import Group, assembled, copied, group_of
+from crossent.compute.linear.budget import rows_at_a_time
+from crossent.compute.link import Link
+from crossent.compute.losses import Loss
+from crossent.compute.normaliser import normaliser as normaliser
+from crossent.compute.reduce import check_reduction, reduce
+from crossent.compute.shards import Shard
+from crossent.compute.target import Target
+
+__all__ = ["cross_entropy", "linear_cross_entropy", "normaliser"]
+
+
+@torch.compiler.disable
+def cross_entropy(
+    input: Tensor,
+    target: Tensor | Target,
+    weight: Tensor | None = None,
+    *,
+    group: Group | DeviceMesh = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    loss: Loss | None = None,
+    link: Link | None = None,
+    sample_weight: Tensor | None = None,
+    mask: Tensor | None = None,
+    normaliser: float | Tensor | None = None,
+    empty: str = "zero",
+    validate: str = "full",
+) -> Tensor:
+    """``crossent.cross_entropy`` of logits whose classes are spread over the ranks of a group.
+
+        ℓ_i = log Σ_ranks Σ_j e^{z_ij} - z_{i, y_i}
+
+    Args:
+        input: this rank's columns of the logits, (N, own) or (N, own, d1, …): consecutive classes in the order of the
+            ranks, as many as it likes on each, none too. Or a ``DTensor`` on a mesh of one dimension that is sharded
+            along its classes.
+        target: class indices, of all classes, the same on every rank; or a sparse ``Target`` of them; or class
+            probabilities of this rank's columns, of input's shape (a ``DTensor`` too).
+        weight: a weight (C,) for each class of all, the same on every rank; so is whatever else a loss holds.
+        group: the ``ProcessGroup``, or a ``DeviceMesh`` of one dimension; None is all processes, or the mesh of a
+            DTensor.
+        link: its bias is that of this rank's columns, (own,).
+        sample_weight, mask: the same on every rank.
+        ignore_index, reduction, label_smoothing, loss, normaliser, empty: as in ``crossent.cross_entropy``.
+        validate: ``"full"`` also compares the arguments of all ranks, by their digests.
+
+    Returns:
+        The scalar or the rows, as a plain tensor: the same bits on every rank.
+
+    Raises:
+        ValueError, TypeError, IndexError: as ``crossent.cross_entropy``, on every rank if on one; and a sentence that
+            says which arguments differ between which ranks.
+
+    Accuracy: that of ``crossent.cross_entropy``, in ulps. The last bit may depend on how many ranks there are, as
+    float64 sums do on their order; nothing else does. Cost: two gathers forwards, one of a dozen whole numbers and one
+    of 24 bytes for each row (of a label; 80 for what reads everything), and none backwards. Against class probabilities
+    and a loss that is not linear in the negative log-likelihood there are two small sums more each way. ``Brier`` and
+    ``Hinge`` read the logits themselves, and gather them. Memory: as on one machine, of the own columns. Gradients of
+    any order. Class weights and sample weights that are learned are refused. Under ``torch.compile`` the call is left
+    to eager mode. Source: docs/algebra.md, "Merge".
+
+    >>> import os, torch.distributed as dist
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> cross_entropy(torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([0]))  # one rank, which holds all columns
+    tensor(0.2395)
+    >>> dist.destroy_process_group()
+    """
+    wide = 0 if input.dim() < 2 else 1
+    input, group = _spread(input, group, wide, "input")
+    target = _local(target)
+    own = input.shape[wide] if input.dim() else 0
+    shape = torch.Size() if input.dim() < 2 else input.shape[:1] + input.shape[2:]
+
+    given = (target, weight, ignore_index, reduction, label_smoothing, loss, sample_weight, mask, normaliser, empty)
+
+    def check() -> None:
+        check_reduction(reduction, empty, normaliser)
+        check_validate(validate)
+        check_logits(input)
+        if input.dim() == 0:
+            raise ValueError("input is a single number; logits have a dimension of classes: (N, C) or (N, C, …).")
+        check_knobs(weight, loss, link, sample_weight, own)
+        if is_dense(target):  # whose columns are this rank's
+            _rows(given, shape, tuple(input.shape), own, validate)
+
+    facts = {
+        "the shape of input but for its classes": shape,
+        "the dtype of input": input.dtype,
+        "whether input needs a gradient": input.requires_grad,
+        "link": outline(link),
+    }
+    (sizes,) = zip(*agreed(check, facts, given, validate, [own], input.device, group), strict=True)
+    shard = Shard(sizes, group)
+    rows = _rows(given, shape, tuple(input.shape), own if is_dense(target) else shard.classes, validate)
+    whole = _whole_loss(given, shard.classes, validate)
+    z = input.reshape(1, own, 1) if wide == 0 else input.reshape(input.shape[0], own, shape[1:].numel())
+    value, row_weight = shards.row_losses(z, rows, whole, link, shard)
+    return reduce(value, row_weight, reduction, empty, shape, result_dtype(input), normaliser)
+
+
+@torch.compiler.disable
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor | Target,
+    *,
+    group: Group | DeviceMesh = None,
+    sequence_dim: int | None = None,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    loss: Loss | None = None,
+    link: Link | None = None,
+    sample_weight: Tensor | None = None,
+    mask: Tensor | None = None,
+    normaliser: float | Tensor | None = None,
+    empty: str = "zero",
+    validate: str = "full",
+    budget: int | str | None = None,
+    chunk_rows: int | None = None,
+) -> Tensor:
+    """``crossent.linear_cross_entropy`` with a head whose classes are spread over the ranks of a group.
+
+    Args:
+        input: hidden states (…, D), the same on every rank; or, with ``sequence_dim``, this rank's slice of them. A
+            ``DTensor`` that is replicated or sharded along one of its dimensions says so itself.
+        linear_weight: this rank's rows of the head, (own, D): consecutive classes in the order of the ranks, as many as
+            it likes on each. Or a ``DTensor`` sharded along its first dimension.
+        target: class indices (…) of the whole input, of all classes, the same on every rank; a sparse ``Target`` of
+            them; or class probabilities of this rank's columns, (…, own).
+        sequence_dim: the dimension of ``input`` along which each rank holds a slice, in the order of the ranks
+            (sequence-parallel hidden states).
+        linear_bias: this rank's, (own,).
+        group, weight, link, sample_weight, mask, validate: as in ``cross_entropy`` of this module.
+        budget, chunk_rows and all else: as in ``crossent.linear_cross_entropy``; a budget is for the widest rank.
+
+    Returns:
+        The scalar or the rows (…) of the whole input, as a plain tensor: the same bits on every rank.
+
+    Raises:
+        ValueError, TypeError, IndexError: as ``cross_entropy`` of this module.
+
+    Every rank gets the gradient of its part of the head. That of hidden states is the sum over the ranks: reduced to
+    all, or scattered along ``sequence_dim``; 16-bit ones are added up in float32. Cost: the flops of
+    ``crossent.linear_cross_entropy`` divided among the ranks; one gather of 24 bytes a row for each chunk; one
+    reduction of the hidden states' gradient, and with ``sequence_dim`` one gather of hidden states. Memory: as
+    there, and the hidden states of the whole sequence.
+
+    >>> import torch.distributed as dist
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> x, w = torch.eye(3), 2 * torch.eye(3)
+    >>> linear_cross_entropy(x, w, torch.tensor([0, 1, 2]))
+    tensor(0.2395)
+    >>> dist.destroy_process_group()
+    """
+    linear_weight, group = _spread(linear_weight, group, 0, "linear_weight")
+    linear_bias = None if linear_bias is None else _spread(linear_bias, group, 0, "linear_bias")[0]
+    input, sequence_dim = _hidden(input, sequence_dim)
+    target = _local(target)
+    own = linear_weight.shape[0] if linear_weight.dim() else 0
+    along = None if sequence_dim is None or input.dim() < 2 else sequence_dim % input.dim()
+    slice_size = 0 if along is None else input.shape[along]
+
+    ignored = -100 if ignore_index is None else ignore_index
+    given = (target, weight, ignored, reduction, label_smoothing, loss, sample_weight, mask, normaliser, empty)
+
+    def check() -> None:
+        check_reduction(reduction, empty, normaliser)
+        check_validate(validate)
+        check_logits(input, "hidden states")
+        if linear_weight.dim() != 2 or input.dim() == 0 or input.shape[-1] != linear_weight.shape[-1]:
+            raise ValueError(
+                f"input (…, D) and linear_weight (own, D) must agree in D; got {tuple(input.shape)} and "
+                f"{tuple(linear_weight.shape)}."
+            )
+        if sequence_dim is not None and (along is None or along == input.dim() - 1):
+            raise ValueError(
+                f"sequence_dim={sequence_dim} must be a dimension of input but its last, whose shape is "
+                f"{tuple(input.shape)}."
+            )
+        if linear_bias is not None and linear_bias.shape != (own,):
+            raise ValueError(f"linear_bias must have shape ({own},); got {tuple(linear_bias.shape)}.")
+        check_knobs(weight, loss, link, sample_weight, own)
+        if is_dense(target):
+            # Of how many rows the whole has nobody knows yet if they are spread.
+            of_rows = input.shape[:-1] if along is None or isinstance(target, Target) else target.shape[:-1]
+            _rows(given, of_rows, (*of_rows, own), own, validate)
+
+    others = [size for at, size in enumerate(input.shape) if at != along]
+    facts = {
+        "the shape of input": (others, along),
+        "the dtype of input": (input.dtype, linear_weight.dtype),
+        "which of input, linear_weight and linear_bias are there and need a gradient": [
+            None if x is None else x.requires_grad for x in (input, linear_weight, linear_bias)
+        ],
+        "link": outline(link),
+        "budget and chunk_rows": (budget, chunk_rows),
+    }
+    told = agreed(check, facts, given, validate, [own, slice_size], input.device, group)
+    sizes, slices = zip(*told, strict=True)
+    shard = Shard(sizes, group)
+    if torch.is_autocast_enabled(input.device.type):
+        narrow = torch.get_autocast_dtype(input.device.type)
+        input, linear_weight = input.to(narrow), linear_weight.to(narrow)
+        linear_bias = None if linear_bias is None else linear_bias.to(narrow)
+    x = copied(input, group) if along is None else assembled(input, along, slices, group)
+    shape = x.shape[:-1]
+    columns = own if is_dense(target) else shard.classes
+    rows = linear.counting(_rows(given, shape, (*shape, columns), columns, validate))
+    whole = _whole_loss(given, shard.classes, validate)
+    size = rows_at_a_time(budget, chunk_rows, max(1, *sizes), x.element_size())
+    value, row_weight = shards.linear_row_losses(
+        x.reshape(-1, x.shape[-1]), linear_weight, linear_bias, rows, whole, link, size, shard
+    )
+    return reduce(value, row_weight, reduction, empty, shape, result_dtype(input), normaliser)
+
+
+def _rows(given: tuple, shape: torch.Size, like_logits: tuple[int, ...], classes: int, validate: str) -> Target:
+    target, _, ignore_index, _, _, _, sample_weight, mask, _, _ = given
+    row_weight, mask = weights_of_rows(sample_weight, mask, shape, validate)
+    rows = target_of(target, like_logits, shape, classes, ignore_index, mask, validate)
+    return rows.weighted(row_weight, mask)
+
+
+def _whole_loss(given: tuple, classes: int, validate: str) -> Loss:
+    _, weight, _, _, label_smoothing, loss, *_ = given
+    whole = whole_loss(loss, weight, label_smoothing, classes)
+    if validate == "full":
+        check_class_weight(whole)
+    return whole
+
+
+# --- groups, meshes and tensors that know theirs ------------------------------------------------------------------
+
+
+def _spread(x: Tensor, group: Group | DeviceMesh, classes: int, name: str) -> tuple[Tensor, Group]:
+    """The columns (or rows of a head) of this rank, and the group that has all."""
+    if not isinstance(x, DTensor):
+        return x, group_of(group)
+    if x.device_mesh.ndim != 1 or x.placements[0] != Placed(classes):
+        raise ValueError(
+            f"{name} must be a DTensor on a mesh of one dimension, sharded along its classes, Shard({classes}); it is "
+            f"{x.placements} on {x.device_mesh}. Rows of other ranks are no matter of this function: pass to_local() "
+            "of what is sharded along its classes too, with group=."
+        )
+    if group is not None and group_of(group) != x.device_mesh.get_group():
+        raise ValueError(f"{name} is a DTensor on a mesh that is not the one of group=; leave group out.")
+    return x.to_local(), x.device_mesh.get_group()
+
+
+def _local(x: Tensor | Target) -> Tensor | Target:
+    """This rank's columns of class probabilities, or labels that all ranks have."""
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+def _hidden(x: Tensor, sequence_dim: int | None) -> tuple[Tensor, int | None]:
+    """Hidden states as a plain tensor, and along which dimension they are spread."""
+    if not isinstance(x, DTensor):
+        return x, sequence_dim
+    (placement, *others) = x.placements
+    if others or not (isinstance(placement, Replicate) or type(placement) is Placed) or sequence_dim is not None:
+        raise ValueError(
+            f"hidden states as a DTensor must be replicated, or sharded along one dimension (which is then the "
+            f"sequence_dim), on a mesh of one dimension; they are {x.placements} on {x.device_mesh}."
+        )
+    return x.to_local(), placement.dim if isinstance(placement, Placed) else None

@@ -46,21 +46,25 @@ class Coded:
         return int(self.codes.size)
 
 
-def coded(y: NDArray[Any] | Coded, place: Place) -> tuple[list[str], NDArray[np.int64], Callable[[str], int]]:
-    """Give the distinct labels as text, for each row which of them it has, and where each comes first.
+def coded(
+    y: NDArray[Any] | Coded, place: Place
+) -> tuple[list[str], NDArray[np.int64], NDArray[Any], Callable[[str], int]]:
+    """Give the distinct labels as text, and which of them each row has, in two steps: ``table[codes]``; and where each
+    comes first.
 
-    ``y`` (n,) of any kind. Whole numbers close together are counted, not sorted: two passes.
+    ``y`` (n,) of any kind. Whole numbers close together are counted, not sorted: a few passes. The table is left to the
+    caller, who has one of his own to look up and can join them, so that the rows are gone through once.
 
-    >>> texts, codes, first = coded(np.array([3, 5, 3]), str)
-    >>> texts, codes.tolist(), first("5")
+    >>> texts, table, codes, first = coded(np.array([3, 5, 3]), str)
+    >>> texts, table[codes].tolist(), first("5")
     (['3', '5'], [0, 1, 0], 1)
     """
     if isinstance(y, Coded):
         values, codes = y.values, y.codes
-        gone = np.array([_missing(value) for value in values] + [True])[codes]  # −1 is the last one
+        gone = np.array([*map(_missing, values), True])[codes]  # −1 is the last one
     else:
         values, codes, gone = _distinct(y, place)
-    if gone.any():
+    if gone is not None and gone.any():
         raise DataError(
             f"{place(int(np.argmax(gone)))} has no label ({int(gone.sum()):,} rows in all). Leave such rows out: what "
             "did not come cannot be measured."
@@ -71,13 +75,12 @@ def coded(y: NDArray[Any] | Coded, place: Place) -> tuple[list[str], NDArray[np.
     to = {text: number for number, text in enumerate(texts)}
     table = np.zeros(len(values), np.int64)
     table[here] = [to[text] for text in kept]
-    codes = table[codes]
-    return texts, codes, lambda text: int(np.argmax(codes == to[text]))
+    return texts, table, codes, lambda text: int(np.argmax(table[codes] == to[text]))
 
 
-def _distinct(y: NDArray[Any], place: Place) -> tuple[list[Any], NDArray[np.int64], NDArray[np.bool_]]:
-    """The distinct values of a column, which of them each row has, and which rows have none."""
-    gone = np.zeros(y.shape, bool)
+def _distinct(y: NDArray[Any], place: Place) -> tuple[list[Any], NDArray[Any], NDArray[np.bool_] | None]:
+    """The distinct values of a column, which of them each row has, and which rows have none, if any may."""
+    gone = None
     if y.dtype == object:
         gone = np.fromiter((_missing(value) for value in y), bool, y.size)
         place_of: dict[Any, int] = {}
@@ -95,11 +98,11 @@ def _distinct(y: NDArray[Any], place: Place) -> tuple[list[Any], NDArray[np.int6
             )
         y = y.astype(np.int64) if np.abs(y).max() < 2**62 else y
     if y.dtype.kind == "b":
-        return [False, True], y.astype(np.int64), gone
+        return [False, True], y.view(np.int8), gone
     if y.dtype.kind in "iu" and int(y.max()) < 2**62:
         least, most = int(y.min()), int(y.max())
         if most - least < 65_536:
-            return list(range(least, most + 1)), y.astype(np.int64) - least, gone
+            return list(range(least, most + 1)), y if least == 0 else y.astype(np.int64) - least, gone
     kept, codes = np.unique(y, return_inverse=True)
     return kept.tolist(), codes.astype(np.int64), gone
 

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from crossent.compute import Fraction as Fraction
     from crossent.compute import HLGauss as HLGauss
     from crossent.compute import LinearCrossEntropyLoss as LinearCrossEntropyLoss
+    from crossent.compute import LazyLogits as LazyLogits
     from crossent.compute import Link as Link
+    from crossent.compute import Materialised as Materialised
     from crossent.compute import Ordinal as Ordinal
     from crossent.compute import Target as Target
     from crossent.compute import TwoHot as TwoHot
@@ -31,10 +33,12 @@ if TYPE_CHECKING:
     from crossent.compute import cross_entropy as cross_entropy
     from crossent.compute import cross_entropy_between as cross_entropy_between
     from crossent.compute import distillation as distillation
+    from crossent.compute import eager_head as eager_head
     from crossent.compute import entropy as entropy
     from crossent.compute import information_gain as information_gain
     from crossent.compute import js_divergence as js_divergence
     from crossent.compute import kl_divergence as kl_divergence
+    from crossent.compute import lazy_head as lazy_head
     from crossent.compute import linear_cross_entropy as linear_cross_entropy
     from crossent.compute import mutual_information as mutual_information
     from crossent.compute import renyi_divergence as renyi_divergence
@@ -60,7 +64,9 @@ _HOME = {
     "Fraction": "crossent.compute",
     "HLGauss": "crossent.compute",
     "LinearCrossEntropyLoss": "crossent.compute",
+    "LazyLogits": "crossent.compute",
     "Link": "crossent.compute",
+    "Materialised": "crossent.compute",
     "Ordinal": "crossent.compute",
     "Target": "crossent.compute",
     "TwoHot": "crossent.compute",
@@ -69,10 +75,12 @@ _HOME = {
     "cross_entropy": "crossent.compute",
     "cross_entropy_between": "crossent.compute",
     "distillation": "crossent.compute",
+    "eager_head": "crossent.compute",
     "entropy": "crossent.compute",
     "information_gain": "crossent.compute",
     "js_divergence": "crossent.compute",
     "kl_divergence": "crossent.compute",
+    "lazy_head": "crossent.compute",
     "linear_cross_entropy": "crossent.compute",
     "mutual_information": "crossent.compute",
     "renyi_divergence": "crossent.compute",

@@ -1,0 +1,251 @@
+"""What is asked of lazy logits and answered without them.
+
+Losses and log-probabilities go to ``linear_cross_entropy``; argmax, topk and their like look at a few rows at a time;
+a few columns of every row are a few dot products. Arguments, shapes and means are those of the function of torch that
+was called; a loss is float32 or wider, as everywhere in this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from crossent.compute.functional import linear_cross_entropy
+from crossent.compute.head.recipe import Step
+from crossent.compute.head.stays import dimension, sliced, stepped
+from crossent.compute.head.tensor import LazyLogits, answers
+from crossent.compute.losses.algebra import Loss
+from crossent.compute.stats import Stats
+from crossent.compute.target import Target, visible
+
+CHUNK_BYTES = 64 * 2**20
+
+
+def _linear(z: LazyLogits, target: Tensor | Target, **options: Any) -> Tensor:
+    """``linear_cross_entropy`` of the recipe, outside of any autocast: the dtypes were decided when z was made."""
+    z.check()
+    hidden, weight, bias, link = z.recipe.folded()
+    # On an accelerator nobody waits for the device.
+    validate = "full" if z.device.type == "cpu" else "async"
+    with torch.autocast(z.device.type, enabled=False):
+        value = linear_cross_entropy(hidden, weight, target, linear_bias=bias, link=link, validate=validate, **options)
+    return value.double() if z.dtype == torch.float64 else value.float()
+
+
+@answers(F.cross_entropy)
+def cross_entropy(
+    z: LazyLogits,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Any:
+    """F.cross_entropy, all its arguments."""
+    if size_average is not None or reduce is not None:
+        reduction = torch.nn._reduction.legacy_get_string(size_average, reduce)
+    if z.recipe.at != (0 if z.dim() == 1 else 1) or (weight is not None and weight.requires_grad):
+        return NotImplemented
+    options = {"weight": weight, "reduction": reduction, "label_smoothing": label_smoothing}
+    if not target.is_floating_point():
+        return _linear(z, target, ignore_index=ignore_index, **options)
+    if target.shape != z.shape or target.requires_grad:
+        return NotImplemented
+    soft = target.movedim(z.recipe.at, -1)
+    if reduction != "mean":
+        return _linear(z, soft, **options)
+    # torch divides by the number of rows, class weights or not.
+    return _linear(z, soft, **{**options, "reduction": "sum"}) / max(1, z.recipe.hidden.shape[:-1].numel())
+
+
+@answers(F.nll_loss)
+def nll_loss(
+    z: LazyLogits,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Any:
+    """F.nll_loss of lazy log-probabilities."""
+    if not z.recipe.log or target.is_floating_point():
+        return NotImplemented
+    return cross_entropy(z, target, weight, size_average, ignore_index, reduce, reduction)
+
+
+@answers(F.log_softmax, torch.log_softmax, Tensor.log_softmax)
+def log_softmax(z: LazyLogits, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Any:
+    """Lazy log-probabilities."""
+    if dim is None or dimension(z, dim) != z.recipe.at or z.recipe.log:
+        return NotImplemented
+    if dtype is None and z.dtype != torch.float64 and torch.is_autocast_enabled(z.device.type):
+        dtype = torch.float32  # where autocast would take it
+    return stepped(z, Step("log_softmax", dtype), dtype)
+
+
+# A few columns of every row.
+
+
+@answers(torch.gather, Tensor.gather)
+def gather(z: LazyLogits, dim: int, index: Tensor, *, sparse_grad: bool = False) -> Any:
+    """The columns ``index`` of every row: logits or log-probabilities."""
+    at = z.recipe.at
+    if dimension(z, dim) != at or index.dim() != z.dim() or index.dtype not in (torch.int64, torch.int32):
+        return NotImplemented
+    chosen = index.movedim(at, -1)
+    if chosen.shape[:-1] != z.recipe.hidden.shape[:-1] or chosen.shape[-1] > z.recipe.hidden.shape[-1]:
+        return NotImplemented
+    return _chosen(z, chosen).movedim(-1, at)
+
+
+@answers(torch.take_along_dim, Tensor.take_along_dim)
+def take_along_dim(z: LazyLogits, indices: Tensor, dim: int | None = None) -> Any:
+    """As gather, with leading dimensions of size 1 stretched."""
+    if dim is None or indices.dim() != z.dim():
+        return NotImplemented
+    shape = [*z.shape]
+    shape[dimension(z, dim)] = indices.shape[dim]
+    return gather(z, dim, indices.expand(shape))
+
+
+@answers(Tensor.__getitem__)
+def picked(z: LazyLogits, index: Any) -> Any:
+    """z[rows, …, labels] with an index tensor for every dimension; what else there is to an index, ``sliced`` knows."""
+    whole = isinstance(index, tuple) and len(index) == z.dim() and z.recipe.last
+    if not whole or not all(isinstance(i, Tensor) and i.dtype == torch.int64 for i in index):
+        return sliced(z, index)
+    *rows, columns = torch.broadcast_tensors(*index)
+    columns = torch.where(columns < 0, columns + z.recipe.classes, columns)  # -1 is the last
+    some = z.like(z.recipe.of(z.recipe.hidden[tuple(rows)] if rows else z.recipe.hidden.expand(*columns.shape, -1)))
+    return _chosen(some, columns.unsqueeze(-1)).squeeze(-1)
+
+
+def _chosen(z: LazyLogits, index: Tensor) -> Tensor:
+    """The columns ``index`` (…, k) of every row, in the dtype of z."""
+    z.check()
+    classes = z.recipe.classes
+    outside = (index < 0) | (index >= classes)
+    if visible(index) and index.device.type == "cpu" and bool(outside.any()):
+        at = tuple(outside.nonzero()[0].tolist())
+        raise IndexError(f"index {int(index[at])} at {at} is no class: 0 to {classes - 1} are.")
+    if index.device.type != "cpu":
+        torch._assert_async(~outside.any())
+    if z.recipe.log and index.shape[-1] == 1:
+        label = Target(index.reshape(-1, 1).long())
+        return -_linear(z, label, reduction="none").reshape(index.shape).to(z.dtype)
+    hidden, weight, bias, link = z.recipe.folded()
+    with torch.autocast(z.device.type, enabled=False):
+        columns = F.embedding(index, weight)  # (…, k, d)
+        values = torch.matmul(columns, hidden.unsqueeze(-1)).squeeze(-1)
+        values = values if bias is None else values + bias[index]
+        if link is not None:
+            values = link(values)
+        if z.recipe.log:
+            values = values - _lse(z).unsqueeze(-1)
+    return values.to(z.dtype)
+
+
+# Over the classes of every row.
+
+
+@dataclass(frozen=True)
+class _LogSumExp(Loss):
+    """lse of every row, as a loss."""
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset()
+
+    @property
+    def linear(self) -> bool:
+        return True
+
+    def __call__(self, s: Stats) -> Tensor:
+        return s.lse
+
+
+def _lse(z: LazyLogits) -> Tensor:
+    """log Σ e^z of every row of the logits, log_softmax left out."""
+    rows = z.recipe.hidden.shape[:-1]
+    any_class = Target(torch.zeros(rows.numel(), 1, dtype=torch.int64, device=z.device))
+    return _linear(z, any_class, loss=_LogSumExp(), reduction="none").reshape(rows)
+
+
+@answers(torch.logsumexp, Tensor.logsumexp)
+def logsumexp(z: LazyLogits, dim: Any, keepdim: bool = False) -> Any:
+    """log Σ e^z over the classes."""
+    dims = (dim,) if isinstance(dim, int) else tuple(dim)
+    if len(dims) != 1 or dimension(z, dims[0]) != z.recipe.at or z.recipe.log:
+        return NotImplemented
+    value = _lse(z).to(z.dtype)
+    return value.unsqueeze(z.recipe.at) if keepdim else value
+
+
+def _chunks(z: LazyLogits, look: Callable[[Tensor], Any]) -> Iterator[Any]:
+    """What ``look`` sees of the logits of a few rows at a time, as the eager head would have made them."""
+    z.check()
+    recipe = z.recipe.rows
+    size = max(1, CHUNK_BYTES // (recipe.classes * max(recipe.hidden.element_size(), z.dtype.itemsize)))
+    with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+        for hidden in recipe.hidden.detach().split(size):
+            yield look(recipe.of(hidden).values())
+
+
+def _placed(z: LazyLogits, per_row: Tensor, keepdim: bool = True) -> Tensor:
+    """Results (n, k) of all rows as (…, k, …), or (…) without the dimension of classes."""
+    seen = per_row.reshape(*z.recipe.hidden.shape[:-1], -1)
+    return seen.movedim(-1, z.recipe.at) if keepdim else seen.squeeze(-1)
+
+
+@answers(torch.argmax, Tensor.argmax)
+def argmax(z: LazyLogits, dim: int | None = None, keepdim: bool = False) -> Any:
+    """The greatest class of every row."""
+    if dim is None or dimension(z, dim) != z.recipe.at:
+        return NotImplemented
+    return _placed(z, torch.cat(list(_chunks(z, lambda rows: rows.argmax(-1)))), keepdim)
+
+
+def _greatest(z: LazyLogits, k: int, largest: bool, ordered: bool) -> tuple[Tensor, Tensor]:
+    """(values, columns), both (n, k); the values carry gradients."""
+    seen = list(_chunks(z, lambda rows: rows.topk(k, -1, largest, ordered)))
+    values, columns = (torch.cat([part[field] for part in seen]) for field in (0, 1))
+    if z.requires_grad and torch.is_grad_enabled():
+        values = _chosen(z, columns.reshape(*z.recipe.hidden.shape[:-1], k))
+    return values, columns
+
+
+@answers(torch.topk, Tensor.topk)
+def topk(z: LazyLogits, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+    """The k greatest classes of every row, and their logits."""
+    if dimension(z, dim) != z.recipe.at or not 0 < k <= z.recipe.classes:
+        return NotImplemented
+    if k > z.recipe.hidden.shape[-1]:
+        return NotImplemented  # so many columns are no less than the logits
+    values, columns = _greatest(z, k, largest, sorted)
+    return torch.return_types.topk((_placed(z, values), _placed(z, columns)))
+
+
+@answers(torch.max, Tensor.max)
+def greatest(z: LazyLogits, dim: Any = None, keepdim: bool = False) -> Any:
+    """The greatest class of every row, and its logit."""
+    if not isinstance(dim, int) or dimension(z, dim) != z.recipe.at:
+        return NotImplemented
+    values, columns = _greatest(z, 1, True, True)
+    return torch.return_types.max((_placed(z, values, keepdim), _placed(z, columns, keepdim)))
+
+
+@answers(torch.amax, Tensor.amax)
+def amax(z: LazyLogits, dim: Any = (), keepdim: bool = False) -> Any:
+    """The greatest logit of every row."""
+    dims = (dim,) if isinstance(dim, int) else tuple(dim)
+    if len(dims) != 1 or dimension(z, dims[0]) != z.recipe.at:
+        return NotImplemented
+    return _placed(z, _greatest(z, 1, True, True)[0], keepdim)

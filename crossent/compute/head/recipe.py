@@ -1,0 +1,150 @@
+"""How logits are made: hidden states, head, and what was done to the logits since.
+
+    values = steps(hidden @ weight.T + bias), with the classes moved to where the caller sees them
+
+``values`` does literally that, step by step, so that it gives the bits that the model would have had. ``folded`` says
+the same in the words of ``linear_cross_entropy``: constant factors are multiplied into the hidden states, added vectors
+into the bias, and factor · tanh · factor, the soft cap, becomes a ``Link``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from crossent.compute.link import Link
+
+
+class Step(NamedTuple):
+    """Something done to every logit alike: ``kind`` of "cast", "times", "over", "plus", "tanh" or "log_softmax"."""
+
+    kind: str
+    by: Any = None
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Do it to logits (…, v)."""
+        return _DOES[self.kind](z, self.by)
+
+
+_DOES: dict[str, Callable[[Tensor, Any], Tensor]] = {
+    "cast": lambda z, dtype: z.to(dtype),
+    "times": lambda z, by: z * by,
+    "over": lambda z, by: z / by,
+    "plus": lambda z, by: z + by,
+    "tanh": lambda z, _: torch.tanh(z),
+    "log_softmax": lambda z, dtype: F.log_softmax(z, -1, dtype=dtype),
+}
+
+
+class Folded(NamedTuple):
+    """The same logits as link(hidden @ weight.T + bias)."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    link: Link | None
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """``hidden`` (…, d), ``weight`` (v, d) and ``bias`` (v,), and the ``steps`` since; classes are seen at ``at``.
+
+    ``at`` counts from the front: the logits (…, v) of an untouched recipe have them at the end.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    at: int
+    steps: tuple[Step, ...] = ()
+
+    @property
+    def classes(self) -> int:
+        """How many columns the logits have."""
+        return self.weight.shape[0]
+
+    @property
+    def last(self) -> bool:
+        """Whether the classes are the last dimension that the caller sees."""
+        return self.at == self.hidden.dim() - 1
+
+    @property
+    def log(self) -> bool:
+        """Whether these are log-probabilities."""
+        return any(step.kind == "log_softmax" for step in self.steps)
+
+    @property
+    def capped(self) -> bool:
+        """Whether a tanh was taken."""
+        return any(step.kind == "tanh" for step in self.steps)
+
+    def and_then(self, step: Step) -> Recipe:
+        """The same logits after one more step."""
+        return replace(self, steps=(*self.steps, step))
+
+    def of(self, hidden: Tensor) -> Recipe:
+        """The same for other rows, with the classes at the end."""
+        return replace(self, hidden=hidden, at=hidden.dim() - 1)
+
+    def on(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Recipe:
+        """The same recipe of other tensors."""
+        return replace(self, hidden=hidden, weight=weight, bias=bias)
+
+    def detached(self) -> Recipe:
+        """The same outside of the graph."""
+        steps = tuple(Step(kind, by.detach() if isinstance(by, Tensor) else by) for kind, by in self.steps)
+        bias = None if self.bias is None else self.bias.detach()
+        return replace(self, hidden=self.hidden.detach(), weight=self.weight.detach(), bias=bias, steps=steps)
+
+    def narrowed(self, classes: slice) -> Recipe:
+        """The same for some of the classes."""
+        steps = tuple(Step("plus", step.by[classes]) if step.kind == "plus" else step for step in self.steps)
+        bias = None if self.bias is None else self.bias[classes]
+        return replace(self, weight=self.weight[classes], bias=bias, steps=steps)
+
+    @property
+    def rows(self) -> Recipe:
+        """The same with all leading dimensions made one."""
+        return self.of(self.hidden.reshape(-1, self.hidden.shape[-1]))
+
+    def values(self) -> Tensor:
+        """The logits themselves."""
+        z = F.linear(self.hidden, self.weight, self.bias)
+        for step in self.steps:
+            z = step(z)
+        return z.movedim(-1, self.at)
+
+    def folded(self) -> Folded:
+        """Factors and vectors folded into hidden states and bias, the soft cap as a link; log_softmax left out."""
+        hidden, bias = self.hidden, self.bias
+        times, over, cap = 1.0, 1.0, None
+        for kind, by in self.steps:
+            if kind == "tanh":
+                cap, times, over = over / times, 1.0, 1.0
+            elif kind == "plus":
+                hidden, bias = _scaled(hidden, bias, times / over)
+                times, over = 1.0, 1.0
+                bias = by.to(self.weight.dtype) if bias is None else bias + by.to(bias.dtype)
+            elif kind in ("times", "over") and isinstance(by, Tensor):
+                factor = by.reshape(()).to(hidden.dtype)
+                hidden, bias = _scaled(hidden, bias, factor if kind == "times" else 1 / factor)
+            elif kind == "times":
+                times *= by
+            elif kind == "over":
+                over *= by
+        if cap is None:
+            hidden, bias = _scaled(hidden, bias, times / over)
+            return Folded(hidden, self.weight, bias, None)
+        # times/over · tanh(z / cap) = (cap · tanh(z / cap)) / temperature
+        return Folded(hidden, self.weight, bias, Link(temperature=cap * over / times, softcap=cap))
+
+
+def _scaled(hidden: Tensor, bias: Tensor | None, by: Any) -> tuple[Tensor, Tensor | None]:
+    if isinstance(by, float) and by == 1.0:
+        return hidden, bias
+    return hidden * by, None if bias is None else bias * by

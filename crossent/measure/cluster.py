@@ -8,15 +8,20 @@ W = Σ w_i and D = Σ w_i d_i / W, cluster g (without clusters every row is one)
 
     u_g = Σ_{i in g} w_i (d_i − D) / W,         h_g = Σ_{i in g} w_i / W,
 
-h_g its leverage. A cluster's own rows pull D towards them, by the factor 1 − h_g in u_g, and that is undone:
+h_g its leverage. What is expected of u_g² depends on τ_g², the variance of the mean of a cluster's rows about the
+truth, and on how much of D a cluster is itself. If clusters share nothing but the truth, then with V = Σ h_g² τ_g²,
 
-    error² = Σ_g u_g² / (1 − h_g).
+    E u_g² = h_g² (τ_g² (1 − 2 h_g) + V),        E (D − truth)² = V,
 
-For a mean this is the estimator CR2 of Bell & McCaffrey (2002), *Survey Methodology* 28, 169–181. Were the rows
-independent with variance ∝ 1/w, error² would be unbiased, and the degrees of freedom that match its first two
-moments are in closed form, with q_g = h_g² / (1 − h_g),
+so that  error² = Σ_g v_g²,  v_g = u_g r_g,  r_g² = τ_g² / (τ_g² (1 − 2 h_g) + V)  is unbiased: the estimator CR2 of
+Bell & McCaffrey (2002), *Survey Methodology* 28, 169–181, for a mean. The degrees of freedom that match its first two
+moments are, with f_g = r_g² h_g² and x_g = h_g τ_g²,
 
-    ν = 1 / (Σ h_g² + (Σ q_g)² − Σ q_g²).
+    ν = V² / ( Σ_{g≠k} f_g f_k (V − x_g − x_k)²  +  Σ_g f_g² (τ_g² − 2 x_g + V)² ),
+
+sums of single sums once it is multiplied out. Only ratios of the τ_g² matter. Single rows have τ² ∝ 1/w. In clusters
+τ_g² = σ_b² + σ_e² / m_g, m_g the rows (their weight, 1 on average), with σ_b², what a cluster's rows have in common,
+and σ_e² from the analysis of variance, as Imbens & Kolesár (2016) advise, *Rev. Econ. Stat.* 98, 701–712.
 
 G equal clusters give ν = G − 1 and the textbook's t test on their means; n single rows of equal weight give the paired
 t test; one cluster that holds half of the rows leaves little more than ν = 1, however many others there are, which
@@ -25,7 +30,7 @@ G − 1 does not see. Single rows of unequal weight give a little less than (Σ 
 Differences are skewed, in the direction of the model that is surer of itself. So D / error is made symmetric by Hall's
 cubic (1992), as in ``interval``, with the skewness of the clusters' pulls,
 
-    a = Σ v_g³ / (3 (Σ v_g²)^{3/2}),    v_g = u_g / √(1 − h_g),       g(T) = ((1 + a T)³ − 1) / (3a) + a / 2,
+    a = Σ v_g³ / (3 (Σ v_g²)^{3/2}),        g(T) = ((1 + a T)³ − 1) / (3a) + a / 2,
 
 and g(T) is held against Student's t with ν degrees of freedom. The interval is all μ that this test does not reject,
 and the p-value is that of μ = 0, so that the two never contradict one another. For a = 0 both are those of the t test.
@@ -129,20 +134,46 @@ def cluster_mean(
     pull = h * (d - value)
     size = float(np.max(np.abs(d))) if scale is None else scale
     agree = bool(np.max(np.abs(d[w > 0] - value)) <= ROUNDING * size)
-    if clusters is not None:
-        h, pull = np.bincount(clusters, h).astype(np.float64), np.bincount(clusters, pull).astype(np.float64)
-    h, pull = h[h > 0], pull[h > 0]
+    counts = w > 0
+    if clusters is None:
+        h, pull = h[counts], pull[counts]
+        variance = 1 / (h * h.size)
+    else:
+        clusters = np.unique(clusters[counts], return_inverse=True)[1]
+        variance = _variances(d[counts], w[counts] / np.mean(w[counts]), clusters)
+        h, pull = (np.bincount(clusters, cells[counts]).astype(np.float64) for cells in (h, pull))
     if h.size < 2 or (agree and not further):
         return ClusterMean(value, None, 0.0, 0.0, n, int(h.size))
-    square, q = h * h, h * h / (1 - h)
-    freedom = 1 / float(np.sum(square) + np.sum(q) ** 2 - np.sum(q * q))
-    v = pull / np.sqrt(1 - h)
+    whole = float(np.sum(h * h * variance))
+    r2 = variance / (variance * (1 - 2 * h) + whole)
+    f, x = r2 * h * h, h * variance
+    pairs = whole**2 * np.sum(f) ** 2 + 2 * np.sum(f * x * x) * np.sum(f) - 4 * whole * np.sum(f * x) * np.sum(f)
+    pairs += 2 * np.sum(f * x) ** 2 - np.sum((f * (whole - 2 * x)) ** 2)
+    freedom = whole**2 / float(pairs + np.sum((f * (variance - 2 * x + whole)) ** 2))
+    v = pull * np.sqrt(r2)
     second = float(np.sum(v * v))
     # Clusters whose pulls are all zero to rounding know nothing of their scatter, however their rows differ.
     if second <= (ROUNDING * size) ** 2 / h.size and not further:
         return ClusterMean(value, None, 0.0, 0.0, n, int(h.size))
     error = math.sqrt(second + further * further)
     return ClusterMean(value, error, freedom, float(np.sum(v**3)) / (3 * error**3), n, int(h.size))
+
+
+def _variances(d: NDArray[np.float64], w: NDArray[np.float64], clusters: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The variance of each cluster's mean, up to a factor: σ_b² + σ_e² / m_g, σ_b² and σ_e² by analysis of variance.
+
+    Σ_i w_i (d_i − mean_g)² / (n − G) estimates σ_e², and Σ_g m_g (mean_g − D)² / (G − 1) that plus n₀ σ_b², with
+    n₀ = (n − Σ m_g² / n) / (G − 1); a σ_b² that comes out below 0 is 0.
+    """
+    m = np.bincount(clusters, w)
+    n, count = d.size, m.size
+    if count < 2:
+        return np.ones(count)
+    mean = np.bincount(clusters, w * d) / m
+    own = float(np.sum(w * (d - mean[clusters]) ** 2)) / (n - count) if n > count else 0.0
+    between = float(np.sum(m * (mean - np.average(mean, weights=m)) ** 2)) / (count - 1)
+    shared = max(between - own, 0.0) / ((n - float(np.sum(m * m)) / n) / (count - 1))
+    return shared + own / m if own + shared and n > count else 1 / m
 
 
 def holm(p_values: list[float | None]) -> list[float | None]:

@@ -133,7 +133,8 @@ def rows_to_turn(ground: Ground, baseline: Rival, model: Rival) -> int | None:
     total = float(np.sum(pull))
     if total == 0:
         return None
-    speaking = np.sort(pull[pull * total > 0] * np.sign(total))[::-1]
+    speaking = np.sort(pull * np.sign(total))[::-1]
+    speaking = speaking[speaking > 0]
     left = abs(total) - np.cumsum(speaking)
     return min(int(np.searchsorted(-left, 0.0)) + 1, int(speaking.size))
 

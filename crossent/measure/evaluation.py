@@ -1,35 +1,46 @@
-"""Everything that n rows of probabilities and labels can tell, in one record."""
+"""Everything that any number of rows of probabilities and labels can tell, in one record."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
+from itertools import cycle
 from typing import Any
 
 import numpy as np
 
 from crossent.errors import DataError, some
-from crossent.measure.decomposition import decomposition
-from crossent.measure.likelihood import FLOOR, costs, errors, frequencies, likelihood
+from crossent.measure.likelihood import FLOOR
 from crossent.measure.predictions import Predictions
-from crossent.measure.reliability import reliability
-from crossent.measure.slices import costliest, per_class
-from crossent.measure.sources import read_predictions
-from crossent.record import Number, Record
+from crossent.measure.reliability import axis_names, curves, reliability
+from crossent.measure.slices import concentration, costliest, per_class, slices
+from crossent.measure.sources import batches
+from crossent.measure.tally import Tally
+from crossent.record import Curve, Number, Record, Table
 
 FEW_ROWS = 100
 FEW_ROWS_OF_A_CLASS = 10  # with 4 of a class among 100, intervals said to hold 95 % held 90 % (docs/measure.md)
+FEW_GROUPS = 20
+THREADS = 2
+"""Two, because NumPy and the reading of files share what cores there are."""
 
 
 def evaluate(
     predictions: Any,
     labels: Any = None,
     *,
-    label: str | None = None,
+    label: str | Sequence[str] | None = None,
     probability: str | Sequence[str] | None = None,
     row: str | None = None,
     split: str | None = None,
+    weight: Any = None,
+    group: Any = None,
+    by: Any = None,
+    bytes: Any = None,
+    form: str | None = None,
+    truth: str | None = None,
     floor: float = FLOOR,
     title: str | None = None,
     normalise: bool = False,
@@ -42,15 +53,20 @@ def evaluate(
     """Measure what predictions are worth, and return a record of kind "evaluation" (docs/record.md names its
     parts).
 
-    ``predictions`` is a file (.parquet, .csv), with ``label``, ``probability``, ``row`` and ``split`` as in
-    ``read_predictions``; or probabilities (n,) or (n, classes) with ``labels`` (n,), ``classes`` and ``rows``
-    as in ``Predictions.from_arrays``; or a ``Predictions``. ``task="range"`` with ``low`` and ``high`` is for
-    labels that are numbers. ``floor`` is what ``cross_entropy_floored`` raises probabilities to, and nothing
-    else does unless a row is impossible.
+    ``predictions`` is a file, a folder or a glob of them, read in batches, with ``label``, ``probability``, ``row`` and
+    ``split`` as in ``read_predictions``; or probabilities (n,) or (n, classes) with ``labels`` (n,), ``classes`` and
+    ``rows`` as in ``Predictions.from_arrays``; or a ``Predictions``, or an iterable of them. ``labels`` may be shares
+    of the classes, or counts of annotators' votes (``truth``); ``form`` says that predictions are "log-probabilities"
+    or "logits". ``task="range"`` with ``low`` and ``high`` is for labels that are numbers. ``floor`` is what
+    ``cross_entropy_floored`` raises probabilities to, and nothing else does unless a row is impossible.
 
-    Entropies are in nats or bits, as each number says. Intervals are 95 % and take rows for independent.
-    Raises DataError, a sentence, for anything that is not a prediction. Cost: O(n · classes) for all but the
-    calibration, which takes tens of passes; three arrays of the size of the probabilities.
+    What a row counts (``weight``), which rows are not independent (``group``), the columns of slices (``by``) and the
+    length of what was predicted (``bytes``) are names of columns for a file; for arrays they are the values (n,)
+    themselves, ``by`` a mapping of names to them.
+
+    Entropies are in nats or bits, as each number says. Intervals are 95 %, and without ``group`` they take rows for
+    independent. Raises DataError, a sentence, for anything that is not a prediction. Cost: one pass, some 100 ns for a
+    row of two classes, and a second or so at the end; of files never more than a few batches are held.
 
     >>> record = evaluate([0.9, 0.2, 0.6, 0.3], [1, 0, 1, 0])
     >>> print(record["cross_entropy"])
@@ -60,109 +76,178 @@ def evaluate(
     """
     if not 0 < floor < 1:
         raise DataError(f"the floor is a probability between 0 and 1, and {floor} is not; {FLOOR:g} is usual.")
-    data = _read(predictions, labels, label, probability, row, split, normalise, classes, rows, task, low, high)
-    cost = costs(data.probabilities, data.labels)
-    numbers = likelihood(data, floor)
-    parts, calibrated_with = decomposition(data, floor)
-    numbers |= parts | errors(data)
-    tables = {"costliest": costliest(data, cost)}
-    facts: dict[str, Any] = {"task": data.task}
-    if data.task == "range":
-        facts |= {"low": data.low, "high": data.high}
-    else:
-        tables = {"per_class": per_class(data, cost)} | tables
-        facts["classes"] = list(data.classes)
-    facts["rows"] = len(data)
-    facts |= {name: value for name, value in (("source", data.source), ("split", data.split)) if value is not None}
-    facts |= {"floor": floor, "calibrated_with": calibrated_with, "notes": _notes(data, numbers, floor)}
-    return Record(
-        kind="evaluation",
-        title=title or (f"Predictions in {os.path.basename(data.source)}" if data.source else "Predictions"),
-        made=datetime.now(UTC).isoformat(timespec="seconds"),
-        numbers=numbers,
-        tables=tables,
-        curves={"reliability": reliability(data)},
-        facts=facts,
-    )
-
-
-def _read(
-    predictions: Any,
-    labels: Any,
-    label: str | None,
-    probability: str | Sequence[str] | None,
-    row: str | None,
-    split: str | None,
-    normalise: bool,
-    classes: Sequence[Any] | None,
-    rows: Any,
-    task: str | None,
-    low: float | None,
-    high: float | None,
-) -> Predictions:
     if isinstance(predictions, Predictions):
-        return predictions
-    if isinstance(predictions, str | os.PathLike):
+        read: Iterable[Predictions] = [predictions]
+    elif _is_files(predictions):
         if labels is not None or rows is not None:
             raise DataError(
                 "a file brings its own labels and row ids: name their columns with label= and row=, not "
                 "labels= and rows=."
             )
-        return read_predictions(
-            predictions,
-            label,
-            probability,
-            row,
-            split,
-            normalise,
-            classes=classes,
-            task=task,
-            low=low,
-            high=high,
-        )
-    if labels is None:
-        raise DataError("probabilities without labels cannot be measured: pass the labels, one per row, as well.")
-    if label is not None or probability is not None or row is not None or split is not None:
-        raise DataError("label=, probability=, row= and split= name columns of a file, and what came is not a file.")
-    return Predictions.from_arrays(predictions, labels, classes, rows, task, low, high, normalise=normalise)
+        read = batches(
+            predictions, label=label, probability=probability, row=row, split=split, weight=weight, group=group, by=by,
+            bytes=bytes, form=form, truth=truth, classes=classes, task=task, low=low, high=high, normalise=normalise,
+        )  # fmt: skip
+    elif isinstance(predictions, Iterator):
+        read = predictions
+    else:
+        if labels is None:
+            raise DataError("probabilities without labels cannot be measured: pass the labels, one per row, as well.")
+        if label is not None or probability is not None or row is not None or split is not None:
+            raise DataError(
+                "label=, probability=, row= and split= name columns of a file, and what came is not a file."
+            )
+        read = [
+            Predictions.from_arrays(
+                predictions, labels, classes, rows, task, low, high, form=form, truth=truth, weights=weight,
+                groups=group, slices=_slices(by), bytes=bytes, normalise=normalise,
+            )
+        ]  # fmt: skip
+    tally, first, notes = tallied(read, floor)
+    return record_of(tally, first.source, first.split, notes, title)
 
 
-def _notes(data: Predictions, numbers: dict[str, Number], floor: float) -> list[str]:
+def tallied(read: Iterable[Predictions], floor: float = FLOOR) -> tuple[Tally, Predictions, list[str]]:
+    """Add up batches in two threads; give the tally, the first batch and what the batches had to say.
+
+    Batch i goes to thread i mod 2, so that the same batches give the same bits.
+    """
+    notes: dict[str, None] = {}
+    first: Predictions | None = None
+    with ThreadPoolExecutor(THREADS) as pool:
+        running: list[Future[Tally] | None] = [None] * THREADS
+        empty: Tally | None = None
+        for turn, batch in zip(cycle(range(THREADS)), read, strict=False):
+            if first is None or empty is None:
+                first = batch
+                empty = Tally.like(batch, floor, capacity=_capacity(batch.probabilities.shape[1]))
+            notes |= dict.fromkeys(batch.notes)
+            before = running[turn]
+            running[turn] = pool.submit((empty if before is None else before.result()).add, batch)
+        done = [job.result() for job in running if job is not None]
+    if first is None:
+        raise DataError("there are no rows to measure.")
+    tally = done[0]
+    for other in done[1:]:
+        tally = tally.merge(other)
+    return tally, first, list(notes)
+
+
+def _capacity(classes: int) -> int:
+    """Rows of the sample that many classes are recalibrated on: all, up to 50,000, or what 80 MB hold."""
+    return min(50_000, max(10_000, 10_000_000 // classes))
+
+
+def _is_files(predictions: Any) -> bool:
+    if isinstance(predictions, str | os.PathLike):
+        return True
+    return (
+        isinstance(predictions, list | tuple)
+        and bool(predictions)
+        and all(isinstance(path, str | os.PathLike) for path in predictions)
+    )
+
+
+def _slices(by: Any) -> Mapping[str, Any] | None:
+    if by is None or isinstance(by, Mapping):
+        return by
+    name = getattr(by, "name", None)
+    return {str(name) if name else "slice": by}
+
+
+def record_of(
+    tally: Tally,
+    source: str | None = None,
+    split: str | None = None,
+    notes: Sequence[str] = (),
+    title: str | None = None,
+) -> Record:
+    """Give the record of what was added up, wherever that was."""
+    parts, calibrated_with, calibrated = tally.parts() if tally.task != "text" else ({}, None, None)
+    numbers = tally.numbers(parts)
+    floored = tally.floor if tally.sums.count("impossible") else None
+    low, high = tally.low or 0.0, 1.0 if tally.high is None else tally.high
+    classes = tally.classes if tally.task != "text" else ("", "")
+    tables: dict[str, Table] = {}
+    if tally.task in ("binary", "multi-class"):
+        cells = tally.cells if tally.task == "multi-class" else None
+        tables["per_class"] = per_class(tally.evidence(), tally.classes, cells, floored)
+    if tally.slices:
+        tables["slices"] = slices(tally.slices, floored, tally.task)
+    tables["costliest"] = costliest(tally.costliest, tally.task, classes, low, high)
+    drawn: dict[str, Curve] = {}
+    if calibrated is not None:
+        names = axis_names(tally.task, tally.classes)
+        drawn["reliability"] = reliability(calibrated, names, tally.soft)
+        drawn |= curves(calibrated, names)
+    drawn["concentration"] = concentration(tally.by_cost.value, tally.impossible(), tally.floor)
+    facts: dict[str, Any] = {"task": tally.task}
+    if tally.task == "range":
+        facts |= {"low": tally.low, "high": tally.high}
+    else:
+        facts["classes"] = list(tally.classes)
+    facts["rows"] = tally.rows
+    if tally.groups is not None:
+        facts["groups"] = len(tally.groups) if not tally.groups.folded else None
+    facts |= {name: value for name, value in (("source", source), ("split", split)) if value is not None}
+    facts |= {"floor": tally.floor, "calibrated_with": calibrated_with, "notes": [*notes, *_notes(tally, numbers)]}
+    return Record(
+        kind="evaluation",
+        title=title or (f"Predictions in {os.path.basename(source)}" if source else "Predictions"),
+        made=datetime.now(UTC).isoformat(timespec="seconds"),
+        numbers=numbers,
+        tables=tables,
+        curves=drawn,
+        facts={name: value for name, value in facts.items() if value is not None},
+    )
+
+
+def _notes(tally: Tally, numbers: dict[str, Number]) -> list[str]:
     """What a reader must know before trusting a figure, as sentences."""
-    n, notes = len(data), list(data.notes)
+    n, notes, floor = tally.rows, [], tally.floor
+    of = tally.evidence()
     if n < FEW_ROWS:
         notes.append(f"Only {n:,} {'row was' if n == 1 else 'rows were'} measured: every interval here is rough.")
-    if impossible := int(numbers["impossible_rows"].value):
-        where = data.rows[np.isinf(costs(data.probabilities, data.labels))].tolist()
+    if tally.groups is not None and of.effective < FEW_GROUPS:
         notes.append(
-            f"{impossible:,} of {n:,} labels had probability exactly 0 (rows {some(where)}), so that "
+            f"The rows are worth no more than {of.effective:.0f} independent groups of equal size: the intervals rest "
+            "on few groups and are rough."
+        )
+    if impossible := of.impossible:
+        where = [row[2] for row in tally.costliest if np.isinf(row[0])]
+        shown = (
+            some(where) if impossible <= len(where) else f"{', '.join(map(str, where[:5]))}, … ({impossible:,} in all)"
+        )
+        notes.append(
+            f"{impossible:,} of {n:,} labels had probability exactly 0 (rows {shown}), so that "
             "cross-entropy is infinite; uncertainty, discrimination and miscalibration are those of the "
             f"probabilities raised to at least {floor:g}."
         )
-    if data.task == "range":
-        y = data.labels
-        within = costs(np.stack([1 - y, y], axis=1), y)
-        if (least := float(np.mean(within))) > 0.01 * numbers["uncertainty"].value:
+    if tally.task == "text":
+        return notes
+    if tally.soft:
+        least, entropy = numbers["truth_entropy"].value, numbers["uncertainty"].value
+        if least > 0.01 * entropy > 0:
+            what = "Labels inside the range" if tally.task == "range" else "Labels that are shares of several classes"
             notes.append(
-                "Labels inside the range cost something under any prediction: on these rows no model can "
-                f"have a cross-entropy below {least:.4g} nats, nor a skill above "
-                f"{1 - least / numbers['uncertainty'].value:.4g}."
+                f"{what} cost something under any prediction: on these rows no model can "
+                f"have a cross-entropy below {least:.4g} nats, nor a skill above {1 - least / entropy:.4g}."
             )
-    else:
-        absent = [name for name, share in zip(data.classes, frequencies(data), strict=True) if share == 0]
-        if absent and len(absent) < len(data.classes) - 1:
+    if tally.task != "range":
+        absent = [name for name, share in zip(tally.classes, of.frequencies, strict=True) if share == 0]
+        if absent and len(absent) < len(tally.classes) - 1:
             notes.append(f"No row has the label {some(absent)}: nothing here tells how well that is predicted.")
-        rows_of = np.bincount(data.labels, minlength=len(data.classes))
-        if data.task == "binary" and 0 < (rare := int(rows_of.min())) < FEW_ROWS_OF_A_CLASS:
-            notes.append(
-                f"Only {rare} {'row has' if rare == 1 else 'rows have'} the label "
-                f"{data.classes[int(rows_of.argmin())]}, and everything that tells the two classes apart "
-                f"rests on "
-                f"{'it' if rare == 1 else 'them'}: the intervals are too narrow."
-            )
-        p = data.probabilities
-        tied = int(np.count_nonzero(np.sum(p == p.max(axis=1, keepdims=True), axis=1) > 1))
-        if tied:
+        if tally.task == "binary" and not tally.soft:
+            rows_of = of.moments[:, 0]
+            rare = round(float(rows_of.min()))
+            if of.sums.count("weighted") == 0 and 0 < rare < FEW_ROWS_OF_A_CLASS:
+                notes.append(
+                    f"Only {rare} {'row has' if rare == 1 else 'rows have'} the label "
+                    f"{tally.classes[int(rows_of.argmin())]}, and everything that tells the two classes apart "
+                    f"rests on "
+                    f"{'it' if rare == 1 else 'them'}: the intervals are too narrow."
+                )
+        if tied := of.sums.count("tied"):
             notes.append(
                 f"In {tied:,} of {n:,} rows several classes are equally probable; the first counts as predicted."
             )

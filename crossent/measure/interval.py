@@ -63,12 +63,25 @@ def of_mean(rows: NDArray[np.float64], skewness_corrected: bool = True, scale: f
     size = float(np.max(np.abs(rows))) if scale is None else scale
     if second <= (8 * np.finfo(float).eps * size) ** 2:
         return None
-    error = math.sqrt(second / (n - 1))
-    t = float(stdtrit(n - 1, _TAIL))
-    if not skewness_corrected:
-        return mean - error * t, mean + error * t
-    third = float(np.mean(centred**3))
-    a = third / second**1.5 / (3 * math.sqrt(n))
+    third = float(np.mean(centred**3)) if skewness_corrected else 0.0
+    return of_sums(mean, n * second, n * third, n, n - 1)
+
+
+def of_sums(mean: float, second: float, third: float, total: float, freedom: float) -> Interval:
+    """Give the same interval from sums: what ``of_mean`` does with rows, for weighted rows and for groups of rows.
+
+    With r_i the independent residuals, w_i (x_i − mean) or the sum of that over a group: ``second`` Σ r², ``third``
+    Σ r³ (0: no correction for skewness), ``total`` Σ w, and ``freedom`` the independent terms less one, which for
+    weights is (Σ w)² / Σ w² − 1.
+
+    >>> of_sums(2.0, 2.0, 0.0, 3, 2) == of_mean(np.array([1.0, 2.0, 3.0]))
+    True
+    """
+    if freedom <= 0 or second <= 0 or not math.isfinite(second):
+        return None
+    error = math.sqrt(second * (1 + 1 / freedom)) / total
+    t = float(stdtrit(freedom, _TAIL))
+    a = third / second**1.5 / 3
     return mean - error * _untransformed(t, a), mean - error * _untransformed(-t, a)
 
 
@@ -96,20 +109,16 @@ def of_share(hits: NDArray[np.float64], n: NDArray[np.float64]) -> tuple[NDArray
     return low, high
 
 
-def of_entropy(
-    entropy: float, rows: NDArray[np.float64], bias: float, spread: float, most: float
-) -> tuple[float, float]:
+def of_entropy(entropy: float, error: float, bias: float, spread: float, most: float) -> tuple[float, float]:
     """Give the 95 % interval of an entropy estimated from frequencies (the plug-in estimate), in its own
     unit.
 
     With Σ over classes, the plug-in estimate is H + (mean of −log f(label) − H) − χ²/(2n) + …: a linear part,
-    whose error is that of a mean of ``rows``, and a part that is never positive, whose mean is −``bias`` and
+    with the standard ``error`` of a mean, and a part that is never positive, whose mean is −``bias`` and
     whose standard deviation is ``spread`` (Miller 1955 gave the bias). For even classes the linear part is
     zero and the second one is all there is. The interval stands about the corrected estimate, ends at
     ``most`` and is stretched downwards, where it must be, to hold the estimate itself.
     """
-    n = rows.size
-    error = math.sqrt(float(np.var(rows)) / n + spread**2)
-    half = float(ndtri(_TAIL)) * error
+    half = float(ndtri(_TAIL)) * math.sqrt(error**2 + spread**2)
     low = min(max(entropy + bias - half, 0.0), entropy)
     return low, max(min(entropy + bias + half, most), entropy)

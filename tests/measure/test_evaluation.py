@@ -13,9 +13,10 @@ from scipy.special import softmax
 import crossent.measure
 from crossent.errors import DataError
 from crossent.measure import Predictions, evaluate
+from crossent.measure.calibration.scaling import cross_fit_log
 from crossent.measure.likelihood import costs
-from crossent.measure.reliability import MOST_GROUPS, reliability
-from crossent.measure.slices import costliest, per_class
+from crossent.measure.reliability import MOST_GROUPS
+from crossent.measure.tally import Tally
 from crossent.record import Record
 
 RNG = np.random.default_rng(0)
@@ -43,14 +44,18 @@ def test_the_record_holds_what_its_page_says():
         "label_entropy": "bits",
         "information_gained": "bits",
         "skill": "share",
+        "perplexity": "1",
         "uncertainty": "nats",
         "discrimination": "nats",
         "miscalibration": "nats",
         "accuracy": "share",
+        "top_3_accuracy": "share",
         "brier": "1",
+        "ece": "1",
+        "smooth_ece": "1",
     }
     assert set(record.tables) == {"per_class", "costliest"}
-    assert set(record.curves) == {"reliability"}
+    assert set(record.curves) == {"reliability", "recalibrated", "reliability_null", "concentration"}
     assert record.facts["task"] == "multi-class"
     assert record.facts["classes"] == NAMES
     assert record.facts["rows"] == 400
@@ -97,9 +102,11 @@ def test_the_parts_are_those_of_the_cheaper_cross_fitted_calibrator():
     sure = P**2 / (P**2).sum(axis=1, keepdims=True)
     record = evaluate(sure, Y)
     loss = np.mean([-math.log(sure[i, Y[i]]) for i in range(400)])
+    rows = Predictions.from_arrays(sure, Y)
+    sample = Tally.like(rows, capacity=400).add(rows).sample  # all rows, in the order in which they were drawn
     best = min(
-        np.mean([-math.log(q[i, Y[i]]) for i in range(400)])
-        for q in (crossent.measure.cross_fit(sure, Y, kind) for kind in ("temperature", "temperature and bias"))
+        np.mean([-q[i, sample.labels[i]] for i in range(400)])
+        for q in (cross_fit_log(sample.logs, sample.labels, kind) for kind in ("temperature", "temperature and bias"))
     )
     assert record["miscalibration"].value == pytest.approx(loss - best, abs=1e-6)
     assert record["miscalibration"].low > 0
@@ -109,8 +116,8 @@ def test_the_parts_are_those_of_the_cheaper_cross_fitted_calibrator():
 
 def test_tables_against_loops():
     rows = Predictions.from_arrays(P, Y, NAMES, rows=[f"tree {i}" for i in range(400)])
-    cost = costs(rows.probabilities, rows.labels)
-    table, best = per_class(rows, cost), P.argmax(axis=1)
+    record = evaluate(rows)
+    table, best = record.tables["per_class"], P.argmax(axis=1)
     for c in range(4):
         mine = [i for i in range(400) if Y[i] == c]
         assert table["rows"][c] == len(mine)
@@ -120,7 +127,7 @@ def test_tables_against_loops():
         hits = sum(best[i] == c for i in mine)
         assert table["recall"][c] == hits / len(mine)
         assert table["precision"][c] == hits / sum(b == c for b in best)
-    worst = costliest(rows, cost)
+    worst, cost = record.tables["costliest"], costs(rows.probabilities, rows.labels)
     order = sorted(range(400), key=lambda i: -cost[i])[:20]
     assert worst["row"] == [f"tree {i}" for i in order]
     assert worst["label"] == [NAMES[Y[i]] for i in order]
@@ -130,11 +137,15 @@ def test_tables_against_loops():
 
 def test_equally_costly_rows_keep_their_order_and_absent_classes_are_none():
     rows = Predictions.from_arrays(np.full((30, 3), 1 / 3), [1] * 30)
-    table = costliest(rows, costs(rows.probabilities, rows.labels))
-    assert table["row"] == list(range(20))
-    classes = per_class(rows, costs(rows.probabilities, rows.labels))
+    record = evaluate(rows)
+    assert record.tables["costliest"]["row"] == list(range(20))
+    classes = record.tables["per_class"]
     assert classes["cross_entropy"][0] is None
     assert classes["precision"] == [0.0, None, None]
+
+
+def reliability(rows: Predictions):
+    return evaluate(rows).curves["reliability"]
 
 
 def test_reliability_groups_are_even_keep_ties_and_hold_the_diagonal():

@@ -86,15 +86,22 @@ def test_wilsons_ends_are_the_shares_a_score_test_just_rejects(hits, n):
 def test_entropys_interval_holds_the_entropy_of_even_and_uneven_classes():
     """Even classes: the estimate never exceeds the truth and is not normal; the interval must still hold."""
     rng = np.random.default_rng(3)
-    from crossent.measure.likelihood import label_entropy
+    from crossent.measure.means import label_entropy
     from crossent.measure.predictions import Predictions
+    from crossent.measure.tally import Tally
 
     for shares in ([0.5, 0.5], [0.1, 0.9], [0.1] * 10, [0.6, 0.2, 0.1, 0.05, 0.05]):
         truth, held, k = -sum(p * math.log(p) for p in shares), 0, len(shares)
         for _ in range(1000):
             y = rng.choice(k, size=300, p=shares)
-            rows = Predictions(np.full((300, k), 1 / k), y, list(map(str, range(k))), np.arange(300), "any")
-            found = label_entropy(rows)
+            rows = Predictions(
+                np.full((300, k), 1 / k),
+                y,
+                list(map(str, range(k))),
+                np.arange(300),
+                "binary" if k == 2 else "multi-class",
+            )
+            found = label_entropy(Tally.like(rows).add(rows).evidence())
             assert found.low <= found.value <= found.high
             held += found.low - 1e-12 <= truth <= found.high + 1e-12
         assert held >= 930, shares

@@ -9,13 +9,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
 
-from crossent.measure.likelihood import FLOOR, costs, errors, label_entropy, likelihood
+from crossent.measure import means
+from crossent.measure.likelihood import FLOOR, costs
 from crossent.measure.predictions import Predictions
+from crossent.measure.tally import Tally
 
 RNG = np.random.default_rng(0)
 P = RNG.dirichlet([0.4] * 5, size=300)
 Y = np.array([RNG.choice(5, p=row) for row in P])
 ROWS = Predictions.from_arrays(P, Y)
+
+
+def likelihood(rows: Predictions) -> dict:
+    tally = Tally.like(rows).add(rows)
+    return means.likelihood(tally.evidence(), tally.evidence(floored=True))
+
+
+def errors(rows: Predictions) -> dict:
+    return means.errors(Tally.like(rows).add(rows).evidence(), rows.task)
+
+
+def label_entropy(rows: Predictions):
+    return means.label_entropy(Tally.like(rows).add(rows).evidence())
 
 
 def by_mpmath(p, y):

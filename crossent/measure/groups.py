@@ -1,0 +1,139 @@
+"""Rows that belong together: one game's minute-by-minute forecasts, one document's tokens, one patient's visits.
+
+Such rows are not independent, and a variance has to be one of groups: with r_g the sum of a group's residuals, that of
+a sum is Σ r_g² (Liang & Zeger 1986, *Biometrika* 73, 13–22). For every quantity here the residual is linear in sums
+that are known by group, so that the groups' sums are all that is kept. While there are few groups each has its own
+line. Beyond ``most`` they go, by a hash, into that many buckets: a bucket of independent groups is one more independent
+group, so the variance stays right and only its own scatter grows, to √(2 / most) of itself.
+
+For the parts of the decomposition, whose residual hangs on the curve found at the end, a coarse histogram is kept for
+each of 64 folds of groups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossent.measure.cells import COARSE, Cells
+from crossent.measure.compensated import Compensated, summed
+from crossent.measure.hashing import hashed
+from crossent.measure.likelihood import Rows, distributions
+from crossent.measure.predictions import Predictions
+
+FOLDS = 64
+EXTRA = ("weight", "cost", "floored", "squared", "hit", "absolute", "bytes", "truth", "divergence")
+"""What is summed for each group beside the label's weight by class."""
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """Sums by group: ``keys`` uint64 (groups,), rising; ``sums`` (groups, classes + len(EXTRA)).
+
+    ``folded`` says that the lines are buckets of groups; ``folds`` is the histogram of each fold, for two classes.
+    """
+
+    most: int
+    keys: NDArray[np.uint64]
+    sums: Compensated
+    folded: bool = False
+    folds: Cells | None = None
+
+    @classmethod
+    def none(cls, classes: int) -> Groups:
+        """Give the sums of no groups; up to 4,096 are kept apart, fewer where there are many classes."""
+        most = 1 << max(6, min(12, (65536 // (classes + len(EXTRA))).bit_length() - 1))
+        folds = Cells.zeros(FOLDS, len(COARSE)) if classes == 2 else None
+        return cls(most, np.zeros(0, np.uint64), Compensated.zeros(0, classes + len(EXTRA)), False, folds)
+
+    def __len__(self) -> int:
+        return self.keys.size
+
+    def column(self, name: str) -> NDArray[np.float64]:
+        """One of EXTRA, by group."""
+        return self.sums.value[:, EXTRA.index(name) - len(EXTRA)]
+
+    def labels(self) -> NDArray[np.float64]:
+        """The weight of the labels, (groups, classes)."""
+        return self.sums.value[:, : -len(EXTRA)]
+
+    def __add__(self, other: Groups) -> Groups:
+        one, two = (self, other) if self.folded == other.folded else (self.fold(), other.fold())
+        keys = np.union1d(one.keys, two.keys)
+        total = _spread(one, keys) + _spread(two, keys)
+        folds = None if one.folds is None or two.folds is None else one.folds + two.folds
+        joined = Groups(self.most, keys, total, one.folded, folds)
+        return joined.fold() if keys.size > self.most else joined
+
+    def fold(self) -> Groups:
+        """Put the groups into buckets."""
+        if self.folded:
+            return self
+        bucket = self.keys % np.uint64(self.most)
+        keys, place = np.unique(bucket, return_inverse=True)
+        total = Compensated.zeros(keys.size, self.sums.high.shape[1])
+        # The groups of one bucket one after another: few meet, and each addition keeps its error.
+        rank = np.zeros(place.size, np.int64)
+        order = np.argsort(place, kind="stable")
+        starts = np.searchsorted(place[order], np.arange(keys.size))
+        rank[order] = np.arange(place.size) - starts[place[order]]
+        for turn in range(int(rank.max(initial=-1)) + 1):
+            here = np.flatnonzero(rank == turn)
+            part = Compensated.zeros(*total.high.shape)
+            part.high[place[here]] = self.sums.high[here]
+            np.asarray(part.low)[place[here]] = np.broadcast_to(self.sums.low, self.sums.high.shape)[here]
+            total = total + part
+        return replace(self, keys=keys, sums=total, folded=True)
+
+    @classmethod
+    def of(cls, batch: Predictions, rows: Rows) -> Groups:
+        """Add up a batch by group."""
+        assert batch.groups is not None
+        n, k, w = len(batch), batch.probabilities.shape[1], batch.weights
+        one = np.ones(n) if w is None else w
+        number = hashed(batch.groups)
+        keys, code = np.unique(number, return_inverse=True)
+        empty = cls.none(k)
+
+        def total(x: NDArray[np.float64]) -> NDArray[np.float64]:
+            return summed(code, one * x, keys.size)
+
+        if batch.labels.dtype.kind == "f":
+            labels = [total(share) for share in distributions(batch.labels, k).T]
+        else:
+            labels = list(np.bincount(code * k + batch.labels, one, minlength=keys.size * k).reshape(-1, k).T)
+        finite, nothing = np.where(np.isfinite(rows.cost), rows.cost, 0.0), np.zeros(n)
+        extra = {
+            "weight": np.ones(n),
+            "cost": finite,
+            "floored": rows.floored,
+            "squared": rows.squared,
+            "hit": rows.hit,
+            "absolute": nothing if rows.absolute is None else rows.absolute,
+            "bytes": nothing if batch.bytes is None else batch.bytes.astype(np.float64),
+            "truth": nothing if rows.truth is None else rows.truth,
+            "divergence": nothing if rows.truth is None else finite - rows.truth,
+        }
+        sums = np.stack([*labels, *(total(extra[name]) for name in EXTRA)], axis=1)
+        folds = None
+        if empty.folds is not None:
+            p = batch.probabilities
+            place = COARSE.place(p[:, 1], p[:, 0]) + (number % np.uint64(FOLDS)).astype(np.int64) * len(COARSE)
+            y = batch.labels if batch.labels.ndim == 1 else batch.labels[:, 1]
+            flat = Cells.of(place, FOLDS * len(COARSE), p[:, 1], y, w)
+            shape = (FOLDS, len(COARSE))
+            square = None if flat.square is None else flat.square.reshape(3, *shape)
+            folds = Cells(flat.weight.reshape(shape), flat.label.reshape(shape), flat.prediction.reshape(shape), square)
+        found = cls(empty.most, keys, Compensated(sums, np.zeros_like(sums)), False, folds)
+        return found.fold() if keys.size > found.most else found
+
+
+def _spread(groups: Groups, keys: NDArray[np.uint64]) -> Compensated:
+    """The same sums on the lines of ``keys``, which hold all of the groups' own."""
+    place = np.searchsorted(keys, groups.keys)
+    wide = Compensated.zeros(keys.size, groups.sums.high.shape[1])
+    wide.high[place] = groups.sums.high
+    np.asarray(wide.low)[place] = groups.sums.low
+    return wide

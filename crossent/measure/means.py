@@ -1,0 +1,385 @@
+"""Cross-entropy and its relatives, from sums: their values and their intervals.
+
+**One road to every interval.** Each quantity here is, to first order, a mean of terms
+
+    t_i = α cost_i + v(label_i),        v(y) = Σ_c y_c v_c,
+
+with α and v found at the end. ``Evidence.spread`` gives Σ r² and Σ r³ of the residuals r = w (t − mean) from what a
+tally keeps: from the moments by class; for labels that are shares of two classes from the cells, in which a cost is
+linear in the label, and for distributions over more from the sample of rows; and, where rows come in groups, from the
+groups' sums, r then being a group's.
+
+**The yardstick.** Someone who knows only the frequencies f_c of the labels in these rows pays the label
+entropy, H = −Σ_c f_c log f_c, which is the mean of the rows' costs under f. So information gained, H −
+cross-entropy, is a mean of differences row by row, and its interval comes from those differences: the hard
+rows, hard for both, cancel. The derivative of H by f, through which sampling moves H, gives exactly the same
+rows (delta method).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import entr
+
+from crossent.measure import interval
+from crossent.measure.cells import Cells
+from crossent.measure.groups import Groups
+from crossent.measure.likelihood import TOPS, costs_of_logs, distributions
+from crossent.measure.sample import Sample
+from crossent.measure.sums import FLOORED, POWERS, RARE, USUAL, Sums
+from crossent.record import Number
+
+_Float = NDArray[np.float64]
+_AGREE = 64 * np.finfo(float).eps  # a variance below this share of the mean square is rounding
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Σ r² and Σ r³ of independent residuals, the weight they are of, and their number less one (interval.of_sums)."""
+
+    second: float
+    third: float
+    total: float
+    freedom: float
+
+    def interval(self, value: float) -> interval.Interval:
+        """The 95 % interval about ``value``."""
+        return interval.of_sums(value, self.second, self.third, self.total, self.freedom)
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What one set of rows leaves behind; a ``floor`` asks for the costs under it, which must be those that were
+    summed.
+    """
+
+    sums: Sums
+    which: int = 0
+    cells: Cells | None = None
+    sample: Sample | None = None
+    groups: Groups | None = None
+    floor: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.n == 0:
+            raise ValueError("there are no rows in this tally, so that nothing can be said of them.")
+
+    @property
+    def n(self) -> int:
+        """Rows."""
+        return self.sums.count("rows", self.which)
+
+    @property
+    def impossible(self) -> int:
+        """Rows whose label had probability 0."""
+        return self.sums.count("impossible", self.which)
+
+    @property
+    def moments(self) -> _Float:
+        """Σ w^j cost^i, (classes, powers)."""
+        kept = self.sums.total("cost", self.which)
+        return kept[USUAL] + kept[RARE if self.floor is None else FLOORED]
+
+    @property
+    def weight(self) -> float:
+        """Σ w."""
+        return float(self.squares_of_weight()[0])
+
+    def squares_of_weight(self) -> _Float:
+        """Σ w, Σ w², Σ w³ over all rows."""
+        kept = self.sums.total("squared", self.which)
+        return kept[[POWERS.index((j, 0)) for j in (1, 2, 3)]]
+
+    @property
+    def effective(self) -> float:
+        """How many rows of equal weight (or groups of equal size) would tell as much: (Σ w)² / Σ w²."""
+        if self.groups is not None:
+            mine = self.groups.column("weight")
+            return float(mine.sum() ** 2 / (mine * mine).sum())
+        one, two, _ = self.squares_of_weight()
+        return float(one * one / two)
+
+    @property
+    def cross_entropy(self) -> float:
+        """The mean cost in nats."""
+        if self.impossible and self.floor is None:
+            return math.inf
+        return float(self.moments[:, POWERS.index((1, 1))].sum()) / self.weight
+
+    @property
+    def frequencies(self) -> _Float:
+        """How often each class came, (classes,)."""
+        return self.sums.total("label", self.which) / self.weight
+
+    @property
+    def entropy(self) -> float:
+        """The plug-in entropy of the labels' frequencies, nats."""
+        return max(float(entr(self.frequencies).sum()), 0.0)
+
+    def cost_under_frequencies(self) -> _Float:
+        """−log f by class; 0 for a class that never came, which is never looked up."""
+        shares = self.frequencies
+        return -np.log(np.where(shares > 0, shares, 1.0)) + 0.0
+
+    def spread(self, alpha: float, v: _Float, mean: float) -> Spread | None:
+        """Give the spread of the terms α cost + v(label), whose mean is ``mean``; None where all terms agree."""
+        if self.groups is not None:
+            cost = self.groups.column("cost" if self.floor is None else "floored")
+            return of_groups(alpha * cost + self.groups.labels() @ v, self.groups, mean)
+        freedom = self.effective - 1
+        if not self.sums.layout.soft:
+            m, d = self.moments, v - mean
+            second = alpha**2 * m[:, 4] + 2 * alpha * d * m[:, 3] + d * d * m[:, 2]
+            third = alpha**3 * m[:, 8] + 3 * alpha**2 * d * m[:, 7] + 3 * alpha * d * d * m[:, 6] + d**3 * m[:, 5]
+            size = alpha**2 * m[:, 4].sum() + (v * v * m[:, 2]).sum()
+            if second.sum() <= _AGREE * size:
+                return None
+            return Spread(float(second.sum()), float(third.sum()), self.weight, freedom)
+        if not v.any():
+            m = self.moments[0]
+            return of_moments(m * np.array([alpha**i for _, i in POWERS]), mean, self.weight, freedom)
+        if self.cells is not None:
+            scatter, size = of_cells(self.cells, *self._terms_of_cells(alpha, v), mean)
+            return Spread(scatter, 0.0, self.weight, freedom) if scatter > _AGREE * size else None
+        if self.sample is None:
+            return None  # a slice of labels that are shares: its means are known, how they vary together is not
+        terms = alpha * self._cost_of_sample() + distributions(self.sample.labels, v.size) @ v
+        squares = self.sample.weights**2
+        scatter = float(np.sum(squares * (terms - mean) ** 2))
+        if scatter <= _AGREE * float(np.sum(squares * terms**2)):
+            return None
+        return Spread(scatter * float(self.squares_of_weight()[1] / squares.sum()), 0.0, self.weight, freedom)
+
+    def _terms_of_cells(self, alpha: float, v: _Float) -> tuple[_Float, _Float]:
+        """The term of a row of each cell whose label is 0, and by how much it is greater where it is 1."""
+        assert self.cells is not None
+        zero, one = costs_of_cells(self.cells)
+        return alpha * zero + v[0], alpha * (one - zero) + v[1] - v[0]
+
+    def _cost_of_sample(self) -> _Float:
+        assert self.sample is not None
+        return self.sample.floored if self.floor is not None else costs_of_logs(self.sample.logs, self.sample.labels)
+
+    def variances_of_frequencies(self) -> _Float:
+        """The variance of each entry of ``frequencies``, (classes,)."""
+        f = self.frequencies
+        if self.groups is not None:
+            residual = self.groups.labels() - f * self.groups.column("weight")[:, None]
+            return (residual**2).sum(axis=0) / self.weight**2
+        if not self.sums.layout.soft:
+            two = self.moments[:, POWERS.index((2, 0))]
+            return np.maximum(two * (1 - 2 * f) + f * f * two.sum(), 0.0) / self.weight**2
+        if self.cells is not None:
+            two, y, yy = self.cells.squares.sum(axis=-1)
+            own = max(float(yy - 2 * f[1] * y + f[1] ** 2 * two), 0.0) / self.weight**2
+            return np.array([own, own])
+        if self.sample is None:
+            return np.zeros(f.size)
+        squares = self.sample.weights**2
+        off = (distributions(self.sample.labels, f.size) - f) ** 2
+        return off.T @ squares * (self.squares_of_weight()[1] / squares.sum()) / self.weight**2
+
+
+def costs_of_cells(cells: Cells) -> tuple[_Float, _Float]:
+    """What a label of 0, and of 1, costs under the mean prediction of each cell; 0 for cells without rows."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = np.where(cells.weight > 0, cells.prediction / cells.weight, 0.5)
+        zero, one = -np.log1p(-np.minimum(p, 1.0)), -np.log(p)
+    # An infinite cost that nobody paid counts nothing; one that was paid is not asked for here.
+    return np.where(np.isfinite(zero), zero, 0.0), np.where(np.isfinite(one), one, 0.0)
+
+
+def of_cells(cells: Cells, a: _Float, b: _Float, mean: float) -> tuple[float, float]:
+    """Σ w² (a + b y − mean)² over the rows of all cells, and the same about 0."""
+    two, y, yy = cells.squares
+    d = a - mean
+    second = float(np.sum(d * d * two + 2 * d * b * y + b * b * yy))
+    return max(second, 0.0), float(np.sum(a * a * two + 2 * a * b * y + b * b * yy))
+
+
+def of_moments(m: _Float, mean: float, weight: float, freedom: float) -> Spread | None:
+    """Give the spread of a quantity with the moments ``m`` (powers,) about its mean."""
+    second = m[4] - 2 * mean * m[3] + mean**2 * m[2]
+    third = m[8] - 3 * mean * m[7] + 3 * mean**2 * m[6] - mean**3 * m[5]
+    return Spread(float(second), float(third), weight, freedom) if second > _AGREE * m[4] else None
+
+
+def of_groups(sums: _Float, groups: Groups, mean: float) -> Spread | None:
+    """Give the spread of a quantity whose weighted sums by group are ``sums``: the estimator CR2 (``cluster``)."""
+    return clustered(sums - mean * groups.column("weight"), groups.column("weight"), float(np.sum(sums**2)))
+
+
+def clustered(residual: _Float, weight: _Float, size: float) -> Spread | None:
+    """Give the spread of independent groups with these residuals and weights; ``size`` is what rounding is held to."""
+    total = float(weight.sum())
+    here = weight > 0
+    h, residual = weight[here] / total, residual[here]
+    if h.size < 2 or float(np.sum(residual**2)) <= _AGREE * size:
+        return None
+    pulls = residual / np.sqrt(1 - h)
+    q = h * h / (1 - h)
+    freedom = 1 / float(np.sum(h * h) + q.sum() ** 2 - np.sum(q * q))
+    # of_sums widens by one degree of freedom, which the leverages have done already.
+    second = float(np.sum(pulls**2)) / (1 + 1 / freedom)
+    third = float(np.sum(pulls**3)) / (1 + 1 / freedom) ** 1.5
+    return Spread(second, third, total, freedom)
+
+
+def _number(value: float, unit: str, spread: Spread | None, n: int, least: float = -math.inf) -> Number:
+    ends = None if spread is None else spread.interval(value)
+    return Number(value, unit, n=n) if ends is None else Number(value, unit, max(ends[0], least), ends[1], n)
+
+
+def cross_entropy(of: Evidence) -> Number:
+    """The mean of the costs, nats, with Hall's interval."""
+    value = of.cross_entropy
+    spread = of.spread(1.0, np.zeros(of.sums.layout.classes), value) if math.isfinite(value) else None
+    return _number(value, "nats", spread, of.n, least=0.0)
+
+
+def label_entropy(of: Evidence) -> Number:
+    """Estimate the entropy of the labels, in nats: that of their own frequencies, the plug-in estimate.
+
+    It is low by (k − 1)/(2n) nats in expectation, with k the classes that came (Miller 1955), because
+    frequencies fit the rows they were counted on: in general by Σ_c Var(f_c) / (2 f_c), which also holds for weights,
+    shares and groups. The interval allows for that; the value is left as it is,
+    so that information gained is the difference of two figures that stand in the record.
+    """
+    shares, value = of.frequencies, of.entropy
+    came = shares > 0
+    bias = float(np.sum(of.variances_of_frequencies()[came] / shares[came])) / 2
+    if of.n < 2 or bias <= 0 or np.count_nonzero(came) < 2:
+        return Number(value, "nats", n=of.n)
+    error = 0.0
+    if spread := of.spread(0.0, of.cost_under_frequencies(), value):
+        error = math.sqrt(spread.second) / spread.total
+    room = bias * math.sqrt(2 / (np.count_nonzero(came) - 1))
+    low, high = interval.of_entropy(value, error, bias, room, most=math.log(shares.size))
+    return Number(value, "nats", low, high, of.n)
+
+
+def likelihood(of: Evidence, floored: Evidence) -> dict[str, Number]:
+    """Measure cross-entropy, what it is worth beside the label entropy, and how many rows were called
+    impossible.
+
+    Skill is 1 − C/H, C the cross-entropy and H the label entropy of the same rows; its interval is that of
+    the mean of −c_i/H + C h_i/H², the derivative of the ratio by the two means (delta method). Without skill
+    where H is 0. Perplexity is exp(C), its interval that of C. Where labels are distributions, ``truth_entropy`` is the
+    mean of their own entropies, which no model can go below, and ``kl_divergence`` what the model loses beyond it.
+    """
+    n = of.n
+    loss, entropy = cross_entropy(of), label_entropy(of)
+    found = {"cross_entropy": loss, "cross_entropy_bits": loss.to("bits")}
+    if of.impossible:
+        found["cross_entropy_floored"] = cross_entropy(floored)
+    found["impossible_rows"] = Number(of.impossible, "rows", n=n)
+    found["label_entropy"] = entropy.to("bits")
+    own, finite = of.cost_under_frequencies(), math.isfinite(loss.value)
+    gain = entropy.value - loss.value
+    found["information_gained"] = _number(gain, "nats", of.spread(-1.0, own, gain) if finite else None, n).to("bits")
+    if entropy.value > 0:
+        value, h = 1 - loss.value / entropy.value, entropy.value
+        terms = own * (loss.value / h**2) if finite else own
+        ends = None
+        if finite and (spread := of.spread(-1 / h, terms, 0.0)):
+            ends = spread.interval(value)
+        low, high = ends or (None, None)
+        found["skill"] = Number(value, "share", low, high, n)
+    found["perplexity"] = Number(
+        math.exp(min(loss.value, 709.0)) if finite else math.inf, "1", _exp(loss.low), _exp(loss.high), n
+    )
+    return found
+
+
+def _exp(x: float | None) -> float | None:
+    return None if x is None else math.exp(min(x, 709.0))  # beyond, float64 ends
+
+
+def truth(of: Evidence) -> dict[str, Number]:
+    """Give the entropy of labels that are distributions, and the KL divergence of the model from them; else nothing."""
+    if not of.sums.layout.soft:
+        return {}
+    apart = Number(math.inf, "nats", n=of.n) if of.impossible else _mean(of, "divergence", "nats")
+    return {"truth_entropy": _mean(of, "truth", "nats"), "kl_divergence": apart}
+
+
+def bits_per_byte(of: Evidence) -> dict[str, Number]:
+    """Give the cost in bits for each byte that was predicted, where lengths came with every row; else nothing.
+
+    A ratio of two sums, with the interval of the mean of its residuals cost − ratio · bytes.
+    """
+    if of.sums.count("measured in bytes", of.which) < of.n:
+        return {}
+    total, squares, both = of.sums.total("bytes", of.which)
+    if total <= 0:
+        return {}
+    value = of.cross_entropy * of.weight / total
+    ends = None
+    if math.isfinite(value):
+        if of.groups is not None:
+            cost, length = of.groups.column("cost"), of.groups.column("bytes")
+            spread = clustered(cost - value * length, length, float(np.sum(cost**2)))
+        else:
+            second = float(of.moments[:, POWERS.index((2, 2))].sum() - 2 * value * both + value**2 * squares)
+            spread = Spread(second, 0.0, float(total), of.effective - 1)
+        ends = None if spread is None else spread.interval(value)
+    low, high = ends or (None, None)
+    return {"bits_per_byte": Number(value, "nats", None if low is None else max(low, 0.0), high, of.n).to("bits")}
+
+
+def errors(of: Evidence, task: str) -> dict[str, Number]:
+    """Measure how far off predictions are, in the units people ask for beside the log loss.
+
+    Classes: accuracy, the share of rows whose most probable class came (of equal ones, the first), with
+    Wilson's interval; the same for the 3 and the 5 most probable classes; and the Brier score (1950), the mean of
+    Σ_c (p_c − y_c)², or (p − y)² for two classes,
+    which is half that sum and what scikit-learn calls Brier too. A range: mean absolute and root mean squared
+    error of the predicted mean, in the target's own unit; the interval of the latter is the root of the
+    square's.
+    """
+    if task == "range":
+        absolute, squared = _mean(of, "absolute", "target"), _mean(of, "squared", "target")
+        root = [None if end is None else math.sqrt(end) for end in (squared.low, squared.high)]
+        return {"mae": absolute, "rmse": Number(math.sqrt(squared.value), "target", root[0], root[1], of.n)}
+    found = {"accuracy": _accuracy(of)}
+    if of.sums.layout.classes > TOPS[0]:
+        for k, hits in zip(TOPS, of.sums.total("top", of.which), strict=True):
+            if of.sums.layout.classes > k:
+                found[f"top_{k}_accuracy"] = _share(of, float(hits) / of.weight, _design(of))
+    return found | {"brier": _mean(of, "squared", "1")}
+
+
+def _mean(of: Evidence, name: str, unit: str) -> Number:
+    m = of.sums.total(name, of.which)
+    mean = float(m[1]) / of.weight
+    if of.groups is not None:
+        return _number(mean, unit, of_groups(of.groups.column(name), of.groups, mean), of.n, least=0.0)
+    return _number(mean, unit, of_moments(m, mean, of.weight, of.effective - 1), of.n, least=0.0)
+
+
+def _design(of: Evidence) -> float:
+    """How many independent rows a share of hits rests on: its binomial variance over that of weights and groups."""
+    one, two, three = of.sums.total("hit", of.which)
+    share = float(one) / of.weight
+    if of.groups is not None:
+        residual = of.groups.column("hit") - share * of.groups.column("weight")
+        variance = float(np.sum(residual**2)) / of.weight**2
+    else:
+        variance = float(three - 2 * share * two + share**2 * of.squares_of_weight()[1]) / of.weight**2
+    if variance <= 0 or not 0 < share < 1:
+        return of.effective
+    return share * (1 - share) / variance
+
+
+def _accuracy(of: Evidence) -> Number:
+    return _share(of, float(of.sums.total("hit", of.which)[0]) / of.weight, _design(of))
+
+
+def _share(of: Evidence, share: float, independent: float) -> Number:
+    """Wilson's interval with as many rows as the share's own variance says."""
+    low, high = interval.of_share(np.array(share * independent), np.array(independent))
+    return Number(share, "share", float(low), float(high), of.n)

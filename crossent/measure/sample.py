@@ -1,0 +1,86 @@
+"""A sample of rows that is the same however the stream was split.
+
+Every row gets a number by a hash of its id and its label's probability, and the ``capacity`` rows with the smallest
+numbers are kept (bottom-k sampling, Cohen & Kaplan 2007). The smallest of a union are the smallest of the smallest, so
+two samples merge into that of all rows. It is what a recalibration of many classes is fitted on: of data up to the
+capacity it holds every row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossent.measure.hashing import hashed, mixed
+from crossent.measure.likelihood import Rows
+from crossent.measure.predictions import Predictions
+
+_Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """The rows drawn, in rising order of their numbers ``keys`` uint64.
+
+    ``logs`` (rows, classes) log-probabilities; ``labels`` int64 (rows,) or float64 (rows, classes); ``weights``;
+    ``floored``, the cost under the floor; ``groups`` uint64, 0 where there are none.
+    """
+
+    capacity: int
+    keys: NDArray[np.uint64]
+    logs: _Float
+    labels: NDArray[np.int64] | _Float
+    weights: _Float
+    floored: _Float
+    groups: NDArray[np.uint64]
+
+    @classmethod
+    def none(cls, capacity: int, classes: int, soft: bool) -> Sample:
+        """Give the sample of no rows."""
+        labels = np.zeros((0, classes)) if soft else np.zeros(0, np.int64)
+        whole = np.zeros(0, np.uint64)
+        return cls(capacity, whole, np.zeros((0, classes)), labels, np.zeros(0), np.zeros(0), whole)
+
+    def __len__(self) -> int:
+        return self.keys.size
+
+    @classmethod
+    def of(cls, capacity: int, batch: Predictions, rows: Rows, below: np.uint64 | None = None) -> Sample:
+        """Draw from a batch; rows whose number is not ``below`` are known to be of no use."""
+        keys = mixed(hashed(batch.rows) ^ hashed(rows.floored))
+        here = np.arange(keys.size) if below is None else np.flatnonzero(keys < below)
+        if here.size > capacity:
+            here = here[np.argpartition(keys[here], capacity - 1)[:capacity]]
+        with np.errstate(divide="ignore"):
+            logs = (
+                np.log(batch.probabilities[here]) if batch.log_probabilities is None else batch.log_probabilities[here]
+            )
+        weights = np.ones(here.size) if batch.weights is None else batch.weights[here]
+        groups = np.zeros(here.size, np.uint64) if batch.groups is None else hashed(batch.groups[here])
+        found = cls(capacity, keys[here], logs, batch.labels[here], weights, rows.floored[here], groups)
+        return found._kept(np.arange(here.size))
+
+    def __add__(self, other: Sample) -> Sample:
+        if not len(self) or not len(other):
+            return other if not len(self) else self
+        joined = {
+            field.name: np.concatenate([getattr(self, field.name), getattr(other, field.name)])
+            for field in fields(self)
+            if field.name != "capacity"
+        }
+        return Sample(self.capacity, **joined)._kept(np.arange(len(self) + len(other)))
+
+    def _kept(self, which: NDArray[np.int64]) -> Sample:
+        """The smallest numbers among ``which``; of equal ones, which are equal rows, either."""
+        order = which[np.lexsort((self.floored[which], self.keys[which]))][: self.capacity]
+        return Sample(
+            self.capacity, self.keys[order], self.logs[order], self.labels[order],
+            self.weights[order], self.floored[order], self.groups[order],
+        )  # fmt: skip
+
+    @property
+    def highest(self) -> np.uint64 | None:
+        """The number that a row must be below to enter; None while there is room."""
+        return self.keys[-1] if len(self) == self.capacity else None

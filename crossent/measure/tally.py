@@ -1,0 +1,279 @@
+"""One pass over any number of rows, and all that is said of them: a value of fixed size that adds up.
+
+A ``Tally`` of no rows, one for each batch, ``merge``: in any order, in any grouping, in several processes, the numbers
+are the same to 10⁻¹². Whatever is not a sum was made into one. Moments of cost and weight by class give every mean and
+its interval (``sums``, ``means``); a histogram of predictions gives the calibrated curve and with it the decomposition
+(``cells``, ``isotonic``); a histogram of costs gives the concentration; the costliest rows and a sample of rows drawn
+by a hash are the largest, and the smallest, of a union (``slices``, ``sample``); rows in groups are summed by group
+(``groups``).
+
+    state                 two classes      ten classes     grows with
+    sums                         1 kB             3 kB     classes
+    cells                      400 kB           300 kB     -
+    sample                          -           450 kB     its capacity
+    groups, if given           600 kB           560 kB     -
+    a column of slices       400 B each         3 kB each  classes, values of the column (1,000 at most)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossent.errors import DataError
+from crossent.measure.cells import COST_GRID, FINE, Cells, Grid, grid_for, place_of_cost
+from crossent.measure.compensated import Compensated
+from crossent.measure.decomposition import Calibrated, isotonic_parts, joint_parts
+from crossent.measure.groups import Groups
+from crossent.measure.likelihood import FLOOR, Rows, distributions
+from crossent.measure.means import Evidence, bits_per_byte, errors, likelihood, truth
+from crossent.measure.predictions import Predictions
+from crossent.measure.reliability import expected_calibration_error, smooth_calibration_error
+from crossent.measure.sample import Sample
+from crossent.measure.slices import COSTLIEST, Costly, Slices, costliest_of
+from crossent.measure.sums import Layout, Sums
+from crossent.record import Number
+
+CHUNK = 1 << 16
+"""Rows that are worked on at a time, so that what is made of them stays in the cache."""
+
+BINS = 15
+MOST_BY_CLASS = 1000
+_SAMPLE_FLOATS = 1 << 16
+
+
+@dataclass(frozen=True, eq=False)
+class Tally:
+    """All that is kept of the rows so far. ``Tally(task, classes)`` is that of none, the identity of ``merge``.
+
+    ``task`` is "binary", "multi-class", "range" or "text", as in ``Predictions``; ``classes`` their names (none for a
+    range); ``soft`` says that labels are shares of the classes and not one of them; ``low`` and ``high`` are the range;
+    ``floor`` is that of the floored costs; ``capacity`` how many rows the sample may hold, where one is kept.
+
+    >>> whole = Predictions.from_arrays([0.9, 0.2, 0.6, 0.3], [1, 0, 1, 0])
+    >>> tally = Tally.like(whole).add(whole)
+    >>> print(tally.value()["cross_entropy"])
+    0.299 nats (0.041 to 0.603)
+    >>> part = Predictions.from_arrays([0.9, 0.2], [1, 0]), Predictions.from_arrays([0.6, 0.3], [1, 0])
+    >>> other = Tally.like(whole).add(part[0]).merge(Tally.like(whole).add(part[1]))
+    >>> bool(abs(other.value()["cross_entropy"].value - tally.value()["cross_entropy"].value) < 1e-15)
+    True
+    """
+
+    task: str
+    classes: tuple[str, ...] = ()
+    soft: bool = False
+    low: float | None = None
+    high: float | None = None
+    floor: float = FLOOR
+    capacity: int | None = None
+    sums: Sums = field(default=None)  # type: ignore[assignment]
+    cells: Cells | None = None
+    confidence: Cells | None = None
+    bins: Compensated = field(default_factory=lambda: Compensated.zeros(3, BINS))
+    by_cost: Compensated = field(default_factory=lambda: Compensated.zeros(2, math.prod(COST_GRID)))
+    costliest: tuple[Costly, ...] = ()
+    sample: Sample | None = None
+    groups: Groups | None = None
+    slices: dict[str, Slices] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.sums is not None:
+            return
+        columns = len(self.classes) if self.task == "multi-class" else 2
+
+        def start(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
+        start("sums", Sums.zeros(Layout(columns, self.soft)))
+        if self.task in ("binary", "range"):
+            start("cells", Cells.zeros(len(FINE)))
+        elif self.task == "multi-class":
+            start("confidence", Cells.zeros(len(_CONFIDENCE)))
+            if columns <= MOST_BY_CLASS:
+                start("cells", Cells.zeros(columns, len(grid_for(columns))))
+            room = self.capacity or max(64, _SAMPLE_FLOATS // (columns + 4))
+            start("sample", Sample.none(room, columns, self.soft))
+
+    @classmethod
+    def like(cls, batch: Predictions, floor: float = FLOOR, capacity: int | None = None) -> Tally:
+        """Give the tally of no rows for batches such as this one."""
+        soft = batch.labels.dtype.kind == "f"
+        return cls(batch.task, tuple(batch.classes), soft, batch.low, batch.high, floor, capacity)
+
+    @property
+    def rows(self) -> int:
+        """How many rows were added."""
+        return self.sums.count("rows")
+
+    def add(self, batch: Predictions) -> Tally:
+        """Give the tally of these rows too. Cost: some 100 ns for a row of two classes, 500 ns for one of ten."""
+        self._fits(batch.task, tuple(batch.classes), (batch.low, batch.high), batch.labels.dtype.kind == "f")
+        found = self
+        for begin in range(0, len(batch), CHUNK):
+            found = found.merge(found._of(_part(batch, slice(begin, begin + CHUNK))))
+        return found
+
+    def _of(self, batch: Predictions) -> Tally:
+        """The tally of one chunk alone, without rows that could not stay beside those that are here already."""
+        rows, w, p = Rows.of(batch, self.floor), batch.weights, batch.probabilities
+        labels = batch.labels
+        if self.soft:
+            labels = distributions(labels, p.shape[1])
+            labels = labels[:, 1] if p.shape[1] == 2 else labels
+        sums = Sums.of(self.sums.layout, batch, rows, None)
+        cells, confidence, sample, bins = None, None, None, np.zeros((3, BINS))
+        if self.task in ("binary", "range"):
+            came = labels if self.soft else labels == 1
+            cells = Cells.of(FINE.place(p[:, 1], p[:, 0]), len(FINE), p[:, 1], came, w)
+            bins = _bins(p[:, 1], labels, w)
+        elif self.task == "multi-class":
+            peak = p[np.arange(len(batch)), rows.predicted]
+            hit = rows.hit if self.soft else rows.hit > 0
+            confidence = Cells.of(_CONFIDENCE.place(peak, 1 - peak), len(_CONFIDENCE), peak, hit, w)
+            bins = _bins(peak, rows.hit, w)
+            if self.cells is not None:
+                grid = grid_for(p.shape[1])
+                each = []
+                for c in range(p.shape[1]):
+                    column = np.ascontiguousarray(p[:, c])
+                    came = labels[:, c] if self.soft else labels == c
+                    each.append(Cells.of(grid.place(column, 1 - column), len(grid), column, came, w))
+                cells = Cells.stack(each)
+            assert self.sample is not None
+            kept = batch if not self.soft else replace(batch, labels=labels)
+            sample = Sample.of(self.sample.capacity, kept, rows, self.sample.highest)
+        finite = rows.cost if not sums.count("impossible") else np.where(np.isfinite(rows.cost), rows.cost, 0.0)
+        place = place_of_cost(finite)
+        weight = np.bincount(place, w, minlength=math.prod(COST_GRID)).astype(np.float64)
+        cost = np.bincount(place, finite if w is None else w * finite, minlength=weight.size)
+        least = -self.costliest[-1][0] if len(self.costliest) == COSTLIEST else -math.inf
+        return replace(
+            self,
+            sums=sums,
+            cells=cells,
+            confidence=confidence,
+            bins=Compensated(bins, np.zeros_like(bins)),
+            by_cost=Compensated(np.stack([weight, cost]), np.zeros((2, weight.size))),
+            costliest=costliest_of(batch, rows, least),
+            sample=sample,
+            groups=None if batch.groups is None else Groups.of(batch, rows),
+            slices={name: Slices.of(name, self.sums.layout, batch, rows) for name in batch.slices},
+        )
+
+    def merge(self, other: Tally) -> Tally:
+        """Give the tally of the rows of both."""
+        self._fits(other.task, other.classes, (other.low, other.high), other.soft)
+        if self.floor != other.floor:
+            raise DataError(f"one tally has the floor {self.floor:g} and the other {other.floor:g}: choose one.")
+        if not other.rows or not self.rows:
+            return self if self.rows else other
+        for what, mine, theirs in (
+            ("groups", self.groups is not None, other.groups is not None),
+            ("slices " + ", ".join(self.slices), sorted(self.slices), sorted(other.slices)),
+        ):
+            if mine != theirs:
+                raise DataError(f"some rows came with {what} and some without: give them for all rows or for none.")
+        return replace(
+            self,
+            sums=self.sums + other.sums,
+            cells=_both(self.cells, other.cells),
+            confidence=_both(self.confidence, other.confidence),
+            bins=self.bins + other.bins,
+            by_cost=self.by_cost + other.by_cost,
+            costliest=tuple(sorted(self.costliest + other.costliest))[:COSTLIEST],
+            sample=_both(self.sample, other.sample),
+            groups=_both(self.groups, other.groups),
+            slices={name: part.merge(name, other.slices[name]) for name, part in self.slices.items()},
+        )
+
+    def _fits(self, task: str, classes: tuple[str, ...], ends: tuple[float | None, float | None], soft: bool) -> None:
+        if (task, classes, ends) != (self.task, self.classes, (self.low, self.high)):
+            raise DataError(
+                f"a tally of the task {self.task!r} with classes {list(self.classes)} and range "
+                f"{(self.low, self.high)} cannot take rows of the task {task!r} with classes {list(classes)} and range "
+                f"{ends}."
+            )
+        if soft and not self.soft:
+            raise DataError("some labels are distributions and some are classes: give distributions for all rows.")
+
+    def evidence(self, floored: bool = False) -> Evidence:
+        """Everything that means and their intervals are made from."""
+        cells = self.cells if self.task in ("binary", "range") else None
+        return Evidence(self.sums, 0, cells, self.sample, self.groups, self.floor if floored else None)
+
+    def parts(self) -> tuple[dict[str, Number], str, Calibrated | None]:
+        """Give the decomposition, a sentence on the calibrated model, and that model on its cells.
+
+        If a label had probability 0 the parts are those of the floored probabilities, as ``cross_entropy_floored`` is.
+        """
+        of = self.evidence(floored=self.sums.count("impossible") > 0)
+        if self.task == "multi-class":
+            assert self.confidence is not None
+            return *joint_parts(of), Calibrated.of(self.confidence, keep=True)
+        assert self.cells is not None
+        calibrated = Calibrated.of(self.cells, self.groups, keep=True)
+        return *isotonic_parts(of, calibrated), calibrated
+
+    def impossible(self) -> float:
+        """The weight of the rows whose label had probability 0."""
+        rare, floored = self.sums.total("cost")[1:, :, 0].sum(axis=1)
+        return float(floored - rare) if self.sums.count("impossible") else 0.0
+
+    def value(self) -> dict[str, Number]:
+        """Give every number by name. Cost: that of the recalibration, a second or so; nothing that grows with rows."""
+        return self.numbers(self.parts()[0] if self.task != "text" else {})
+
+    def numbers(self, parts: dict[str, Number]) -> dict[str, Number]:
+        """Give every number by name, the parts of the decomposition among them."""
+        of = self.evidence()
+        found = likelihood(of, self.evidence(floored=True)) | bits_per_byte(of)
+        if self.task == "text":
+            for name in ("label_entropy", "information_gained", "skill", "perplexity"):
+                found.pop(name, None)
+            return found
+        found |= truth(of) | parts | errors(of, self.task)
+        cells = self.cells if self.task != "multi-class" else self.confidence
+        assert cells is not None
+        found["ece"] = Number(expected_calibration_error(self.bins.value), "1", n=of.n)
+        found["smooth_ece"] = Number(smooth_calibration_error(cells), "1", n=of.n)
+        return found
+
+
+_CONFIDENCE = Grid(steps=32, octaves=32)
+
+
+def _both(one: Any, other: Any) -> Any:
+    return None if one is None or other is None else one + other
+
+
+def _bins(p: NDArray[np.float64], y: NDArray[Any], w: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """Σ w, Σ w y and Σ w p in 15 bins of equal width, ((j − 1)/15, j/15]."""
+    place = np.clip(np.ceil(p * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    came, predicted = (y, p) if w is None else (w * y, w * p)
+    return np.stack([np.bincount(place, x, minlength=BINS) for x in (w, came, predicted)]).astype(np.float64)
+
+
+def _part(batch: Predictions, which: slice) -> Predictions:
+    """Some of the rows, without a copy."""
+    if which.start == 0 and which.stop >= len(batch):
+        return batch
+
+    def cut(x: Any) -> Any:
+        return None if x is None else x[which]
+
+    return replace(
+        batch,
+        probabilities=batch.probabilities[which],
+        labels=batch.labels[which],
+        rows=batch.rows[which],
+        log_probabilities=cut(batch.log_probabilities),
+        weights=cut(batch.weights),
+        groups=cut(batch.groups),
+        slices={name: cells[which] for name, cells in batch.slices.items()},
+        bytes=cut(batch.bytes),
+    )

@@ -38,6 +38,7 @@ def app() -> Any:
     """Give the commands as one typer application."""
     import typer
 
+    from crossent.cli.calibrate import calibrate
     from crossent.cli.compare import compare
     from crossent.cli.evaluate import evaluate
     from crossent.cli.fit import fit
@@ -46,14 +47,14 @@ def app() -> Any:
     from crossent.cli.version import version
 
     commands = typer.Typer(
-        help="Cross-entropy: minimise it (fit), use the model (predict), measure it (evaluate, compare), look at it "
-        "(report).",
+        help="Cross-entropy: minimise it (fit), use the model (predict), measure it (evaluate, compare), mend it "
+        "(calibrate), look at it (report).",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
     )
-    for command in (fit, predict, evaluate, compare, report):
+    for command in (fit, predict, evaluate, compare, calibrate, report):
         commands.command()(command)
     commands.callback(invoke_without_command=True)(version)
     return commands

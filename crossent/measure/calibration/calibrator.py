@@ -85,16 +85,16 @@ class Calibrator:
         if known and known != k:
             raise DataError(f"this calibrator is for {known} classes, and the rows have {k}.")
 
-    def module(self, one_logit: bool = False) -> Module:
+    def module(self, one_logit: bool = False, dtype: Any = None) -> Module:
         """Give a ``torch.nn.Module`` to put behind a model: logits (…, classes) → calibrated log-probabilities.
 
-        With ``one_logit`` it takes and gives the log-odds of the second of two classes, in any shape. It computes in
-        float32, or in float64 after ``.double()``; its numbers are buffers, and are not trained. It exports with
-        ``torch.export`` and to ONNX.
+        With ``one_logit`` it takes and gives the log-odds of the second of two classes, in any shape. Its numbers are
+        buffers of ``dtype``, torch.float32 unless said, and are not trained. It exports with ``torch.export`` and to
+        ONNX. Accuracy: within 1e-6 of ``of_logits`` as probabilities in float32, 1e-12 in float64.
         """
         from crossent.measure.calibration.module import Module
 
-        return Module(self, one_logit)
+        return Module(self, one_logit, dtype)
 
     def to_dict(self) -> dict[str, Any]:
         """Write it as plain data that JSON holds."""

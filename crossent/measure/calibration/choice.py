@@ -161,6 +161,7 @@ def choose(
 
     if (reason := _too_little(rows, clusters)) is not None:
         return settled("none", (), f"Nothing is changed: {reason}.", {})
+    candidates = [family for family in candidates if family.suits(rows.classes)]
     left_out = {family.name: why for family in candidates if (why := family.refuses(rows)) is not None}
     candidates = [family for family in candidates if family.name not in left_out]
     unsettled = np.ones(len(rows), bool) if impossible else np.isfinite(rows.z).sum(axis=1) > 1
@@ -203,7 +204,8 @@ def _cross_fitted(family: Family, rows: Rows, zeros: str, unsettled: NDArray[np.
 
 def _folds(n: int, clusters: NDArray[np.int64] | None, seed: int) -> NDArray[np.int64]:
     """Which fold a row is held out with: at random, whole clusters together."""
-    random = np.random.default_rng(seed)
+    # A stream of its own: who simulates with the same seed would find the folds tied to the numbers drawn.
+    random = np.random.default_rng([seed, *b"folds"])
     if clusters is None:
         return random.permutation(n) % min(FOLDS, n)
     count = int(clusters.max()) + 1

@@ -8,13 +8,15 @@
     structured matrix      several classes: softmax(W log p + b), by probmetrics
     Venn–Abers             any increasing curve, for two classes or for each pair of a few
 
-**The mixture.** On labels that the model separates, T → 0 would make it certain. Mixed with the even distribution, with
-weight ε, it never is. Laplace smoothing fixes ε = 1/(n + 1) (TS-mix: Berta, Holzmüller, Jordan & Bach 2025); here that
-is the least it can be: the weights are those that make the labels most likely when, beside the n rows, one row has been
-seen that only the even part explains. They are found by expectation maximisation, which raises that likelihood, concave
-in the weights, at every step: with r_ij the share of part j in what row i's label got,
+**The mixture.** On labels that the model separates, T → 0 would make it certain. Mixed with the even distribution it
+never is. Laplace smoothing fixes the even part's weight at ε = 1/(n + 1) (TS-mix: Berta, Holzmüller, Jordan & Bach
+2025). Here that is the least it can be: the weights are those that make the labels most likely among all with w_even ≥
+ε, found by expectation maximisation. With r_ij the share of part j in what row i's label got,
 
-    r_ij = w_j p_ij / Σ_k w_k p_ik,        w_j ← (Σ_i r_ij + [j is the even part]) / (n + 1).
+    r_ij = w_j p_ij / Σ_k w_k p_ik,        w_j ← mean_i r_ij,
+
+and where w_even would fall below ε it is ε, and the others share the rest as they would have: the weights that are best
+for those shares within the bound, so that the likelihood, concave in the weights, rises at every step.
 
 **The curves for two classes and for several** start from the temperature's result, whose logarithms are finite whatever
 came in. Quadratic and beta minimise the cross-entropy plus a ridge that weighs as much as one observation, λ/2 Σ (θ −
@@ -47,11 +49,19 @@ MOST_PAIRED = 10
 
 @dataclass(frozen=True)
 class Family:
-    """A name, a fit from rows to steps, and what says in a clause why some rows are not for it, None if they are."""
+    """A name, a fit from rows to steps, and what says in a clause why some rows are not for it, None if they are.
+
+    ``only`` is "two" or "several" where it is for so many classes.
+    """
 
     name: str
     fit: Callable[[Rows], tuple[Step, ...]]
     refuses: Refusal = lambda _: None
+    only: str = ""
+
+    def suits(self, classes: int) -> bool:
+        """Whether it is for that many classes."""
+        return {"two": classes == 2, "several": classes > 2}.get(self.only, True)
 
 
 def fit_temperature(rows: Rows) -> tuple[Step, ...]:
@@ -117,19 +127,21 @@ def mixing_weights(likelihood: Floats, counts: Floats, tolerance: float = 1e-9, 
 
     ``counts`` (n,) are what a label counts. Ends when no weight moves by more than ``tolerance``; O(parts · n) a step.
 
-    >>> mixing_weights(np.array([[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]), np.ones(3)).round(6).tolist()
-    [0.0, 1.0]
-    >>> mixing_weights(np.array([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]), np.ones(3)).tolist()
+    >>> mixing_weights(np.array([[1.0, 1.0, 0.0], [0.5, 0.5, 0.5]]), np.ones(3)).round(6).tolist()
+    [0.333333, 0.666667]
+    >>> mixing_weights(np.array([[1.0, 1.0, 1.0], [0.5, 0.5, 0.5]]), np.ones(3)).round(6).tolist()
     [0.75, 0.25]
     """
-    parts, total = len(likelihood), float(counts.sum()) + 1
-    weights = np.full(parts, 0.01 / (parts - 1))
+    total = float(counts.sum())
+    least = 1 / (total + 1)
+    weights = np.full(len(likelihood), 0.01 / (len(likelihood) - 1))
     weights[0] = 0.99
     for _ in range(most):
         shares = weights[:, None] * likelihood
-        found = shares @ (counts / shares.sum(axis=0))
-        found[-1] += 1
-        found /= total
+        found = shares @ (counts / shares.sum(axis=0)) / total
+        if found[-1] < least:
+            found *= (1 - least) / found[:-1].sum()
+            found[-1] = least
         moved = float(np.max(np.abs(found - weights)))
         weights = found
         if moved <= tolerance:
@@ -174,10 +186,6 @@ def _probmetrics() -> Any:
         return require("probmetrics.calibrators", "calibrate", "structured scaling")
 
 
-def _not_binary(rows: Rows) -> str | None:
-    return None if rows.classes == 2 else f"it is for two classes, and there are {rows.classes}"
-
-
 def _only_classes(rows: Rows) -> str | None:
     """Clause of a family that knows a row only as one class that came, counted once."""
     if rows.soft:
@@ -186,8 +194,6 @@ def _only_classes(rows: Rows) -> str | None:
 
 
 def _no_vector(rows: Rows) -> str | None:
-    if rows.classes == 2:
-        return "it is for more than two classes"
     if (only := _only_classes(rows)) is not None:
         return only
     try:
@@ -199,7 +205,7 @@ def _no_vector(rows: Rows) -> str | None:
 
 def _no_matrix(rows: Rows) -> str | None:
     numbers_needed = rows.classes * (rows.classes + 1)
-    if rows.classes > 2 and numbers_needed > len(rows):
+    if numbers_needed > len(rows):
         return f"its {numbers_needed:,} numbers are more than the {len(rows):,} rows"
     return _no_vector(rows)
 
@@ -218,10 +224,10 @@ FAMILIES = (
     Family("temperature", fit_temperature),
     Family("temperature and bias", fit_bias),
     Family("ensemble temperature", fit_ensemble),
-    Family("quadratic", fit_quadratic, _not_binary),
-    Family("beta", fit_beta, _not_binary),
-    Family("structured vector", fit_structured_vector, _no_vector),
-    Family("structured matrix", fit_structured_matrix, _no_matrix),
+    Family("quadratic", fit_quadratic, only="two"),
+    Family("beta", fit_beta, only="two"),
+    Family("structured vector", fit_structured_vector, _no_vector, "several"),
+    Family("structured matrix", fit_structured_matrix, _no_matrix, "several"),
     Family("Venn–Abers", lambda rows: (fit_venn_abers(rows),), _no_pairs),
 )
 """The candidates, the simple ones first; of equally good ones the first is taken."""

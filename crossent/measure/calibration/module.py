@@ -30,13 +30,14 @@ class Module(nn.Module):
     [2.0, -1.0]
     """
 
-    def __init__(self, calibrator: Calibrator, one_logit: bool = False) -> None:
+    def __init__(self, calibrator: Calibrator, one_logit: bool = False, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         if one_logit and len(calibrator.classes) > 2:
             raise DataError(f"one logit tells two classes apart, and there are {len(calibrator.classes)}.")
         self.one_logit = one_logit
         self.kept = calibrator.zeros == "kept" and bool(calibrator.steps)
         self.steps = nn.Sequential(*(_MODULES[type(step)](step) for step in calibrator.steps))
+        self.to(dtype or torch.float32)
 
     def forward(self, logits: Tensor) -> Tensor:
         """Calibrate; 16-bit floats are computed with, and come back, as float32."""
@@ -150,4 +151,4 @@ _MODULES: dict[type[Step], type[nn.Module]] = {
 
 def _numbers(values: float | Sequence[float] | Sequence[Sequence[float]], log: bool = False) -> Tensor:
     tensor = torch.tensor(values, dtype=torch.float64)
-    return (tensor.log() if log else tensor).to(torch.float32)
+    return tensor.log() if log else tensor

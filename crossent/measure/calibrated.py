@@ -1,0 +1,209 @@
+"""A file of predictions, calibrated: its columns of probabilities changed, every other column as it was.
+
+Row ids, labels, splits, groups and whatever else stands in the file are carried over in their order; of a range, the
+predicted mean is worked out again. The file is read and written some thousands of rows at a time, so that memory does
+not grow with rows, and appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossent.errors import DataError, require, some
+from crossent.files import replacing
+from crossent.measure import form as forms
+from crossent.measure.calibration import Calibrator
+from crossent.measure.naming import PREFIX
+from crossent.measure.sources import BATCH_ROWS
+from crossent.measure.sources.chosen import _probabilities as probability_columns
+from crossent.measure.sources.files import PURPOSE, File, find
+from crossent.measure.sources.rows import numbers
+from crossent.measure.sources.tables import header, scan
+
+WRITTEN = (".parquet", ".pq", ".csv")
+
+
+def apply_to_file(
+    calibrator: Calibrator,
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    probability: str | Sequence[str] | None = None,
+    form: str | None = None,
+    normalise: bool = False,
+) -> tuple[int, tuple[str, ...]]:
+    """Write ``path`` to ``output``, .parquet or .csv, with its probabilities calibrated; labels are not needed.
+
+    ``probability``, ``form`` and ``normalise`` are as in ``read_predictions``; without ``probability`` the columns are
+    p_<class> for the calibrator's classes. What comes out are probabilities, whatever form came in. A calibrator that
+    changes nothing leaves the numbers as they are to the last bit. Gives the number of rows, and notes.
+
+    Raises DataError, a sentence with file and row; then ``output`` is as it was before. Cost: one pass.
+    """
+    target = Path(output)
+    check_output(target)
+    files = find(path)
+    if len(files) > 1:
+        raise DataError(f"{os.fspath(path)!r} is {len(files)} files; calibrate one at a time.")
+    file = files[0]
+    if file.store is None and target.exists() and os.path.samefile(file.path, target):
+        raise DataError(f"{file} would be written over its own source. Name another file with -o.")
+    columns = _Columns.of(file, calibrator, probability)
+    total, notes = 0, dict[str, None]()
+    with replacing(target) as temporary:
+        writer: Any = None
+        try:
+            for piece in scan(file, columns.held, columns.names, BATCH_ROWS):
+                begin = total
+                cells = numbers(piece, columns.names, lambda i, begin=begin: _place(file, begin + i))
+                if form is None:
+                    form = forms.infer(cells)
+                    if form is None:
+                        raise forms.unclear(cells)
+                    if form != forms.FORMS[0]:
+                        notes[f"{file} holds {form}; what was written are probabilities."] = None
+                changed = columns.changed(piece, calibrator, cells, form, normalise, file, begin, notes)
+                if writer is None:
+                    writer = _writer(temporary, changed.schema, columns.told)
+                writer.write(changed)
+                total += piece.num_rows
+        except DataError as trouble:
+            raise trouble if str(file) in str(trouble) else DataError(f"{file}: {trouble}") from trouble
+        finally:
+            if writer is not None:
+                writer.close()
+        if writer is None:
+            raise DataError(f"{file} has a header and no rows.")
+    return total, tuple(notes)
+
+
+def check_output(path: Path) -> None:
+    """Refuse a name that says no kind of file that is written, before any work is done."""
+    if path.suffix.lower() not in WRITTEN:
+        raise DataError(f"predictions are written as .parquet or .csv, and {str(path)!r} ends in {path.suffix!r}.")
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """What a file holds, and which of its columns are probabilities; ``flipped`` if the only one is of the first class.
+
+    ``told`` is what crossent wrote beside the table; a range has (low, high) there.
+    """
+
+    held: list[str]
+    names: list[str]
+    flipped: bool
+    told: dict[str, Any]
+
+    @classmethod
+    def of(cls, file: File, calibrator: Calibrator, probability: str | Sequence[str] | None) -> _Columns:
+        held, told = header(file)
+        classes = list(calibrator.classes)
+        own = [name for name in held if name.startswith(PREFIX)]
+        flipped = probability is None and len(classes) == 2 and own == [PREFIX + classes[0]]
+        if flipped:
+            names = own
+        else:
+            named = classes if probability is None and classes else None
+            names = probability_columns(file, held, probability, named, [])
+        if classes and not held[names[0]].startswith("lists") and len(names) not in (1, len(classes)):
+            raise DataError(
+                f"the calibrator is for the {len(classes)} classes {some(classes, 12)}, and {file} has {len(names)} "
+                f"columns of probabilities: {some(names, 12)}. Name them with --probability, in that order."
+            )
+        return cls(list(held), names, flipped, told)
+
+    def changed(
+        self,
+        piece: Any,
+        calibrator: Calibrator,
+        cells: NDArray[Any],
+        form: str,
+        normalise: bool,
+        file: File,
+        begin: int,
+        notes: dict[str, None],
+    ) -> Any:
+        """Give a piece of the table with calibrated probabilities."""
+        pyarrow = require("pyarrow", "cli", PURPOSE)
+        cells = cells.astype(np.float64)
+        shown = self.names if len(self.names) > 1 else []
+
+        def place(row: int) -> str:
+            return _place(file, begin + row)
+
+        note = None
+        if form == "probabilities":
+            p, note = forms.probabilities(cells, place, shown, scores=normalise)
+            with np.errstate(divide="ignore"):
+                z = np.log(p)
+        elif form == "log-probabilities":
+            z, note = forms.log_probabilities(cells, place, shown)
+        elif form == "logits":
+            z = forms.logits(cells, place, shown)
+        else:
+            raise DataError(f"the form should be one of {', '.join(forms.FORMS)}, and is {form!r}.")
+        if note is not None:
+            notes[note] = None
+        if not calibrator.steps and form == "probabilities" and note is None:
+            return piece
+        # A single column is of the second class, unless it is named after the first.
+        q = np.exp(calibrator.of_logits(z[:, ::-1] if self.flipped else z))
+        out = [q[:, 0 if self.flipped else 1]] if cells.ndim == 1 else list(q.T)
+        if cells.ndim == 2 and len(self.names) == 1:  # a column of lists stays one
+            lists = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(q.ravel()), q.shape[1])
+            arrays = {self.names[0]: lists}
+        else:
+            arrays = {name: pyarrow.array(column) for name, column in zip(self.names, out, strict=True)}
+        if self.told.get("task") == "range" and "prediction" in self.held:
+            low, high = float(self.told["low"]), float(self.told["high"])
+            arrays["prediction"] = pyarrow.array(low + q[:, 1] * (high - low))
+        columns = [arrays.get(name, piece.column(name)) for name in self.held]
+        return pyarrow.RecordBatch.from_arrays(columns, names=self.held)
+
+
+def _writer(path: Path, schema: Any, told: dict[str, Any]) -> Any:
+    if path.suffix.lower() == ".csv":
+        return require("pyarrow.csv", "cli", PURPOSE).CSVWriter(path, schema)
+    meta = {"crossent": json.dumps(told, ensure_ascii=False, sort_keys=True)} if told else None
+    return _Parquet(path, schema.with_metadata(meta))
+
+
+class _Parquet:
+    """A Parquet writer that takes pieces whose schema says the same with or without metadata."""
+
+    def __init__(self, path: Path, schema: Any) -> None:
+        self.schema = schema
+        self.writer = require("pyarrow.parquet", "cli", PURPOSE).ParquetWriter(path, schema, compression="zstd")
+
+    def write(self, piece: Any) -> None:
+        self.writer.write_batch(piece.replace_schema_metadata(self.schema.metadata))
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+def _place(file: File, row: int) -> str:
+    return f"row {row} of {file} (counted from 0)"
+
+
+def classes_of(path: str | os.PathLike[str], probability: str | Sequence[str] | None = None) -> list[str]:
+    """Name the classes of a file by its columns, p_<class>, or by what crossent wrote beside them.
+
+    Of one column, p_<class>, the other class is called "not <class>".
+    """
+    file = find(path)[0]
+    held, told = header(file)
+    if told.get("task") == "range":
+        raise DataError(f"{file} holds a number in a range, which has no classes whose shares could shift.")
+    if told.get("classes"):
+        return [str(name) for name in told["classes"]]
+    names = [name.removeprefix(PREFIX) for name in probability_columns(file, held, probability, None, [])]
+    return names if len(names) > 1 else [f"not {names[0]}", names[0]]

@@ -201,8 +201,8 @@ def _refuse_entries(p: _Grid, place: Place, columns: list[str], limit: float) ->
 def _guess(p: _Grid) -> str:
     """Say what numbers outside [0, 1] most likely are."""
     outside = float(np.mean((p < 0) | (p > 1 + ABOVE_ONE)))
-    if outside < _CHANCE * 10:
-        return "Nearly all others do, so that these rows look broken: mend them where they are made, or leave them out."
+    if outside < 0.5:
+        return "Most others do, so that these rows look broken: mend them where they are made, or leave them out."
     if p.min() >= 0 and p.max() <= 100 + ABOVE_ONE:
         return "If these are percentages, divide them by 100."
     if p.max() <= 0:

@@ -49,7 +49,7 @@ class Chosen:
         """Refuse another file of the same data set in which a column is missing or holds something else."""
         held, _ = header(file)
         for name in self.all:
-            present(file, held, name, "as the first file has", "the same option, or leave this file out")
+            present(file, held, name, "the rows, as the first file has", "the same option, or leave this file out")
             if held[name] != self.held[name] and "nothing" not in (held[name], self.held[name]):
                 raise DataError(
                     f"the column {name!r} holds {held[name]} in {file} and {self.held[name]} in the files before. "
@@ -92,7 +92,7 @@ def present(file: File, held: Columns, wanted: str, purpose: str, option: str) -
     """Find a column, or say which names are near."""
     if wanted in held:
         return wanted
-    near = difflib.get_close_matches(wanted, held, 3, 0.5)
+    near = difflib.get_close_matches(wanted, held, 3)
     meant = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
     raise DataError(
         f"{file} has no column {wanted!r} for {purpose}; its columns are {some(list(held), 12)}. {meant}Name the "

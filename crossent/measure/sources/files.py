@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
@@ -70,7 +72,7 @@ class File:
             yield
         except DataError:
             raise
-        except (pyarrow.ArrowException, OSError, ValueError, EOFError) as trouble:
+        except (pyarrow.ArrowException, OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as trouble:
             text = str(trouble).strip().rstrip(".") or type(trouble).__name__
             raise DataError(
                 f"cannot read {self} as {self.kind}, it seems damaged or cut off: {text}. Write or fetch it again."

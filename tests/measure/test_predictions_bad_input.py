@@ -1,0 +1,262 @@
+"""Bad input, every case: a sentence that says in which file, row and column, and what to do; never a silent number.
+
+Each file is first read whole without its fault, so that it is the fault that is refused.
+"""
+
+import re
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet
+import pytest
+
+from crossent.errors import DataError
+from crossent.measure import evaluate
+from crossent.measure.sources import batches, read_predictions, rows
+
+N = 20
+GOOD = {
+    "row": [f"r{i}" for i in range(N)],
+    "label": ["cat", "dog"] * (N // 2),
+    "p_cat": np.linspace(0.1, 0.8, N),
+    "p_dog": 1 - np.linspace(0.1, 0.8, N),
+    "w": np.ones(N),
+    "game": np.arange(N) % 5,
+    "bytes": np.arange(1, N + 1),
+}
+
+
+def write(path, columns=None, **changed):
+    pa.parquet.write_table(pa.table({**(columns or GOOD), **changed}), path)
+    return path
+
+
+def put(name, place, value):
+    column = list(GOOD[name])
+    column[place] = value
+    return {name: column}
+
+
+BESIDE = {"weight": "w", "group": "game", "bytes": "bytes"}
+PER_ROW = [
+    ("nan", put("p_cat", 7, float("nan")), "should be a number.*row r7, column 'p_cat': nan.*leave the row out"),
+    ("empty cell", put("p_dog", 7, None), "should be a number.*row r7, column 'p_dog': nan"),
+    ("infinite", put("p_cat", 7, float("inf")), "should be a number.*row r7, column 'p_cat': inf"),
+    ("below 0", put("p_cat", 7, -0.1), "between 0 and 1.*row r7, column 'p_cat': -0.1.*look broken: mend them"),
+    ("above 1", put("p_dog", 7, 1.1), "between 0 and 1.*row r7, column 'p_dog': 1.1"),
+    ("does not add up", put("p_dog", 7, 0.9), r"add up to 1 \(within 0.001\).*row r7 add up.*normalise"),
+    (
+        "text for a number",
+        {"p_dog": [*map(str, GOOD["p_dog"][:7]), "half", *map(str, GOOD["p_dog"][8:])]},
+        "'p_dog' should hold numbers.*r7 has 'half'",
+    ),
+    ("unknown label", put("label", 7, "cow"), r"one of the classes cat, dog.*'cow' \(row r7\).*leave its rows out"),
+    ("no label", put("label", 7, None), "row r7 has no label.*Leave such rows out"),
+    ("empty label", put("label", 7, ""), "row r7 has no label"),
+    ("duplicate id", put("row", 7, "r3"), "come several times: r3.*Remove the copies"),
+    ("no id", put("row", 7, None), "row id is missing in 1 rows. Give every row an id"),
+    (
+        "negative weight",
+        put("w", 7, -1.0),
+        "weight is a number, 0 or more, and row r7 has -1.*weight 0, or is left out",
+    ),
+    ("no weight", put("w", 7, float("nan")), "weight is a number, 0 or more, and row r7 has nan"),
+    ("infinite weight", put("w", 7, float("inf")), "weight is a number, 0 or more, and row r7 has inf"),
+    ("all weights 0", {"w": np.zeros(N)}, "all weights are 0, so that nothing is left to measure"),
+    ("no group", {"game": ["a"] * 7 + [None] + ["b"] * 12}, "row r7 has no group"),
+    ("half a byte", put("bytes", 7, 1.5), "bytes are whole numbers, 0 or more, and row r7 has 1.5"),
+    ("negative bytes", put("bytes", 7, -2), "bytes are whole numbers, 0 or more, and row r7 has -2"),
+]
+
+
+@pytest.mark.parametrize(("changed", "sentence"), [case[1:] for case in PER_ROW], ids=[case[0] for case in PER_ROW])
+@pytest.mark.parametrize("batch_rows", [3, 65_536])
+def test_a_row_that_is_no_prediction(tmp_path, changed, sentence, batch_rows):
+    good = write(tmp_path / "good.parquet")
+    assert sum(len(part) for part in batches(good, **BESIDE, batch_rows=batch_rows)) == N
+    with pytest.raises(DataError, match=sentence) as caught:
+        list(batches(write(tmp_path / "bad.parquet", **changed), **BESIDE, batch_rows=batch_rows))
+    assert "bad.parquet" in str(caught.value)
+    assert str(caught.value).endswith(".")
+    with pytest.raises(DataError, match=sentence):
+        evaluate(tmp_path / "bad.parquet") if not set(changed) & set(BESIDE.values()) else list(
+            batches([good.parent / "bad.parquet"], **BESIDE)
+        )
+
+
+def test_a_row_of_a_second_file_is_named_with_its_file(tmp_path):
+    plain = {name: GOOD[name] for name in ("label", "p_cat", "p_dog")}
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.parquet", plain)
+    assert len(read_predictions(tmp_path)) == 2 * N
+    write(tmp_path / "b.parquet", plain | put("p_cat", 7, 2.0))
+    with pytest.raises(DataError, match=r"b.parquet': .*between 0 and 1.*row 7, column 'p_cat': 2"):
+        read_predictions(tmp_path)
+
+
+def test_rounding_is_divided_out_and_said_once(tmp_path):
+    for dtype in (np.float16, np.float32):
+        p = GOOD["p_cat"].astype(dtype)
+        path = write(tmp_path / "p.parquet", p_cat=p, p_dog=(1 - GOOD["p_cat"]).astype(dtype))
+        found = read_predictions(path)
+        assert found.probabilities.sum(axis=1) == pytest.approx(np.ones(N), abs=3e-16)
+        assert found.probabilities[:, 0] == pytest.approx(p.astype(float), abs=float(np.finfo(dtype).eps))
+        for batch_rows in (3, 100):
+            notes = [note for part in batches(path, batch_rows=batch_rows) for note in part.notes]
+            assert sum("only to rounding" in note for note in set(notes)) == 1
+        assert sum("only to rounding" in note for note in evaluate(path).facts["notes"]) == 1
+    exact = read_predictions(write(tmp_path / "p.parquet"))
+    assert not any("rounding" in note for note in exact.notes)
+    assert exact.probabilities[:, 0].tolist() == list(GOOD["p_cat"])
+
+
+def test_a_weight_of_0_is_allowed_and_said(tmp_path):
+    path = write(tmp_path / "p.parquet", **put("w", 7, 0.0))
+    assert "Some rows have weight 0 and count for nothing." in read_predictions(path, weight="w").notes
+    assert read_predictions(write(path), weight="w").notes == ()
+
+
+def test_labels_of_one_class_only_are_measured_and_said(tmp_path):
+    record = evaluate(write(tmp_path / "p.parquet", label=["cat"] * N))
+    assert any("Every row has the same label" in note for note in record.facts["notes"])
+    assert record["label_entropy"].value == 0
+    assert "skill" not in record
+    for only, column in (("1", "p_0"), ("0", "p_1"), ("yes", "p_no"), ("no", "p_no")):  # and no order is guessed
+        plain = {"label": [only] * 2, column: [0.75, 0.75]}
+        found = read_predictions(write(tmp_path / "one.parquet", plain))
+        right = 0.75 if column == f"p_{only}" else 0.25
+        assert found.probabilities[0, found.labels[0]] == right, (only, column)
+
+
+def test_ids_that_come_twice_far_apart_are_found(tmp_path, monkeypatch):
+    path = write(tmp_path / "p.parquet", **put("row", 19, "r0"))
+    with pytest.raises(DataError, match=r"p.parquet.*come several times: r0"):
+        list(batches(path, batch_rows=4))
+    numbers = [*range(100, 119), 105]
+    with pytest.raises(DataError, match="come several times: 105"):
+        list(batches(write(tmp_path / "p.parquet", row=numbers), batch_rows=4))
+    assert len(list(batches(write(tmp_path / "p.parquet", row=[*numbers[:-1], 7]), batch_rows=4))) == 5
+    monkeypatch.setattr(rows, "IDS_KEPT", 8)
+    found = list(batches(write(tmp_path / "p.parquet", row=numbers), batch_rows=4))
+    assert any("after that within batches only" in note for note in found[-1].notes)
+
+
+# Files
+
+
+def test_an_empty_file(tmp_path):
+    for name in ("p.parquet", "p.csv", "p.jsonl", "p.feather", "p.npz"):
+        (tmp_path / name).touch()
+        with pytest.raises(DataError, match=rf"{name}' is empty: it has no bytes"):
+            read_predictions(tmp_path / name)
+    nothing = pa.table(GOOD).slice(0, 0)
+    pa.parquet.write_table(nothing, tmp_path / "p.parquet")
+    pa.feather.write_feather(nothing, tmp_path / "p.feather")
+    (tmp_path / "p.csv").write_text("label,p_cat,p_dog\n")
+    np.savez(tmp_path / "p.npz", label=np.zeros(0), p_cat=np.zeros(0), p_dog=np.zeros(0))
+    for name in ("p.parquet", "p.feather", "p.csv", "p.npz"):
+        with pytest.raises(DataError, match=rf"{name}' has a header and no rows"):
+            read_predictions(tmp_path / name)
+
+
+@pytest.mark.parametrize("kept", [0.02, 0.5, 0.97, 0.999])
+def test_a_truncated_file(tmp_path, kept):
+    table = pa.table({name: np.random.default_rng(0).random(20_000) for name in ("p_cat", "label")})
+    pa.parquet.write_table(table, tmp_path / "p.parquet")
+    pa.feather.write_feather(table, tmp_path / "p.feather", chunksize=500)
+    np.savez_compressed(tmp_path / "p.npz", **{name: table[name].to_numpy() for name in table.column_names})
+    for name in ("p.parquet", "p.feather", "p.npz"):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[: int(len(whole) * kept)])
+        with pytest.raises(
+            DataError, match=rf"cannot read '.*{name}' as .*damaged or cut off.*Write or fetch it again"
+        ):
+            read_predictions(tmp_path / name, task="range")
+
+
+def test_a_damaged_page(tmp_path):
+    write(tmp_path / "p.parquet", {name: GOOD[name] for name in ("label", "p_cat", "p_dog")})
+    broken = bytearray((tmp_path / "p.parquet").read_bytes())
+    broken[4:300] = bytes(296)
+    (tmp_path / "p.parquet").write_bytes(broken)
+    with pytest.raises(DataError, match="damaged or cut off"):
+        read_predictions(tmp_path / "p.parquet")
+
+
+def test_dtypes_that_differ_between_files(tmp_path):
+    plain = {name: GOOD[name] for name in ("label", "p_cat", "p_dog")}
+    write(tmp_path / "a.parquet", plain)
+    write(tmp_path / "b.parquet", plain | {"p_cat": np.float32(GOOD["p_cat"])})
+    assert len(read_predictions(tmp_path)) == 2 * N  # numbers of two widths agree to rounding
+    write(tmp_path / "b.parquet", plain | {"label": [0, 1] * (N // 2)})
+    with pytest.raises(
+        DataError, match=r"'label' holds numbers in .*b.parquet' and text in the files before. Write them"
+    ):
+        read_predictions(tmp_path)
+    write(tmp_path / "b.parquet", plain | {"p_cat": [str(p) for p in GOOD["p_cat"]]})
+    with pytest.raises(DataError, match=r"'p_cat' holds text in .*b.parquet' and numbers in the files before"):
+        read_predictions(tmp_path)
+    write(tmp_path / "b.parquet", {"label": GOOD["label"], "p_cat": GOOD["p_cat"]})
+    with pytest.raises(DataError, match=r"b.parquet' has no column 'p_dog' for the rows, as the first file has"):
+        read_predictions(tmp_path)
+    (tmp_path / "c.csv").write_text("label,p_cat,p_dog\ncat,1,0\n")
+    with pytest.raises(DataError, match=r"several kinds \(CSV, Parquet\). Name one with a pattern"):
+        read_predictions(tmp_path)
+
+
+def test_a_missing_column_has_its_nearest_names(tmp_path):
+    path = write(tmp_path / "p.parquet")
+    with pytest.raises(DataError, match=r"no column 'labels' for the labels; .*Did you mean 'label'\?.*with label="):
+        read_predictions(path, label="labels")
+    for option, purpose in (("weight", "weights"), ("group", "groups"), ("by", "slices"), ("bytes", "bytes")):
+        with pytest.raises(DataError, match=rf"no column 'gane' for the {purpose}.*Did you mean 'game'\?.*{option}="):
+            read_predictions(path, **{option: "gane"})
+    with pytest.raises(
+        DataError, match=r"no column like 'prob_\*' for probabilities; its columns are row, label, p_cat"
+    ):
+        read_predictions(path, probability="prob_*")
+
+
+def test_text_that_is_not_utf_8(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_bytes("label,p_cat,p_dog\ncat,0.5,0.5\nré,0.5,0.5\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"p.csv' is not UTF-8: row 1 has the byte 0xe9 in .*iconv -f latin1"):
+        read_predictions(path)
+    path.write_bytes("label,p_cat,p_é\ncat,0.5,0.5\n".encode("latin-1"))
+    with pytest.raises(DataError, match="is not UTF-8: the header has the byte 0xe9"):
+        read_predictions(path)
+
+
+@pytest.mark.parametrize(("line", "cells"), [("cat,0.5", 2), ("cat,0.5,0.5,", 4), ("cat,0,5,0,5", 5)])
+def test_ragged_lines(tmp_path, line, cells):
+    (tmp_path / "p.csv").write_text(f"label,p_cat,p_dog\ndog,0.5,0.5\n{line}\n")
+    with pytest.raises(DataError, match=rf"row 1 \(line 3\) has {cells} cells where the header has 3. Mend that line"):
+        read_predictions(tmp_path / "p.csv")
+
+
+def test_lines_that_are_no_json(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"label": "a", "p_a": 0.5, "p_b": 0.5}\n{"label": "a", "p_a": \n')
+    with pytest.raises(DataError, match=r"cannot read .*p.jsonl' as JSON lines"):
+        read_predictions(tmp_path / "p.jsonl")
+
+
+def test_arrays_that_do_not_belong_together(tmp_path):
+    np.savez(tmp_path / "p.npz", label=np.zeros(3), p_1=np.zeros(2))
+    with pytest.raises(DataError, match=r"equally many rows, and have the shapes label \(3,\), p_1 \(2,\)"):
+        read_predictions(tmp_path / "p.npz")
+    np.savez(tmp_path / "p.npz", label=np.array([None, 1]), p_1=np.zeros(2))
+    with pytest.raises(DataError, match="dtype object"):
+        read_predictions(tmp_path / "p.npz")
+    np.savez(tmp_path / "p.npz", label=np.zeros(3), p=np.asfortranarray(np.full((3, 2), 0.5)))
+    with pytest.raises(DataError, match=r"in Fortran order.*C order"):
+        read_predictions(tmp_path / "p.npz", probability="p")
+
+
+def test_every_sentence_ends(tmp_path):
+    """A last look at how errors read: one sentence or more, none of them a traceback's words."""
+    path = write(tmp_path / "p.parquet")
+    for options in ({"form": "odds"}, {"truth": "votes"}, {"task": "ranking"}, {"split": "test"}, {"label": "*x"}):
+        with pytest.raises(DataError) as caught:
+            read_predictions(path, **options)
+        assert re.search(r"[.?]$", str(caught.value))

@@ -1,0 +1,124 @@
+"""Sample files of lm-evaluation-harness, written as it writes them (numbers as text), against its own figures."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from crossent.errors import DataError
+from crossent.measure.sources import batches, read_predictions
+
+LIKELIHOODS = [[-4.0, -2.5, -7.0], [-1.0, -3.0], [-900.0, -901.0, -950.0]]
+CHOICES = [[" a fox", " no", " hén"], [" yes", " no"], [" a", " b", " c"]]
+TARGETS = [1, 0, 2]
+
+
+def choice(doc: int) -> dict:
+    scores, texts = LIKELIHOODS[doc], CHOICES[doc]
+    return {
+        "doc_id": doc,
+        "doc": {"question": "…"},
+        "target": str(TARGETS[doc]),
+        "arguments": {f"gen_args_{i}": {"arg_0": "Q:", "arg_1": text} for i, text in enumerate(texts)},
+        "resps": [[[str(score), "False"]] for score in scores],
+        "filtered_resps": [[str(score), "False"] for score in scores],
+        "filter": "none",
+        "acc": 1.0,
+    }
+
+
+def document(doc: int, text: str, score: float, **noted) -> dict:
+    return {
+        "doc_id": doc,
+        "target": text,
+        "arguments": {"gen_args_0": {"arg_0": text}},
+        "resps": [[str(score)]],
+        "filtered_resps": [str(score)],
+        **noted,
+    }
+
+
+def write(path, samples):
+    path.write_text("".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples), encoding="utf-8")
+    return path
+
+
+def test_choices_become_classes_by_softmax(tmp_path):
+    path = write(tmp_path / "samples_arc_easy_2026-01-02T03-04-05.678.jsonl", [choice(doc) for doc in range(3)])
+    found = read_predictions(path)
+    assert (found.task, found.classes, found.rows.tolist()) == ("multi-class", ["0", "1", "2"], [0, 1, 2])
+    assert found.labels.tolist() == TARGETS
+    for i, scores in enumerate(LIKELIHOODS):
+        assert found.probabilities[i, : len(scores)] == pytest.approx(softmax(scores), rel=1e-14)
+    assert found.probabilities[1, 2] == 0  # a choice that was not there
+    assert found.log_probabilities[2, 2] == pytest.approx(-50 - math.log(1 + math.exp(-1) + math.exp(-50)))
+    assert "softmax of the choices' log-likelihoods" in found.notes[0]
+    assert found.slices == {}
+
+
+def test_choices_per_byte(tmp_path):
+    path = write(tmp_path / "samples_x.jsonl", [choice(0)])
+    found = read_predictions(path, form="per-byte")
+    lengths = [len(text.encode()) for text in CHOICES[0]]
+    assert lengths == [6, 3, 5]
+    assert found.probabilities[0] == pytest.approx(softmax(np.array(LIKELIHOODS[0]) / lengths), rel=1e-14)
+    assert "per byte" in found.notes[0]
+
+
+def test_documents_have_bytes_and_are_groups(tmp_path):
+    noted = {"bits_per_byte": [-1234.5, 777]}
+    path = write(
+        tmp_path / "samples_wikitext.jsonl", [document(0, "né, a text", -30.0), document(1, "…", -1234.5, **noted)]
+    )
+    found = read_predictions(path)
+    assert (found.task, found.bytes.tolist()) == ("text", [11, 777])
+    assert found.groups.tolist() == found.rows.tolist() == [0, 1]
+    assert found.probabilities[1, 1] == 0.0  # underflows, and its logarithm does not
+    assert found.log_probabilities[:, 1].tolist() == [-30.0, -1234.5]
+    bits = -found.log_probabilities[:, 1].sum() / found.bytes.sum() / math.log(2)
+    assert bits == pytest.approx((30 + 1234.5) / 788 / math.log(2))
+
+
+def test_a_continuation_is_a_document(tmp_path):
+    sample = document(0, " dark", -2.5)
+    sample["arguments"] = {"gen_args_0": {"arg_0": "It was", "arg_1": " dark"}}
+    sample["filtered_resps"], sample["resps"] = [["-2.5", "True"]], [[["-2.5", "True"]]]
+    found = read_predictions(write(tmp_path / "samples_lambada.jsonl", [sample]))
+    assert (found.task, found.bytes.tolist(), found.log_probabilities[0, 1]) == ("text", [5], -2.5)
+
+
+def test_several_tasks_are_slices(tmp_path):
+    for name in ("mmlu_law", "mmlu_art"):
+        write(tmp_path / f"samples_{name}_2026-01-02T03-04-05.678.jsonl", [choice(0), choice(2)])
+    found = read_predictions(tmp_path / "samples_mmlu_*.jsonl")
+    assert found.rows.tolist() == ["mmlu_art/0", "mmlu_art/2", "mmlu_law/0", "mmlu_law/2"]
+    assert found.slices["task"].tolist() == ["mmlu_art"] * 2 + ["mmlu_law"] * 2
+    assert sum(len(part) for part in batches(tmp_path, batch_rows=3)) == 4
+
+
+GENERATED = {"doc_id": 0, "arguments": {"gen_args_0": {"arg_0": "Q:"}}, "target": "7", "filtered_resps": ["seven"]}
+REFUSED = [
+    ([choice(0), GENERATED | {"resps": [["seven"]]}], "line 2 is no sample with log-likelihoods.*generated text"),
+    ([choice(0), choice(0)], "document 0 comes twice"),
+    ([choice(0), document(1, "a", -1.0)], "some samples are multiple choice and some are documents"),
+    ([choice(0), choice(1) | {"target": "2"}], r"line 2.*target is 2, and there are 2 choices"),
+    ([choice(0), choice(1) | {"filtered_resps": [["nan"], ["-1"]]}], "line 2.*a log-likelihood is 0 or less"),
+    ([document(0, "", -1.0)], "the document has no bytes"),
+]
+
+
+@pytest.mark.parametrize(("samples", "sentence"), REFUSED)
+def test_samples_that_cannot_be_read_get_a_sentence(tmp_path, samples, sentence):
+    with pytest.raises(DataError, match=sentence) as caught:
+        read_predictions(write(tmp_path / "samples_x.jsonl", samples))
+    assert str(caught.value).endswith(".")
+
+
+def test_what_samples_say_themselves_cannot_be_said_again(tmp_path):
+    path = write(tmp_path / "samples_x.jsonl", [choice(0)])
+    with pytest.raises(DataError, match="label= cannot be said"):
+        read_predictions(path, label="target")
+    with pytest.raises(DataError, match="form=None or 'per-byte'"):
+        read_predictions(path, form="probabilities")

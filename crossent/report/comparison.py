@@ -6,8 +6,6 @@ happens to be ahead called better.
 
 from __future__ import annotations
 
-import math
-
 from crossent.record import Number, Record, Table
 from crossent.report import digits
 from crossent.report.label import printable
@@ -44,8 +42,6 @@ MEANINGS = {
     ),
 }
 
-_PARTS = {"cross_entropy": "cross-entropy", "discrimination": "discrimination", "miscalibration": "miscalibration"}
-
 
 def headline(record: Record) -> str:
     """Say which model is better, by how much, and whether the rows can tell; then in which part, and on how many rows.
@@ -62,21 +58,20 @@ def headline(record: Record) -> str:
 
 def models(record: Record) -> Sheet | None:
     """All models, the cheapest first, with their difference from the baseline."""
-    table = record.tables.get("models", {})
-    return sheet({**table, "interval": _intervals(table, "difference_low", "difference_high")}, _MODELS)
+    return sheet(record.tables.get("models", {}), _MODELS)
 
 
 def parts(record: Record) -> Sheet | None:
     """The difference of each model from the baseline, part by part."""
     table = record.tables.get("parts", {})
-    table = {**table, "interval": _intervals(table), "part": [_PARTS.get(p, p) for p in table.get("part", [])]}
-    return sheet(_without_single(table), _PARTS_TITLES)
+    table = {**table, "part": [str(part).replace("_", "-") for part in table.get("part", [])]}
+    return sheet(_without_single(table), _PARTS)
 
 
 def slices(record: Record) -> Sheet | None:
     """The slices by what they contribute to the difference, the largest contribution first, at most 30."""
     table = record.tables.get("slices", {})
-    table = _without_single({**table, "interval": _intervals(table)})
+    table = _without_single(table)
     cells = table.get("contribution", [])
     order = sorted(range(len(cells)), key=lambda i: -abs(cells[i]))
     left_out = ""
@@ -223,16 +218,6 @@ def _others(record: Record) -> str:
     return f"Of all {len(verdicts)} models, their number allowed for: {'; '.join(said)}."
 
 
-def _intervals(table: Table, low: str = "low", high: str = "high") -> list[str | None]:
-    def cell(a: float | None, b: float | None) -> str | None:
-        if a is None or b is None or not math.isfinite(b - a):
-            return None
-        places = digits.decimals((a + b) / 2, a, b)
-        return f"{digits.spell(a, places)} to {digits.spell(b, places)}"
-
-    return [cell(a, b) for a, b in zip(table.get(low, []), table.get(high, []), strict=False)]
-
-
 def _without_single(table: Table) -> Table:
     """With a single model its name in every line says nothing."""
     if len(set(table.get("model", []))) < 2:
@@ -248,7 +233,8 @@ _MODELS: Titles = {
     "model": ("model", names, True),
     "cross_entropy": ("cross-entropy", nats, True),
     "difference": ("difference", nats, True),
-    "interval": ("95 % interval", names, True),
+    "difference_low": ("95 % from", nats, True),
+    "difference_high": ("to", nats, True),
     "p_adjusted": ("p", _p, True),
     "discrimination": ("discrimination", nats, False),
     "miscalibration": ("miscalibration", nats, False),
@@ -256,11 +242,12 @@ _MODELS: Titles = {
     "impossible_rows": ("impossible rows", counts, False),
     "verdict": ("verdict", names, True),
 }
-_PARTS_TITLES: Titles = {
+_PARTS: Titles = {
     "model": ("model", names, True),
     "part": ("part", names, True),
     "difference": ("difference", nats, True),
-    "interval": ("95 % interval", names, True),
+    "low": ("95 % from", nats, True),
+    "high": ("to", nats, True),
     "p_value": ("p", _p, True),
 }
 _SLICES: Titles = {
@@ -268,11 +255,9 @@ _SLICES: Titles = {
     "by": ("by", names, False),
     "slice": ("slice", names, True),
     "rows": ("rows", counts, True),
-    "clusters": ("groups", counts, False),
-    "baseline": ("baseline", nats, False),
-    "cross_entropy": ("model", nats, False),
     "difference": ("difference", nats, True),
-    "interval": ("95 % interval, all together", names, True),
+    "low": ("95 % from", nats, True),
+    "high": ("to", nats, True),
     "p_adjusted": ("p (Holm)", _p, True),
     "contribution": ("contribution", nats, True),
     "share": ("share of all that differs", digits.shares, False),

@@ -1,4 +1,4 @@
-"""The pictures of a comparison: the differences with their intervals, and how few rows they rest on."""
+"""The picture of a comparison: the differences with their intervals."""
 
 from __future__ import annotations
 
@@ -59,25 +59,6 @@ def differences(record: Record) -> str:
         axes.tick_params(axis="y", labelcolor=INK)
         axes.grid(axis="x", linewidth=0.7)
         return inline(figure, "differences", "Difference of each model from the baseline, with its interval")
-
-
-def concentration(record: Record) -> str:
-    """Draw the share of rows against their share of all that the two models differ by."""
-    curve = record.curves.get("concentration")
-    if curve is None or record.kind != "comparison":
-        return ""
-    with drawing(_WIDTH, 265) as figure:
-        axes = figure.add_axes((0.15, 0.19, 0.8, 0.76))
-        x, y = ([100 * share for share in shares] for shares in (curve.x, curve.y))
-        axes.plot([0, 100], [0, 100], color=MUTED, linewidth=1, dashes=(4, 3))
-        axes.plot(x, y, color=ACCENT, linewidth=2.2)
-        near = min(range(len(x)), key=lambda i: abs(x[i] - 5))
-        axes.plot(x[near], y[near], "o", color=ACCENT, markersize=7, markeredgecolor=PAPER)
-        axes.text(x[near] + 4, y[near] - 4, f"{x[near]:.3g} % of rows: {y[near]:.0f} %", va="top")
-        axes.set(xlim=(0, 102), ylim=(0, 102), xlabel="% of rows", ylabel="% of what differs")
-        axes.grid(linewidth=0.7)
-        axes.tick_params(length=0)
-        return inline(figure, "concentration", "Share of rows against their share of what the models differ by")
 
 
 def _lines(record: Record, table: str, name: str, ends: tuple[str, str]) -> list[Line]:

@@ -15,6 +15,7 @@ from crossent.report.label import printable
 
 _MOST_CLASSES = 300
 _MOST_ROWS = 50
+_MOST_SLICES = 100
 _TASKS = {"binary": "yes or no", "multi-class": "classes", "range": "a number in a range"}
 
 
@@ -59,7 +60,7 @@ def page(record: Record) -> str:
         "decomposition": plots.decomposition(record),
         "classes": plots.classes(record),
         "differences": comparison_plots.differences(record),
-        "concentration": comparison_plots.concentration(record),
+        "concentration": plots.concentration(record),
     }
     return template.render(
         style=Markup(here.joinpath("page.css").read_text(encoding="utf-8")),
@@ -71,10 +72,13 @@ def page(record: Record) -> str:
         impossible=text.is_impossible(record),
         notes=[printable(note) for note in record.facts.get("notes") or []],
         summary=text.summary(record),
+        kind=record.kind,
         task=record.facts.get("task"),
+        band="reliability_null" in record.curves,
         whisker="miscalibration" in record and digits.interval(record["miscalibration"]) != "",
         kept=record.facts.get("best_epoch"),
         comparison=comparison.sheets(record, _MOST_ROWS),
+        slices=table.slices(record, _MOST_SLICES),
         per_class=table.per_class(record, _MOST_CLASSES),
         costliest=table.costliest(record, _MOST_ROWS),
         calibrators=table.calibrators(record),

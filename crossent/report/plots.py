@@ -1,4 +1,4 @@
-"""The pictures of a report: learning curves, reliability, decomposition, cross-entropy by class.
+"""The pictures of a report: learning curves, reliability, decomposition, cross-entropy by class, concentration.
 
 Each takes a record and gives an SVG element for the inside of a page, or "" where the record holds nothing to
 draw. The figures are small, so that on a phone their letters are as large as the page's own.
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _WIDTH = 370.0
 _MOST_CLASSES = 20
+_FEW = 5.0  # per cent of rows whose share of the loss is written beside the curve
 _WIDE_RANGE = 12.0  # ratio of losses from which a curve reads better on a logarithmic scale
 
 
@@ -71,7 +72,8 @@ def learning(record: Record) -> str:
 def reliability(record: Record) -> str:
     """Draw observed frequency against prediction with 95 % bands, over a small histogram of row counts.
 
-    A point is filled where its band misses the diagonal: there the rows contradict the model.
+    A point is filled where its band misses the diagonal: there the rows contradict the model. The isotonic curve of all
+    rows is drawn too, and the grey band in which that of a calibrated model would lie, where the record has them.
     """
     curve = record.curves.get("reliability")
     spots = _spots(curve)
@@ -85,7 +87,12 @@ def reliability(record: Record) -> str:
         left, side = 0.15, 0.82
         bottom = 0.98 - side * _WIDTH / height
         axes = figure.add_axes((left, bottom, side, 0.98 - bottom))
+        null, isotonic = record.curves.get("reliability_null"), record.curves.get("recalibrated")
+        if null is not None and null.low is not None and null.high is not None:
+            axes.fill_between(null.x, null.low, null.high, color=MUTED, alpha=0.16, linewidth=0)
         axes.plot([low, high], [low, high], color=MUTED, linewidth=1, dashes=(4, 3))
+        if isotonic is not None:
+            axes.plot(isotonic.x, isotonic.y, color=ACCENT, linewidth=1.1, alpha=0.8)
         for x, y, lowest, highest, _ in spots:
             axes.plot([x, x], [lowest, highest], color=ACCENT, alpha=0.35, linewidth=5, solid_capstyle="butt")
             agrees = curve.low is None or lowest <= x <= highest  # without a band nothing is contradicted
@@ -174,6 +181,40 @@ def classes(record: Record) -> str:
         axes.tick_params(length=0)
         axes.tick_params(axis="y", labelcolor=INK)
         return inline(figure, "classes", "Cross-entropy of each class, the most expensive first")
+
+
+def concentration(record: Record) -> str:
+    """Draw how much of the loss, or of what two models differ by, falls on how few rows.
+
+    >>> curve = Curve([0.0, 0.05, 1.0], [0.0, 0.6, 1.0], "share of rows", "share of the loss")
+    >>> concentration(Record("evaluation", "a test", curves={"concentration": curve})).startswith("<svg")
+    True
+    """
+    curve = record.curves.get("concentration")
+    if curve is None:
+        return ""
+    what = "what differs" if record.kind == "comparison" else "the loss"
+    with drawing(_WIDTH, 265) as figure:
+        axes = figure.add_axes((0.15, 0.19, 0.8, 0.76))
+        x, y = ([100 * share for share in shares] for shares in (curve.x, curve.y))
+        axes.plot([0, 100], [0, 100], color=MUTED, linewidth=1, dashes=(4, 3))
+        axes.plot(x, y, color=ACCENT, linewidth=2.2)
+        few = _at(x, y, _FEW)
+        axes.plot(_FEW, few, "o", color=ACCENT, markersize=7, markeredgecolor=PAPER)
+        axes.text(99, 5, f"{_FEW:g} % of the rows carry {few:.0f} %", ha="right")
+        first = "those that differ most first" if record.kind == "comparison" else "the costliest first"
+        axes.set(xlim=(0, 102), ylim=(0, 102), xlabel=f"% of rows, {first}", ylabel=f"% of {what}")
+        axes.grid(linewidth=0.7)
+        axes.tick_params(length=0)
+        return inline(figure, "concentration", f"Share of rows against their share of {what}")
+
+
+def _at(x: list[float], y: list[float], wanted: float) -> float:
+    """The height of a curve that is straight between its points."""
+    for (left, low), (right, high) in zip(zip(x, y, strict=True), zip(x[1:], y[1:], strict=True), strict=False):
+        if right >= wanted:
+            return low + (high - low) * (wanted - left) / (right - left) if right > left else high
+    return y[-1]
 
 
 def _finite(curve: Curve | None) -> list[tuple[float, float]]:

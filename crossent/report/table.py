@@ -79,6 +79,19 @@ _COSTLIEST: Titles = {
     "probability": ("P(label)", digits.column, True),
     "cross_entropy": ("cross-entropy", nats, True),
 }
+_SLICES: Titles = {
+    "column": ("by", names, False),
+    "slice": ("slice", names, True),
+    "rows": ("rows", counts, True),
+    "share": ("share of rows", digits.shares, False),
+    "share_of_loss": ("share of the loss", digits.shares, True),
+    "cross_entropy": ("cross-entropy", nats, True),
+    "interval": ("95 % interval", names, False),
+    "skill": ("skill", digits.shares, True),
+    "accuracy": ("accuracy", digits.shares, False),
+    "rmse": ("RMSE", digits.column, False),
+    "impossible_rows": ("impossible rows", counts, False),
+}
 _CALIBRATORS: Titles = {
     "name": ("calibrator", names, True),
     "cross_entropy": ("cross-entropy", nats, True),
@@ -95,6 +108,33 @@ def per_class(record: Record, most: int) -> Sheet | None:
         table = select(table, _dearest(table)[:most])
         return sheet(table, _PER_CLASS, f"The {most} dearest of {total:,} classes; the record holds all.")
     return sheet(table, _PER_CLASS)
+
+
+def slices(record: Record, most: int) -> Sheet | None:
+    """The slices of the rows, those with the largest share of the loss first, at most ``most`` of them."""
+    table = record.tables.get("slices", {}) if record.kind != "comparison" else {}
+    total = len(next(iter(table.values()), []))
+    carried = [-math.inf if share is None else share for share in table.get("share_of_loss", [])]
+    table = select(table, sorted(range(total), key=lambda i: -carried[i])[:most])
+    if not any(table.get("impossible_rows", [])):
+        table = {name: column for name, column in table.items() if name != "impossible_rows"}
+    if len(set(table.get("column", []))) < 2:
+        table.pop("column", None)
+    table["interval"] = intervals(table)
+    left_out = f"The {most} that carry most of {total:,} slices; the record holds all." if total > most else ""
+    return sheet(table, _SLICES, left_out)
+
+
+def intervals(table: Table, low: str = "low", high: str = "high") -> list[str | None]:
+    """The ends of intervals as text, in one column."""
+
+    def cell(a: float | None, b: float | None) -> str | None:
+        if a is None or b is None or not math.isfinite(b - a):
+            return None
+        places = digits.decimals((a + b) / 2, a, b)
+        return f"{digits.spell(a, places)} to {digits.spell(b, places)}"
+
+    return [cell(a, b) for a, b in zip(table.get(low, []), table.get(high, []), strict=False)]
 
 
 def costliest(record: Record, most: int) -> Sheet | None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _MOST_CLASSES = 20
 _MOST_ROWS = 10
+_MOST_SLICES = 20
 _WIDE = 100  # columns of a terminal from which on everything fits
 _READABLE = 100  # columns of prose beyond which the eye loses the line
 _WITHOUT_UNICODE = str.maketrans({"−": "-", "–": "-", "—": "-", "…": "~", "×": "x", "’": "'"})
@@ -57,6 +58,7 @@ def show(record: Record, console: Console | None = None) -> None:
     _print_section(screen, "", _numbers(record, screen))
     for title, sheet in comparison.sheets(record, _MOST_ROWS):
         _print_section(screen, title, _sheet(sheet, screen))
+    _print_section(screen, "By slice", _sheet(table.slices(record, _MOST_SLICES), screen))
     _print_section(screen, "By class", _sheet(table.per_class(record, _MOST_CLASSES), screen))
     _print_section(screen, "The rows that cost most", _sheet(table.costliest(record, _MOST_ROWS), screen))
 

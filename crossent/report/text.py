@@ -43,8 +43,31 @@ _MEANINGS = {
         "KL divergence of the model from its calibrated self: what calibration could still win. "
         "Estimated on rows held out, so it can fall slightly below 0.",
     ),
+    "truth_entropy": (
+        "Entropy of the truth",
+        "What rows cost under their own true distribution: no model can have a cross-entropy below it.",
+    ),
+    "kl_divergence": (
+        "KL from the truth",
+        "Cross-entropy less the entropy of the truth: what the model adds to what cannot be foretold.",
+    ),
+    "bits_per_byte": ("Bits per byte", "The whole loss in bits, divided by the length of the text in bytes."),
+    "perplexity": (
+        "Perplexity",
+        "e to the cross-entropy: as uncertain as between so many equally probable answers.",
+    ),
     "accuracy": ("Accuracy", "Rows whose most probable class is their label."),
+    "top_3_accuracy": ("Top-3 accuracy", "Rows whose label is among the three most probable classes."),
+    "top_5_accuracy": ("Top-5 accuracy", "Rows whose label is among the five most probable classes."),
     "brier": ("Brier score", "Mean squared distance of the probabilities from the label. 0 is perfect."),
+    "ece": (
+        "Calibration error (ECE)",
+        "Secondary: mean distance of confidence from frequency in 15 bins. It can fall while the loss rises.",
+    ),
+    "smooth_ece": (
+        "Smooth calibration error",
+        "Secondary: the same by smoothing instead of bins (Błasiok and Nakkiran 2024).",
+    ),
     "mae": ("Mean absolute error", "How far the predicted mean is off on average, in the target's own unit."),
     "rmse": ("Root mean squared error", "The same, large misses weighing more; in the target's own unit."),
     "validation_cross_entropy": (

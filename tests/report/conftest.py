@@ -160,6 +160,22 @@ def binary():
                 "recall": [0.871, 0.684],
                 "precision": [0.822, 0.76],
             },
+            "slices": {
+                "column": ["city", "city", "plan", "plan"],
+                "slice": ["Ghent", "[red]Łódź", "monthly", "yearly"],
+                "rows": [5000, 7000, 9000, 3000],
+                "share": [0.417, 0.583, 0.75, 0.25],
+                "share_of_loss": [0.55, 0.45, 0.91, None],
+                "cross_entropy": [0.5692, 0.3328, 0.5234, math.inf],
+                "low": [0.55, 0.31, 0.51, None],
+                "high": [0.59, 0.35, 0.54, None],
+                "label_entropy": [0.9, 0.8, 0.9, 0.1],
+                "information_gained": [0.08, 0.32, 0.15, -math.inf],
+                "skill": [0.087, 0.4, 0.161, None],
+                "accuracy": [0.72, 0.86, 0.76, 0.98],
+                "brier": [0.18, 0.11, 0.17, 0.03],
+                "impossible_rows": [0, 0, 0, 2],
+            },
             "costliest": _costliest(["stays", "leaves"], 8),
         },
         curves={
@@ -171,7 +187,12 @@ def binary():
                 [value - 0.025 for value in observed],
                 [value + 0.025 for value in observed],
                 [2600, 1900, 1500, 1200, 1000, 900, 800, 800, 700, 600],
-            )
+            ),
+            "recalibrated": Curve([0.02, 0.3, 0.96], [0.08, 0.33, 0.87], "predicted", "observed"),
+            "reliability_null": Curve(
+                [0.02, 0.3, 0.96], [0.02, 0.3, 0.96], "predicted", "observed", [0.01, 0.27, 0.93], [0.04, 0.34, 0.99]
+            ),
+            "concentration": Curve([0.0, 0.04, 0.08, 1.0], [0.0, 0.3, 0.42, 1.0], "share of rows", "share of the loss"),
         },
         facts={
             "task": "binary",

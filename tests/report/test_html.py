@@ -152,3 +152,16 @@ def test_a_report_is_drawn_on_a_machine_without_torch(case, tmp_path):
 def test_a_record_read_from_its_file_gives_the_same_page(case, page):
     record = case("impossible")
     assert page(Record.from_json(record.to_json())) == page(record)
+
+
+def test_slices_come_by_their_share_of_the_loss(case, page):
+    shown = page(case("binary"))
+    table = shown[shown.index('aria-label="By slice"') : shown.index('aria-label="By class"')]
+    places = [table.index(name) for name in ("monthly", "Ghent", "[red]Łódź", "yearly")]
+    assert places == sorted(places)
+    for cell in ("city", "91.0", "0.550 to 0.590", "∞", "impossible rows"):
+        assert cell in table, cell
+    sure = case("binary")
+    sure.tables["slices"]["impossible_rows"] = [0, 0, 0, 0]
+    assert "impossible rows" not in page(sure).partition('aria-label="By slice"')[2].partition("By class")[0]
+    assert "By slice" not in page(case("digits_fit"))

@@ -8,7 +8,8 @@ import pytest
 from crossent.record import Curve, Number, Record
 from crossent.report import plots
 
-PICTURES = {name: getattr(plots, name) for name in ("learning", "reliability", "decomposition", "classes")}
+NAMES = ("learning", "reliability", "decomposition", "classes", "concentration")
+PICTURES = {name: getattr(plots, name) for name in NAMES}
 
 
 def _all(record):
@@ -20,8 +21,8 @@ def _elements(svg):
 
 
 def test_which_pictures_a_record_gives(case):
-    assert set(_all(case("digits_fit"))) == set(PICTURES)
-    assert set(_all(case("binary"))) == {"reliability", "decomposition", "classes"}
+    assert set(_all(case("digits_fit"))) == set(PICTURES) - {"concentration"}
+    assert set(_all(case("binary"))) == set(PICTURES) - {"learning"}
     assert set(_all(case("in_a_range"))) == {"learning", "reliability", "decomposition"}
     assert set(_all(case("impossible"))) == {"reliability", "decomposition", "classes"}
     assert _all(case("empty")) == {}
@@ -143,3 +144,17 @@ def test_values_that_have_no_place_are_left_out(value):
     record = Record("fit", "", curves={"training": curve, "reliability": Curve([value], [value], "", "")})
     assert "<svg" in plots.learning(record)
     assert plots.reliability(record) == ""
+
+
+def test_a_share_between_two_points_of_the_concentration_is_on_the_line_between_them(case):
+    svg = plots.concentration(case("binary"))
+    assert "5 % of the rows carry 33 %" in svg  # a quarter of the way from 30 to 42
+    straight = Record("evaluation", "", curves={"concentration": Curve([0.0, 1.0], [0.0, 1.0], "", "")})
+    assert "carry 5 %" in plots.concentration(straight)
+
+
+def test_the_band_and_the_isotonic_curve_are_drawn_where_the_record_has_them(case):
+    record = case("binary")
+    bare = Record(record.kind, record.title, curves={"reliability": record.curves["reliability"]})
+    with_both, without = (plots.reliability(one).count("<path") for one in (record, bare))
+    assert with_both == without + 2

@@ -87,9 +87,8 @@ def _through_logits(ctx: Any, given: tuple[Tensor | None, ...]) -> tuple[Tensor 
     z = torch.nn.functional.linear(x, w, bias)
     if live is not None:
         z = torch.where(live.unsqueeze(-1), z, 0.0)
-    soft = None if q is None else q.unsqueeze(-1)
     z = linked(link, z).unsqueeze(-1)
-    outputs = rows.statistics_of(z, live, index, soft, weight, ctx.uniform, ctx.entropy, ctx.shard, False)[1:]
+    outputs = rows.statistics_of(z, live, index, q, weight, ctx.uniform, ctx.entropy, ctx.shard, False)[1:]
     sent = [(out, g) for out, g in zip(outputs, given, strict=True) if g is not None]
     wanted = [t for t, need in zip((x, w, bias), ctx.needs_input_grad, strict=False) if need]
     grads = iter(torch.autograd.grad([out for out, _ in sent], wanted, [g for _, g in sent], create_graph=True))
@@ -120,9 +119,8 @@ def linear_row_losses(
 
     def stats(index: Tensor | None, q: Tensor | None, weight: Tensor | None, *what: bool) -> tuple[Tensor, ...]:
         own_weight = rows.own_weight(weight, index, shard)
-        flat = None if q is None else q.squeeze(-1)
         return _Statistics.apply(
-            x, w, bias, temperature, *known[1:], target.live, index, flat, own_weight, *what[:2], size, shard
+            x, w, bias, temperature, *known[1:], target.live, index, q, own_weight, *what[:2], size, shard
         )
 
     return rows.losses_of(rows.stats_of(stats, target, loss, shard, False), target, loss, shard)

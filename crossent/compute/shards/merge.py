@@ -166,8 +166,7 @@ def share_of(
         return here(index, ctx.shard.start, ctx.shard.sizes[ctx.shard.rank])[1].to(a.dtype), None
     if q is None:
         return torch.ones_like(a), None
-    columns = q if q.dim() == 2 else reference.by_row(q)
-    own = reference._soft_weights(columns, weight, a.dtype).sum(-1)
+    own = reference._soft_weights(reference.by_row(q), weight, a.dtype).sum(-1)
     whole = fields[field_names(dense=True, uniform=False, entropy=False).index("held")]
     return (own / torch.where(whole == 0, 1.0, whole)).unsqueeze(-1), own
 

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +62,15 @@ def apply_to_file(
         writer: Any = None
         try:
             for piece in scan(file, columns.held, columns.names, BATCH_ROWS):
-                begin = total
-                cells = numbers(piece, columns.names, lambda i, begin=begin: _place(file, begin + i))
+                place = partial(_place, file, total)
+                cells = numbers(piece, columns.names, place).astype(np.float64)
                 if form is None:
                     form = forms.infer(cells)
                     if form is None:
                         raise forms.unclear(cells)
                     if form != forms.FORMS[0]:
                         notes[f"{file} holds {form}; what was written are probabilities."] = None
-                changed = columns.changed(piece, calibrator, cells, form, normalise, file, begin, notes)
+                changed = columns.changed(piece, calibrator, cells, form, normalise, place, notes)
                 if writer is None:
                     writer = _writer(temporary, changed.schema, columns.told)
                 writer.write(changed)
@@ -127,18 +128,12 @@ class _Columns:
         cells: NDArray[Any],
         form: str,
         normalise: bool,
-        file: File,
-        begin: int,
+        place: forms.Place,
         notes: dict[str, None],
     ) -> Any:
         """Give a piece of the table with calibrated probabilities."""
         pyarrow = require("pyarrow", "cli", PURPOSE)
-        cells = cells.astype(np.float64)
         shown = self.names if len(self.names) > 1 else []
-
-        def place(row: int) -> str:
-            return _place(file, begin + row)
-
         note = None
         if form == "probabilities":
             p, note = forms.probabilities(cells, place, shown, scores=normalise)
@@ -190,8 +185,8 @@ class _Parquet:
         self.writer.close()
 
 
-def _place(file: File, row: int) -> str:
-    return f"row {row} of {file} (counted from 0)"
+def _place(file: File, begin: int, row: int) -> str:
+    return f"row {begin + row} of {file} (counted from 0)"
 
 
 def classes_of(path: str | os.PathLike[str], probability: str | Sequence[str] | None = None) -> list[str]:

@@ -185,7 +185,8 @@ def fit_scaling(
         raise ValueError(f"kind should be one of {', '.join(map(repr, KINDS))}, and is {kind!r}.")
     if kind == "none":
         return Scaling()
-    rows = rows.take(np.isfinite(rows.costs(rows.z)))
+    if not (possible := np.isfinite(rows.costs(rows.z))).all():
+        rows = rows.take(possible)
     if not len(rows):
         return Scaling()
     z, weights = rows.z, rows.weights

@@ -155,6 +155,36 @@ def check_classes(input: Tensor) -> int:
     return classes
 
 
+def check_head(input: Tensor, w: Tensor, bias: Tensor | None, names: str = "input linear_weight linear_bias") -> int:
+    """How many classes the head w (C, D) of hidden states (…, D) has; refuse what does not fit together."""
+    of_input, of_w, of_bias = names.split()
+    if w.dim() != 2 or input.dim() == 0 or input.shape[-1] != w.shape[-1]:
+        raise ValueError(
+            f"{of_input} (…, D) and {of_w} (C, D) must agree in D; got {tuple(input.shape)} and {tuple(w.shape)}."
+        )
+    if not w.shape[0]:
+        raise ValueError(f"{of_w} of shape {tuple(w.shape)} has no classes: it is (C, D).")
+    if bias is not None and bias.shape != w.shape[:1]:
+        raise ValueError(f"{of_bias} must have shape ({w.shape[0]},); got {tuple(bias.shape)}.")
+    check_logits(input, "hidden states")
+    given = {of_input: input, of_w: w, **({} if bias is None else {of_bias: bias})}
+    if len({t.dtype for t in given.values()}) > 1 and not torch.is_autocast_enabled(input.device.type):
+        raise TypeError(
+            "hidden states and head must have one dtype, as for F.linear; "
+            + ", ".join(f"{name} is {str(t.dtype).removeprefix('torch.')}" for name, t in given.items())
+            + ". Convert one of them, or use autocast."
+        )
+    return w.shape[0]
+
+
+def under_autocast(input: Tensor, w: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Hidden states and head in the dtype that autocast would multiply them in, forwards and backwards."""
+    if not torch.is_autocast_enabled(input.device.type):
+        return input, w, bias
+    narrow = torch.get_autocast_dtype(input.device.type)
+    return input.to(narrow), w.to(narrow), None if bias is None else bias.to(narrow)
+
+
 def check_same_shape(input: Tensor, target: Tensor) -> None:
     """Refuse binary targets that are not one for each element."""
     if target.shape != input.shape:

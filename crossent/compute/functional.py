@@ -15,6 +15,7 @@ from crossent.compute import target as targets
 from crossent.compute.arguments import (
     check_class_weight,
     check_classes,
+    check_head,
     check_logits,
     check_same_shape,
     check_share,
@@ -26,6 +27,7 @@ from crossent.compute.arguments import (
     smoothing_of_nll,
     target_of,
     times,
+    under_autocast,
     warn_of_probabilities,
     weights_of_rows,
     whole_loss,
@@ -37,6 +39,7 @@ from crossent.compute.number import number
 from crossent.compute.reduce import check_reduction, reduce
 from crossent.compute.rows import is_learned, row_losses
 from crossent.compute.rows import row_numbers as rows_of
+from crossent.compute.stats import Stats
 from crossent.compute.target import Target
 
 
@@ -190,14 +193,17 @@ def row_numbers(
     whole = whole_loss(loss, weight, label_smoothing, classes)
     if validate == "full":
         check_class_weight(whole)
-    value, s = rows_of(columns(input), rows, whole, link)
+    return numbers_of(*rows_of(columns(input), rows, whole, link), rows, shape, result_dtype(input))
+
+
+def numbers_of(value: Tensor, s: Stats, rows: Target, shape: torch.Size, dtype: torch.dtype) -> RowNumbers:
+    """What was read of the rows, in the shape of the labels."""
     # A label that is no class and that nobody looked at has a weight of NaN, and so have its numbers.
     wrong = torch.zeros_like(value) if rows.weight is None else rows.weight[:, 0].to(value) - 1
 
     def shown(x: Tensor, ignored: float = 0.0) -> Tensor:
         return (x if rows.live is None else torch.where(rows.live, x, ignored)).reshape(shape)
 
-    dtype = result_dtype(input)
     return RowNumbers(
         loss=shown(value).to(dtype),
         log_prob=shown(wrong - s.nll[:, 0]).to(dtype),
@@ -350,29 +356,48 @@ def linear_cross_entropy(
     normaliser: float | Tensor | None = None,
     empty: str = "zero",
     validate: str = "full",
+    budget: int | str | None = None,
     chunk_rows: int | None = None,
 ) -> Tensor:
     """Cross-entropy of ``input @ linear_weight.T + linear_bias`` without ever holding all the logits.
 
-    A few rows of logits exist at a time, forwards and again backwards; for a vocabulary of 256k that is the
-    difference between gigabytes and megabytes.
+    A few rows of logits exist at a time; for a vocabulary of 256k that is the difference between gigabytes and
+    megabytes. Of a mean or a sum the gradients are made there and then; of rows they are made in the backward pass,
+    from logits that are made once more. The bits are the same.
 
     Args:
         input: hidden states (…, D).
-        linear_weight: the head, (C, D).
+        linear_weight: the head, (C, D), of input's dtype.
         target: class indices (…), class probabilities (…, C), or a ``Target`` of as many rows.
         linear_bias: (C,).
         weight, reduction, label_smoothing, loss, link, sample_weight, mask, normaliser, empty, validate: as in
             ``cross_entropy``.
         ignore_index: None means -100 for class indices, as in PyTorch.
-        chunk_rows: rows of logits held at a time; by default as many as make 64 MiB of them.
+        budget: how much memory the logits of one chunk may take: bytes, or a text like ``"256 MiB"``; 64 MiB by
+            default, which is near the best for the time, too (docs/decisions/016). A link, and a loss that looks at
+            the logits themselves, count 64 bytes for each logit, since plain torch works them out.
+        chunk_rows: how many rows make a chunk, instead of a budget.
 
     Returns:
         A scalar, or the rows (…): float64 for float64 hidden states, else float32.
 
-    Memory: the gradients of what needs them, and chunk_rows × C logits with their gradient.
-    The head's gradient is added up in float32 (float64 for float64), whatever its dtype.
-    Cost: 8 N C D flops when trained (the logits are made twice). Double backward is refused at the call.
+    Raises:
+        ValueError, TypeError, IndexError: a sentence that says which argument, what came, where, and what to do.
+
+    Rows that are ignored, masked or of no weight are left out before the first product, and cost nothing.
+
+    Accuracy: that of ``cross_entropy`` on logits that are rounded to input's dtype, as those of ``F.linear``, and so is
+    their gradient. The head's gradient is added up in float32 (float64 for float64), whatever its dtype, and rounded
+    once: the number of chunks does not show (tests/compute/test_linear_sums.py). A 16-bit gradient of a number
+    is rounded once more where what comes from above is no power of two.
+    Memory: the gradients of what needs them; the budget; for a head of 16 bits the float32 sum of its gradient, 4 C D
+    bytes, or, where that is less, all logits in 16 bits at once (unless a budget forbids it).
+    Cost: 6 N C D flops for a mean or a sum, 8 N C D for rows.
+    Derivatives: of first order in ``input``, ``linear_weight``, ``linear_bias``, sample weights, and weights of classes
+    and of sparse targets; of second order too, chunk by chunk in plain torch (``create_graph=True``,
+    ``torch.func.jacrev`` of ``grad``); forward ones of first order (``torch.func.jvp``). ``vmap`` goes through its
+    batch one by one; ``torch.compile`` keeps it whole. A link that is trained, and second derivatives of a loss that
+    looks at the logits (``Brier``, ``Hinge``, ``Focal`` of probabilities), are errors. Source: Wijmans et al. 2024.
 
     >>> x, w = torch.eye(3), 2 * torch.eye(3)
     >>> linear_cross_entropy(x, w, torch.tensor([0, 1, 2]))
@@ -380,34 +405,21 @@ def linear_cross_entropy(
     """
     check_reduction(reduction, empty, normaliser)
     check_validate(validate)
-    if linear_weight.dim() != 2 or input.dim() == 0 or input.shape[-1] != linear_weight.shape[-1]:
-        raise ValueError(
-            f"input (…, D) and linear_weight (C, D) must agree in D; got {tuple(input.shape)} and "
-            f"{tuple(linear_weight.shape)}."
-        )
-    classes = linear_weight.shape[0]
-    if linear_bias is not None and linear_bias.shape != (classes,):
-        raise ValueError(f"linear_bias must have shape ({classes},); got {tuple(linear_bias.shape)}.")
+    classes = check_head(input, linear_weight, linear_bias)
     shape = input.shape[:-1]
     ignored = -100 if ignore_index is None else ignore_index
     row_weight, mask = weights_of_rows(sample_weight, mask, shape, validate)
     rows = target_of(target, (*shape, classes), shape, classes, ignored, mask, validate)
-    rows = rows.weighted(row_weight, mask)
+    rows = linear.counting(rows.weighted(row_weight, mask))
     whole = whole_loss(loss, weight, label_smoothing, classes)
     if validate == "full":
         check_class_weight(whole)
-    if torch.is_autocast_enabled(input.device.type):
-        # Autocast would make the logits narrow forwards and not backwards, where they are made again.
-        narrow = torch.get_autocast_dtype(input.device.type)
-        input, linear_weight = input.to(narrow), linear_weight.to(narrow)
-        linear_bias = None if linear_bias is None else linear_bias.to(narrow)
-    value, row_weight = linear.row_losses(
-        input.reshape(-1, input.shape[-1]),
-        linear_weight,
-        linear_bias,
-        rows,
-        whole,
-        link,
-        chunk_rows,
-    )
-    return reduce(value, row_weight, reduction, empty, shape, result_dtype(input), normaliser)
+    x, w, bias = under_autocast(input, linear_weight, linear_bias)
+    x, dtype = x.reshape(-1, x.shape[-1]), result_dtype(x)
+    size = linear.chunk_size(budget, chunk_rows, x, w, rows, whole, link)
+    if reduction != "none":
+        at_once = linear.number(x, w, bias, rows, whole, link, size, reduction, dtype, normaliser)
+        if at_once is not None:
+            return at_once
+    value, row_weight = linear.row_losses(x, w, bias, rows, whole, link, size)
+    return reduce(value, row_weight, reduction, empty, shape, dtype, normaliser)

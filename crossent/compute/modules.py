@@ -144,8 +144,8 @@ class LinearCrossEntropyLoss(nn.Module):
     """A linear head and its cross-entropy in one; the logits are never all there.
 
     >>> head = LinearCrossEntropyLoss(8, 100)
-    >>> head(torch.zeros(2, 8), torch.tensor([1, 2]))
-    tensor(4.6052, grad_fn=<ToCopyBackward0>)
+    >>> head(torch.zeros(2, 8), torch.tensor([1, 2])).item()  # log 100
+    4.605170249938965
     """
 
     weight: Tensor | None
@@ -166,6 +166,7 @@ class LinearCrossEntropyLoss(nn.Module):
         link: Link | None = None,
         empty: str = "zero",
         validate: str = "full",
+        budget: int | str | None = None,
         chunk_rows: int | None = None,
     ) -> None:
         super().__init__()
@@ -178,6 +179,7 @@ class LinearCrossEntropyLoss(nn.Module):
         self.link = link
         self.empty = empty
         self.validate = validate
+        self.budget = budget
         self.chunk_rows = chunk_rows
 
     def forward(
@@ -204,5 +206,6 @@ class LinearCrossEntropyLoss(nn.Module):
             mask=mask,
             empty=self.empty,
             validate=self.validate,
+            budget=self.budget,
             chunk_rows=self.chunk_rows,
         )

@@ -53,7 +53,7 @@ class _Number(torch.autograd.Function):
     def forward(
         ctx: Any, z: Tensor, target: Target, loss: Loss, reduction: str, dtype: torch.dtype, divisor: float
     ) -> Tensor:
-        ctx.target, ctx.divisor, ctx.slopes = target, divisor, _slopes(loss)
+        ctx.target, ctx.divisor, ctx.slopes = target, divisor, slopes(loss)
         uniform = "uniform" in loss.reads
         a, c = (slope * (1.0 / divisor) for slope in ctx.slopes)
         fields, gap, ctx.dz = backends.of(z).both(z, target.live, target.index, uniform, a, c)
@@ -61,7 +61,7 @@ class _Number(torch.autograd.Function):
         ctx.uniform = uniform
         part = unpack(fields, gap, dense=False, uniform=uniform, entropy=False)
         nll, lse, even, _ = finish(part)
-        value, weight = losses_of(_plain(nll, lse, even, part.count, z.shape[1]), target, loss)
+        value, weight = losses_of(plain_stats(nll, lse, even, part.count, z.shape[1]), target, loss)
         return reduce(value, weight, reduction, "zero", torch.Size(), dtype, divisor)
 
     @staticmethod
@@ -77,16 +77,16 @@ class _Number(torch.autograd.Function):
         return dz, None, None, None, None, None
 
 
-def _slopes(loss: Loss) -> tuple[float, float]:
+def slopes(loss: Loss) -> tuple[float, float]:
     """The derivatives of an affine loss by nll and uniform: autograd's, at any one row."""
     with torch.enable_grad():
         nll, even = (torch.ones(shape, dtype=torch.float64, requires_grad=True) for shape in ((1, 1), (1,)))
-        value = loss(_plain(nll, even, even, torch.ones(1), 2))
+        value = loss(plain_stats(nll, even, even, torch.ones(1), 2))
         a, c = torch.autograd.grad(value.sum(), (nll, even), allow_unused=True)
     return (0.0 if a is None else float(a), 0.0 if c is None else float(c))
 
 
-def _plain(nll: Tensor, lse: Tensor, uniform: Tensor | None, count: Tensor | None, classes: int) -> Stats:
+def plain_stats(nll: Tensor, lse: Tensor, uniform: Tensor | None, count: Tensor | None, classes: int) -> Stats:
     """Statistics of rows with one label of weight 1 each."""
     one = nll.new_ones(())
     return Stats(

@@ -285,27 +285,30 @@ def stats_of(
 
 
 @dataclass(frozen=True)
-class _Numbers(Loss):
+class AndNumbers(Loss):
     """A loss, and whatever else is known of a row once it is read."""
 
     loss: Loss
 
     @property
     def reads(self) -> frozenset[str]:
+        """What the loss reads, the entropy, and the order of the columns."""
         return self.loss.reads | {"entropy", "order"}
 
     @property
     def linear(self) -> bool:
+        """Whether the loss is."""
         return self.loss.linear
 
     @property
     def class_weight(self) -> Tensor | None:
+        """The class weights of the loss."""
         return self.loss.class_weight
 
 
 def row_numbers(z: Tensor, target: Target, loss: Loss, link: Link | None = None) -> tuple[Tensor, Stats]:
     """The loss (n,) of every row, and all statistics of the one pass that it took."""
-    s = row_stats(z, target, _Numbers(loss), link)
+    s = row_stats(z, target, AndNumbers(loss), link)
     return loss(s), s
 
 

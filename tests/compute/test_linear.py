@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from crossent import LinearCrossEntropyLoss, Link, cross_entropy, linear_cross_entropy
-from crossent.compute import arguments, linear, rows
+from crossent.compute import arguments
+from crossent.compute.linear.product import Product
 from crossent.compute.losses import LOSSES, Loss
 from tests.compare import faults
 from tests.laws.test_losses import KNOBS
@@ -86,13 +92,54 @@ def test_autocast_makes_16_bit_logits_and_right_gradients() -> None:
     assert (x.grad - plain.grad).norm() < 0.02 * plain.grad.norm()
 
 
-def test_only_a_chunk_of_logits_exists_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def rows_made(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Tensor]) -> list[int]:
+    """How many rows of logits each product made."""
     seen: list[int] = []
-    whole = rows.row_losses
-    monkeypatch.setattr(rows, "row_losses", lambda z, *rest: (seen.append(z.shape[0]), whole(z, *rest))[1])
-    monkeypatch.setattr(linear, "CHUNK_BYTES", 3 * 6 * 8)  # three rows of six float64 logits
-    linear_cross_entropy(X.clone().requires_grad_(), W, Y).backward()
-    assert seen == [3, 3, 3, 2] * 2
+    make = Product._logits
+    monkeypatch.setattr(Product, "_logits", lambda self, x, z: (seen.append(len(x)), make(self, x, z))[1])
+    value = call()
+    if value.requires_grad:
+        value.sum().backward()
+    monkeypatch.undo()
+    return seen
+
+
+def test_a_chunk_of_logits_exists_at_a_time_and_is_made_once_for_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = X.clone().requires_grad_()
+    for knobs in ({"chunk_rows": 3}, {"budget": 3 * 6 * 8}, {"budget": "144 B"}):  # three rows of six float64 logits
+
+        def made(x: Tensor = x, knobs: dict[str, Any] = knobs, **more: Any) -> list[int]:
+            return rows_made(monkeypatch, lambda: linear_cross_entropy(x, W, Y, **knobs, **more))
+
+        assert made() == made(reduction="sum") == [3, 3, 3]  # of the nine that count
+        assert made(reduction="none") == [3, 3, 3] * 2
+        assert made(X) == [3, 3, 3]  # nobody wants a gradient
+    assert rows_made(monkeypatch, lambda: linear_cross_entropy(x, W, Y)) == [9]
+    assert rows_made(monkeypatch, lambda: linear_cross_entropy(x, W, Y, loss=LOSSES[-1](), chunk_rows=4)) == [3, 3, 3]
+
+
+def test_rows_that_do_not_count_are_never_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    poisoned = X.clone()
+    poisoned[Y == -100] = torch.nan
+    weight = torch.ones(11).double()
+    weight[:4] = 0
+    poisoned[:4] = torch.inf
+    for loss in (None, *(KNOBS[name] for name in ("Focal", "LogZ", "Brier"))):
+        for reduction in ("mean", "none"):
+            x, w = poisoned.clone().requires_grad_(), W.clone().requires_grad_()
+
+            knobs = {"loss": loss, "reduction": reduction, "sample_weight": weight}
+            call = partial(linear_cross_entropy, x, w, Y, **knobs)
+            seen = rows_made(monkeypatch, call)
+            assert set(seen) == {5}
+            assert not x.grad[(Y == -100) | (weight == 0)].any()
+            assert x.grad.isfinite().all()
+            assert w.grad.isfinite().all()
+            assert w.grad.any()
+    nothing = torch.full((11,), -100)
+    x = poisoned.clone().requires_grad_()
+    assert rows_made(monkeypatch, lambda: linear_cross_entropy(x, W, nothing)) == []
+    assert torch.equal(x.grad, torch.zeros_like(x))
 
 
 def test_soft_targets_and_leading_dimensions() -> None:
@@ -119,11 +166,24 @@ def test_what_cannot_be_had_is_refused_at_the_call() -> None:
     with pytest.raises(ValueError, match="needs the logits themselves"):
         linear_cross_entropy(X, W, q)
     x = X.clone().requires_grad_()
-    with pytest.raises(RuntimeError, match="no second derivative"):
-        torch.autograd.grad(linear_cross_entropy(x, W, Y), x, create_graph=True)
+    for reduction in ("sum", "none"):
+        brier = linear_cross_entropy(x, W, Y, loss=LOSSES[-2](), reduction=reduction).sum()
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            torch.autograd.grad(brier, x, create_graph=True)
+    with pytest.raises(ValueError, match="no gradient for a link"):
+        linear_cross_entropy(X, W, Y, link=Link(temperature=torch.tensor(2.0, requires_grad=True)))
+    with pytest.raises(TypeError, match="input is float64, linear_weight is float32"):
+        linear_cross_entropy(X, W.float(), Y)
+    with pytest.raises(ValueError, match="has no classes"):
+        linear_cross_entropy(X, W[:0], Y)
+    with pytest.raises(ValueError, match="not both"):
+        linear_cross_entropy(X, W, Y, chunk_rows=1, budget=1)
+    for budget in (0, -1, "256 apples", "many", True, 1.5):
+        with pytest.raises(ValueError, match="budget must be a number of bytes"):
+            linear_cross_entropy(X, W, Y, budget=budget)
     with pytest.raises(ValueError, match=r"agree in D; got \(11, 4\) and \(6, 3\)"):
         linear_cross_entropy(X, W[:, :3], Y)
-    with pytest.raises(ValueError, match="chunk_rows must be at least 1"):
+    with pytest.raises(ValueError, match="at least 1"):
         linear_cross_entropy(X, W, Y, chunk_rows=0)
     with pytest.raises(ValueError, match=r"linear_bias must have shape \(6,\)"):
         linear_cross_entropy(X, W, Y, linear_bias=torch.zeros(5))

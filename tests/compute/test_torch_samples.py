@@ -319,6 +319,10 @@ def check(sample: Sample, instead: Callable[[Sample], Tensor] | None, tally: Cou
     if not near(got, exact, allowed(sample, exact, scale, got.dtype)):
         return False
     upstream = torch.rand_like(got) + 0.5
+    if head and got.dim() == 0 and sample.dtype in (torch.bfloat16, torch.float16):
+        # Its gradients are made in the forward pass: another factor than a power of two would round them once more,
+        # which tests/compute/test_linear_sums.py allows for.
+        upstream = torch.exp2(torch.randint(-2, 3, ()).to(got))
     scales = head_scales(wide, asked, exact, upstream) if head else {}
     found, expected = gradients(got, narrow, upstream), gradients(exact, wide, upstream)
     for name, dz in found.items():

@@ -117,13 +117,14 @@ def pull(
     b: Tensor | None,
     c: Tensor | None,
     d: Tensor | None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """The gradient of z (n, v, l) from the cotangents a (r, k) and b, c, d (r,); in z's dtype, rounded once.
 
     ``fields`` are those of ``part``. c needs the uniform ones to be there, d the one of the entropy. Rows that are not
-    live get exactly +0, by selection.
+    live get exactly +0, by selection. ``out`` is where to write it, which may be z itself.
     """
-    dz = torch.empty_like(z)
+    dz = torch.empty_like(z) if out is None else out
     soft = None if q is None else by_row(q)
     names = field_names(dense=q is not None, uniform=c is not None, entropy=d is not None)
     blocks = [

@@ -76,10 +76,11 @@ def pull(
     b: Tensor | None,
     c: Tensor | None,
     d: Tensor | None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """The gradient of all rows, as ``reference.pull`` gives it."""
     if not z.numel():
-        return reference.pull(z, live, index, q, column_weight, fields, a, b, c, d)
+        return reference.pull(z, live, index, q, column_weight, fields, a, b, c, d, out)
     names = field_names(dense=q is not None, uniform=c is not None, entropy=d is not None)
     columns = np.empty((a.shape[0], 0), np.int64) if index is None else values(index.contiguous())
     where = [names.index(name) if name in names else -1 for name in ("total", "dot")]
@@ -88,41 +89,51 @@ def pull(
     known = values(fields.contiguous())
     weight = _of_classes(column_weight)
     given = (read, _rows_that_count(live), columns, soft, weight, *where, known, values(a.contiguous()), *cotangents)
-    dz = gradient_like(z)
-    out = strided(dz)
+    dz = gradient_like(z) if out is None else out
+    into = strided(dz)
 
     def work(start: int, stop: int) -> None:
         if z.shape[1] <= narrow.NARROW:
             memory = np.empty((3, z.shape[1], narrow.TILE), worked_in(z))
-            narrow.pull(*given, *memory, np.empty((a.shape[1], narrow.TILE)), out, start, stop)
+            narrow.pull(*given, *memory, np.empty((a.shape[1], narrow.TILE)), into, start, stop)
         else:
             lines = wide.SIDE_BY_SIDE if read.sv > read.si else 1
             shares = _lines(z if q is None else q, 1)
-            wide.pull(*given, _lines(z, lines), shares, _lines(z, lines), np.zeros(z.shape[1]), out, start, stop)
+            memory = _lines(z, lines), shares, _lines(z, lines), np.zeros(z.shape[1])
+            wide.pull(*given, *memory, into, out is not None, start, stop)
 
     over_blocks(work, a.shape[0], z.shape[1])
     return dz
 
 
 def both(
-    z: Tensor, live: Tensor | None, index: Tensor, uniform: bool, a: float, c: float
+    z: Tensor,
+    live: Tensor | None,
+    index: Tensor,
+    uniform: bool,
+    a: float,
+    c: float,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Fields, gaps and gradient of rows with a label (r, 1) each, whose cotangents a and c are the same for all."""
+    """Fields, gaps and gradient of rows with a label (r, 1) each, whose cotangents a and c are the same for all.
+
+    The gradient goes where ``out`` says, which may be z: its rows are then written over, each once it has been read.
+    """
     names = field_names(dense=False, uniform=uniform, entropy=False)
     rows = z.shape[0] * z.shape[2]
     fields = torch.empty((len(names), rows), dtype=torch.float64)
     gap = torch.empty((rows, 1), dtype=torch.float64)
-    read, dz = strided(z), gradient_like(z)
+    read, dz = strided(z), gradient_like(z) if out is None else out
     total = names.index("total") if uniform else -1
     given = (read, _rows_that_count(live), values(index.contiguous()), total, a, c)
-    out = values(fields), values(gap), strided(dz)
+    into = values(fields), values(gap), strided(dz)
 
     def work(start: int, stop: int) -> None:
         if z.shape[1] <= narrow.NARROW:
-            once.of_narrow(*given, *np.empty((2, z.shape[1], narrow.TILE), worked_in(z)), *out, start, stop)
+            once.of_narrow(*given, *np.empty((2, z.shape[1], narrow.TILE), worked_in(z)), *into, start, stop)
         else:
             lines = wide.SIDE_BY_SIDE if read.sv > read.si else 1
-            once.of_wide(*given, _lines(z, lines), _lines(z, lines), *out, start, stop)
+            once.of_wide(*given, _lines(z, lines), _lines(z, lines), *into, out is not None, start, stop)
 
     over_blocks(work, rows, z.shape[1])
     return fields, gap, dz

@@ -116,10 +116,11 @@ def of_wide(
     fields: NDArray,
     gap: NDArray,
     out: Strided,
+    over: bool,
     start: int,
     stop: int,
 ) -> None:
-    """``wide.part`` and ``wide.pull`` of rows start … stop, whose targets are labels."""
+    """``wide.part`` and ``wide.pull`` of rows start … stop, whose targets are labels; ``over``: out is z itself."""
     powers = np.empty(2 * LANES, rows.dtype)
     lanes, tree = np.empty(LANES), np.empty(LANES)
     nothing = lanes[:0]
@@ -131,6 +132,8 @@ def of_wide(
             wide.turn_in(z, r, many, rows)
         for t in range(many):
             x = rows[t] if many > 1 else wide.line(z, wide.place(z, r), rows[0])
+            if over and many == 1:
+                x = wide.apart(x, rows[0])
             at = wide.place(out, r)
             dz = grads[t] if many > 1 else wide.room(out, at, grads[0])
             counts = not live.size or live[r]

@@ -80,6 +80,14 @@ def together(x: Strided, r: int, stop: int) -> int:
 
 
 @kernel
+def apart(row: NDArray, buffer: NDArray) -> NDArray:
+    """A copy of the row in the buffer, which stays in cache, where its place is about to be written over."""
+    for j in range(row.size):
+        buffer[j] = row[j]
+    return buffer
+
+
+@kernel
 def turn_in(x: Strided, r: int, rows: int, buffer: NDArray) -> None:
     """Rows that lie side by side → the rows of the buffer."""
     base = place(x, r)
@@ -321,10 +329,14 @@ def pull(
     grads: NDArray,
     alpha: NDArray,
     out: Strided,
+    over: bool,
     start: int,
     stop: int,
 ) -> None:
-    """The gradient of rows start … stop into ``out``; ``alpha`` (v,) is zeros, and zeros again afterwards."""
+    """The gradient of rows start … stop into ``out``; ``alpha`` (v,) is zeros, and zeros again afterwards.
+
+    ``over`` says that out is z itself.
+    """
     known = np.zeros((8, stop - start))
     collect(start, stop - start, fields, uniform, dot, a, b, c, d, known)
     lean = uniform < 0 and dot < 0 and not q.v
@@ -340,6 +352,8 @@ def pull(
                 dz[:] = 0
             else:
                 x = rows[t] if many > 1 else line(z, place(z, r), rows[0])
+                if over and many == 1:
+                    x = apart(x, rows[0])
                 peak = as_worked(fields[0, r], rows[0, 0])
                 factor = as_worked(known[7, r - start], peak)
                 for j in range(x.size):

@@ -1,0 +1,238 @@
+"""A mean or a sum with its gradients, from one making of the logits: three products instead of four.
+
+What a mean divides by depends on the targets, not on the logits, and is known beforehand. So a chunk's gradient can be
+made as soon as the chunk has been read, and goes into the gradients of hidden states and head at once. The backward
+pass hands these over, times what comes from above, which is 1 as a rule. If they are wanted twice they are made again,
+and if a graph of them is wanted, the way through the rows is taken.
+
+Where the loss is affine in its statistics, the cotangents are known before the row is read, and one kernel reads a row,
+and writes its gradient over it while it is in cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossent.compute import backends
+from crossent.compute.backends.reference import wide
+from crossent.compute.linear import statistics
+from crossent.compute.linear.columns import OfRows, gradient_of, needs_columns, target_at
+from crossent.compute.linear.operators import back_through, lift_of, linked, part_of, product_of, pull_over
+from crossent.compute.linear.product import Chunk, Gradients
+from crossent.compute.link import Link
+from crossent.compute.losses.algebra import Loss
+from crossent.compute.number import plain_stats, slopes
+from crossent.compute.reduce import reduce
+from crossent.compute.rows import is_learned, losses_of, stats_of
+from crossent.compute.rows import row_losses as of_logits
+from crossent.compute.stats import finish, unpack
+from crossent.compute.target import Target, visible
+
+OfChunk = Callable[[Chunk, Tensor], tuple[Tensor, Tensor]]
+"""A chunk and the cotangent () of every row's loss → their losses and the gradient of their logits."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A mean or a sum over rows: what makes a chunk's losses and gradient, and what all of them are divided by."""
+
+    live: Tensor | None
+    of_chunk: OfChunk
+    divisor: Tensor
+    size: int
+    again: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    """The same number by way of the rows, for derivatives of its derivatives."""
+
+
+def number(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    target: Target,
+    loss: Loss,
+    link: Link | None,
+    size: int,
+    reduction: str,
+    dtype: torch.dtype,
+    normaliser: float | Tensor | None,
+) -> Tensor | None:
+    """The mean or sum over rows of logits x @ w.T + bias, or None where it takes the ordinary way."""
+    of_link = () if link is None else (link.temperature, link.bias)
+    knobs = target.weight, target.row_weight, loss.class_weight, *of_link
+    if any(isinstance(knob, Tensor) and is_learned(knob) for knob in knobs):
+        return None
+    if target.index is None and loss.class_weight is not None:  # of a soft target only the kernel knows the mean weight
+        return None
+    if not _is_wanted(x, w, bias):
+        return None
+    divisor = _divisor(_weights(target, loss, x), x, reduction, normaliser)
+    if needs_columns(target, loss):
+        of_chunk = by_autograd(lambda z, rows: of_logits(z, target_at(target, rows), loss, link))
+    elif link is None and _is_affine(target, loss) and hasattr(backends.of(x), "both"):
+        of_chunk = _affine(target, loss)
+    else:
+        of_chunk = _by_statistics(target, loss, link)
+
+    def again(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+        value, weight = statistics.row_losses(x, w, bias, target, loss, link, size)
+        return reduce(value, weight, reduction, "zero", torch.Size(), dtype, normaliser)
+
+    return total(x, w, bias, Whole(target.live, of_chunk, divisor, size, again), dtype)
+
+
+def total(x: Tensor, w: Tensor, bias: Tensor | None, whole: Whole, dtype: torch.dtype) -> Tensor | None:
+    """The number, or None where nobody wants its gradient or somebody looks at tensors that hold no numbers."""
+    if not _is_wanted(x, w, bias) or (x.device.type == "cpu" and not bool(whole.divisor > 0)):
+        return None
+    return _Number.apply(x, w, bias, whole, dtype)
+
+
+def _is_wanted(x: Tensor, w: Tensor, bias: Tensor | None) -> bool:
+    if not all(visible(t) for t in (x, w)) or torch.autograd.forward_ad._current_level >= 0:
+        return False
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w, bias))
+
+
+class _Number(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, whole: Whole, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(x, w, bias)
+        ctx.whole, ctx.dtype = whole, dtype
+        value, ctx.made = _made(x, w, bias, whole, ctx.needs_input_grad[:3])
+        return (value.sum() / whole.divisor).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, w, bias = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled():
+            leaves = [t for t, there in zip((x, w, bias), wanted, strict=True) if there]
+            value = ctx.whole.again(x, w, bias)
+            found = iter(torch.autograd.grad(value, leaves, g, create_graph=True))
+            return *(next(found) if there else None for there in wanted), None, None
+        made, ctx.made = ctx.made, None  # given away once: whoever accumulates gradients may keep them without a copy
+        if made is None:
+            made = _made(x, w, bias, ctx.whole, wanted)[1]
+        gradients, lift = made
+        if visible(g):
+            return *gradients.rounded(g / lift), None, None
+        found = gradients.rounded(x.new_full((), 1.0 / lift, dtype=torch.float32))
+        return *(None if d is None else (d * g).to(d.dtype) for d in found), None, None
+
+
+def _made(
+    x: Tensor, w: Tensor, bias: Tensor | None, whole: Whole, wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor, tuple[Gradients, float]]:
+    """The losses of all rows, and the gradients of their sum divided, times the power of two that stands beside."""
+    each = 1.0 / whole.divisor
+    lift = lift_of(x.dtype, each)
+    product = product_of(x, w, bias, whole.live, whole.size)
+    gradients = Gradients(product, wanted)
+    value = torch.zeros(x.shape[0], dtype=wide(x), device=x.device)
+    for chunk in product:
+        value[chunk.at], dz = whole.of_chunk(chunk, each * lift)
+        gradients.add(chunk, dz)
+    return value, (gradients, lift)
+
+
+# --- a chunk's losses and gradient, in three ways -----------------------------------------------------------------
+
+
+def _is_affine(target: Target, loss: Loss) -> bool:
+    labels = target.index is not None and target.index.shape[1] == 1
+    plain = target.weight is None and target.row_weight is None and loss.class_weight is None
+    return labels and plain and loss.affine and not loss.reads - {"uniform"}
+
+
+def _affine(target: Target, loss: Loss) -> OfChunk:
+    """Every row has the same cotangents: its gradient is made while it is read."""
+    uniform, slope = "uniform" in loss.reads, slopes(loss)
+    index = target.index
+    assert index is not None
+
+    def of_chunk(chunk: Chunk, each: Tensor) -> tuple[Tensor, Tensor]:
+        z = chunk.z.unsqueeze(-1)
+        a, c = (float(each) * s for s in slope)
+        fields, gap, dz = backends.of(z).both(z, None, index[chunk.at], uniform, a, c, out=z)
+        part = unpack(fields, gap, dense=False, uniform=uniform, entropy=False)
+        nll, lse, even, _ = finish(part)
+        return loss(plain_stats(nll, lse, even, part.count, z.shape[1])), dz.squeeze(-1)
+
+    return of_chunk
+
+
+def _by_statistics(target: Target, loss: Loss, link: Link | None) -> OfChunk:
+    """Read, ask the loss for the cotangents of the statistics, pull."""
+
+    def of_chunk(chunk: Chunk, each: Tensor) -> tuple[Tensor, Tensor]:
+        z, of_rows = linked(link, chunk.z), target_at(target, chunk.at)
+        stats: dict[str, Tensor] = {}
+        given: tuple[Any, ...] = ()
+
+        def read(*what: Any) -> tuple[Tensor, ...]:
+            nonlocal given
+            index, q, column_weight, uniform, entropy, _ = what
+            fields, gap = part_of(z, of_rows.live, *what)
+            part = unpack(fields, gap, dense=q is not None, uniform=uniform, entropy=entropy)
+            found = dict(zip(("nll", "lse", "uniform", "entropy"), finish(part), strict=True))
+            stats.update({name: s.requires_grad_() for name, s in found.items() if s is not None})
+            given = of_rows.live, index, q, column_weight, fields
+            return fields, *stats.values()
+
+        with torch.enable_grad():
+            value, _ = losses_of(stats_of(read, z.shape[1], of_rows, loss), of_rows, loss)
+            if not value.requires_grad:
+                return value, torch.zeros_like(chunk.z)
+            pulls = torch.autograd.grad(value, list(stats.values()), each.expand_as(value), allow_unused=True)
+        cotangents = dict(zip(stats, pulls, strict=True))
+        for name in stats.keys() - {"lse"}:  # by these the kernel tells which fields there are
+            if cotangents[name] is None:
+                cotangents[name] = torch.zeros_like(stats[name])
+        with torch.no_grad():
+            in_order = (cotangents.get(name) for name in ("nll", "lse", "uniform", "entropy"))
+            dz = pull_over(z, *given, *in_order)
+        return value.detach(), back_through(link, chunk.z, dz)
+
+    return of_chunk
+
+
+def by_autograd(of_rows: OfRows) -> OfChunk:
+    """Any function of a few rows of logits."""
+
+    def of_chunk(chunk: Chunk, each: Tensor) -> tuple[Tensor, Tensor]:
+        return gradient_of(of_rows, chunk.z, chunk.at, each.expand(chunk.z.shape[0]))
+
+    return of_chunk
+
+
+# --- what is divided by -------------------------------------------------------------------------------------------
+
+
+def _weights(target: Target, loss: Loss, x: Tensor) -> Tensor | None:
+    """The weights (n,) that a mean divides by, as ``rows.losses_of`` finds them, from the target alone."""
+    weight = None
+    if target.index is not None and (target.weight is not None or loss.class_weight is not None):
+        q = torch.ones(target.index.shape, dtype=wide(x), device=x.device)
+        q = q if target.weight is None else target.weight.to(wide(x))
+        mass = q.sum(-1)
+        if loss.class_weight is not None:
+            q = q * loss.class_weight.to(q)[target.index]
+        weight = torch.where(mass == 0, 1.0, q.sum(-1) / torch.where(mass == 0, 1.0, mass))
+    if target.row_weight is not None:
+        weight = target.row_weight.to(wide(x)) * (1.0 if weight is None else weight)
+    if target.live is not None:
+        weight = torch.where(target.live, x.new_ones((), dtype=wide(x)) if weight is None else weight, 0.0)
+    return weight
+
+
+def _divisor(weight: Tensor | None, x: Tensor, reduction: str, normaliser: float | Tensor | None) -> Tensor:
+    if reduction == "sum":
+        return torch.ones((), dtype=wide(x), device=x.device)
+    if normaliser is not None:
+        return torch.as_tensor(normaliser, dtype=wide(x), device=x.device)
+    return torch.full((), x.shape[0], dtype=wide(x), device=x.device) if weight is None else weight.sum()

@@ -1,0 +1,204 @@
+"""Rows of logits z = x wᵀ + bias, a few at a time in the same memory, and the way back of their gradient.
+
+    dx = dz w        dw = dzᵀ x        db = Σ dz
+
+Only rows that count are made: the others are left out before the first product, and cost nothing.
+
+Narrow numbers. Logits have the dtype of the hidden states, as those of ``F.linear``, and so has their gradient. The
+head's gradient is added up over the chunks in float32 (float64 for float64), and rounded once: products of 16-bit
+numbers are exact in float32. If there is but one chunk, the product adds up inside itself, in float32 again, and there
+is no sum to be kept. A processor without instructions for a dtype takes ten to seventy times as long for its products
+as for those of float32; there all operands are widened, a block of the head's rows at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from crossent.compute import backends
+from crossent.compute.linear.budget import BUDGET
+
+WIDENED = 2**21
+"""Numbers of a block that is widened to float32: 8 MiB, so that they are multiplied while in cache."""
+
+Rows = slice | Tensor
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows ``at`` of the batch: their hidden states x (m, d) and logits z (m, v), which may be written over."""
+
+    at: Rows
+    x: Tensor
+    z: Tensor
+
+
+@dataclass
+class Product:
+    """The rows of x (n, d) that ``keep`` names, all for None, times the head w (v, d), ``size`` of them at a time.
+
+    Where it was not worth waiting to hear which rows count, ``live`` tells, and zeros are read in the others.
+    """
+
+    x: Tensor
+    w: Tensor
+    bias: Tensor | None
+    keep: Tensor | None
+    size: int
+    live: Tensor | None = None
+    chunks: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        rows = self.x.shape[0] if self.keep is None else self.keep.shape[0]
+        self.chunks = -(-rows // self.size)
+        self.size = -(-rows // max(1, self.chunks))  # as even as may be
+
+    def __iter__(self) -> Iterator[Chunk]:
+        rows = self.x.shape[0] if self.keep is None else self.keep.shape[0]
+        memory = _room(self.x, self.size, self.w.shape[0])
+        for span in spans(rows, self.size):
+            at = span if self.keep is None else self.keep[span]
+            x = self.x[at]
+            z = memory[: x.shape[0]]
+            if self.live is not None:
+                x = torch.where(self.live[at].unsqueeze(-1), x, 0.0)
+            self._logits(x, z)
+            yield Chunk(at, x, z)
+
+    def _logits(self, x: Tensor, z: Tensor) -> None:
+        if _is_native(x):
+            if self.bias is None:
+                torch.mm(x, self.w.T, out=z)
+            else:
+                torch.addmm(self.bias, x, self.w.T, out=z)
+            return
+        x = x.float()
+        for block, w in _widened(self.w):
+            z[:, block] = x @ w.T if self.bias is None else torch.addmm(self.bias[block].float(), x, w.T)
+
+
+@dataclass
+class Gradients:
+    """The gradients of hidden states, head and bias, as chunks add to them; only what is wanted is worked out."""
+
+    product: Product
+    wanted: tuple[bool, bool, bool]
+    dx: Tensor | None = None
+    dw: Tensor | None = None
+    db: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        x, w = self.product.x, self.product.w
+        sums = torch.float64 if w.dtype == torch.float64 else torch.float32
+        once = self.product.chunks == 1 and _is_native(x)
+        if self.wanted[0]:
+            self.dx = _room(x, *x.shape)
+            if self.product.keep is not None or not self.product.chunks:
+                self.dx.zero_()
+        if self.wanted[1]:
+            self.dw = _room(w, *w.shape, dtype=w.dtype if once else sums)
+            if not self.product.chunks:
+                self.dw.zero_()
+        if self.wanted[2]:
+            self.db = torch.zeros(w.shape[0], dtype=sums, device=w.device)
+        self._first = True
+
+    def add(self, chunk: Chunk, dz: Tensor) -> None:
+        """Add what the gradient dz (m, v) of a chunk's logits contributes."""
+        x, w = chunk.x, self.product.w
+        if self.db is not None:
+            self.db += dz.sum(0, dtype=self.db.dtype)
+        if self.dx is not None:
+            if isinstance(chunk.at, slice) and _is_native(x):
+                torch.mm(dz, w, out=self.dx[chunk.at])
+            else:
+                self.dx[chunk.at] = (dz @ w if _is_native(x) else _times(dz, w)).to(x.dtype)
+        if self.dw is not None:
+            if dz.dtype == self.dw.dtype:
+                _add(self.dw, dz, x, self._first)
+            else:
+                x = x.to(self.dw.dtype)
+                columns = max(1, WIDENED // max(1, dz.shape[0]))
+                for start in range(0, w.shape[0], columns):
+                    block = slice(start, start + columns)
+                    _add(self.dw[block], dz[:, block].to(self.dw.dtype), x, self._first)
+        self._first = False
+
+    def rounded(self, factor: Tensor | None = None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """All three, times a factor, in the dtypes of what they are gradients of; they are held here no longer."""
+        of = self.product.x, self.product.w, self.product.bias
+        if factor is not None and factor.device.type == "cpu" and float(factor) == 1.0:
+            factor = None
+        found = []
+        for name, x in zip(("dx", "dw", "db"), of, strict=True):
+            d = getattr(self, name)
+            setattr(self, name, None)
+            found.append(None if d is None or x is None else (d if factor is None else d.mul_(factor)).to(x.dtype))
+        return found[0], found[1], found[2]
+
+
+def spans(rows: int, size: int) -> list[slice]:
+    """Rows 0 … rows, ``size`` of them at a time."""
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, max(1, size))]
+
+
+def rows_at_once(x: Tensor, w: Tensor, rows: int, size: int) -> int:
+    """All rows in one chunk, where that takes no more memory than the float32 sum it spares.
+
+    A head of 16 bits needs 4 · v · d bytes for that sum, unless there is but one chunk; 2 · n · v for all logits are
+    less up to n = 2 d, and the products stay in 16 bits, twice as fast.
+    """
+    narrow = x.element_size() == 2 and x.device.type == "cpu" and _is_native(x)
+    fits = 2 * rows * w.shape[0] <= 4 * w.numel() + BUDGET
+    return max(size, rows) if narrow and fits else size
+
+
+def rows_kept(live: Tensor | None) -> Tensor | None:
+    """The rows that count, None for all: found on the CPU only, since another device would have to be waited for."""
+    if live is None or live.device.type != "cpu" or bool(live.all()):
+        return None
+    return live.nonzero().flatten()
+
+
+def _add(total: Tensor, dz: Tensor, x: Tensor, first: bool) -> None:
+    """total += dzᵀ x; the first time, total holds nothing yet."""
+    if first:
+        torch.mm(dz.T, x, out=total)
+    else:
+        total.addmm_(dz.T, x)
+
+
+def _times(dz: Tensor, w: Tensor) -> Tensor:
+    """dz w in float32, of operands for which the processor has no instructions."""
+    total = dz.new_zeros((dz.shape[0], w.shape[1]), dtype=torch.float32)
+    for block, wide in _widened(w):
+        total.addmm_(dz[:, block].float(), wide)
+    return total
+
+
+def _widened(w: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    rows = max(1, WIDENED // max(1, w.shape[1]))
+    for start in range(0, w.shape[0], rows):
+        block = slice(start, start + rows)
+        yield block, w[block].float()
+
+
+def _is_native(x: Tensor) -> bool:
+    """Whether the device multiplies matrices of this dtype with instructions made for it."""
+    if x.device.type != "cpu" or x.dtype in (torch.float32, torch.float64):
+        return True
+    known = torch.ops.mkldnn
+    return known._is_mkldnn_bf16_supported() if x.dtype == torch.bfloat16 else known._is_mkldnn_fp16_supported()
+
+
+def _room(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Memory that nobody has written to, in large pages where the backend knows how to get them."""
+    dtype = like.dtype if dtype is None else dtype
+    backend = backends.of(like)
+    if not hasattr(backend, "gradient_like"):
+        return like.new_empty(shape, dtype=dtype)
+    return backend.gradient_like(torch.empty(shape, dtype=dtype, device="meta"))

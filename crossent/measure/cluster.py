@@ -34,7 +34,8 @@ cubic (1992), as in ``interval``, with the skewness of the clusters' pulls,
 
 and g(T) is held against Student's t with ν degrees of freedom. The interval is all μ that this test does not reject,
 and the p-value is that of μ = 0, so that the two never contradict one another. For a = 0 both are those of the t test.
-How often such intervals hold: docs/guides/compare.md.
+Beyond the 95 % points of g, where the cubic would make a p-value of 10⁻⁹ out of seven clusters, g is not let grow
+faster than T; it may grow more slowly. How often such intervals hold: docs/guides/compare.md.
 """
 
 from __future__ import annotations
@@ -76,17 +77,29 @@ class ClusterMean:
         if self.error is None:
             return None, None
         t = float(stdtrit(self.freedom, 1 - miss / 2))
-        return (
-            self.value - self.error * _untransformed(t, self.lean),
-            self.value - self.error * _untransformed(-t, self.lean),
-        )
+        return self.value - self.error * self._quantile(t), self.value - self.error * self._quantile(-t)
 
     @property
     def p_value(self) -> float | None:
         """The probability, were the true mean 0, of a T as far out as this one, on either side."""
         if self.error is None:
             return None
-        return float(min(1.0, 2 * stdtr(self.freedom, -abs(_transformed(self.value / self.error, self.lean)))))
+        x = self.value / self.error
+        g = abs(_transformed(x, self.lean))
+        usual = float(stdtrit(self.freedom, 0.975))
+        edge = _untransformed(math.copysign(usual, x), self.lean)
+        if abs(x) > abs(edge):
+            g = min(g, usual + abs(x) - abs(edge))
+        return float(min(1.0, 2 * stdtr(self.freedom, -g)))
+
+    def _quantile(self, t: float) -> float:
+        """The T that the test holds against ``t``: the inverse of g, which beyond 95 % is never steeper than 1."""
+        x = _untransformed(t, self.lean)
+        usual = float(stdtrit(self.freedom, 0.975))
+        if abs(t) <= usual:
+            return x
+        edge = _untransformed(math.copysign(usual, t), self.lean)
+        return math.copysign(max(abs(x), abs(edge) + abs(t) - usual), t)
 
     @property
     def rows_needed(self) -> float | None:
@@ -119,7 +132,7 @@ def cluster_mean(
 
     >>> found = cluster_mean(np.array([0.1, 0.3, 0.2, 0.6]))
     >>> round(found.value, 3), round(found.error, 3), round(found.freedom), round(found.p_value, 3)
-    (0.3, 0.108, 3, 0.032)
+    (0.3, 0.108, 3, 0.038)
     >>> in_pairs = cluster_mean(np.array([0.1, 0.3, 0.2, 0.6]), clusters=np.array([0, 0, 1, 1]))
     >>> round(in_pairs.error, 3), round(in_pairs.freedom)
     (0.1, 1)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,21 @@ from crossent.measure.likelihood import FLOOR
 from crossent.measure.predictions import Predictions
 from crossent.measure.ranking import ranking
 from crossent.measure.rival import rival
-from crossent.measure.sources import batches
+from crossent.measure.sources import read_predictions, samples
+from crossent.measure.sources.files import find
+from crossent.measure.sources.tables import header
 from crossent.record import Record
 
-Load = Callable[[], Predictions]
-"""Gives a model's predictions; it is called twice, so that only one model's probabilities are held at a time."""
+
+@dataclass(frozen=True)
+class Source:
+    """Gives a model's predictions, each time it is asked, so that only one model's probabilities are held at a time.
+
+    ``named`` says whether its rows have ids; None, that nobody knows.
+    """
+
+    read: Callable[[], Predictions]
+    named: bool | None = None
 
 
 def compare(
@@ -89,12 +100,12 @@ def compare(
     columns = (label, row, split, form, truth)
     arrays = {"rows": rows, "weights": weights, "groups": groups, "slices": slices}
 
-    def loader(name: str) -> Load:
+    def source(name: str) -> Source:
         what, own = models[name]
         settings: dict[str, Any] = {"classes": classes, "task": task, "low": low, "high": high, "normalise": normalise}
         settings |= {"form": form, "truth": truth}
         if isinstance(what, Predictions):
-            return lambda: what
+            return Source(lambda: what)
         if isinstance(what, str | os.PathLike):
             if labels is not None or any(cells is not None for cells in arrays.values()):
                 raise DataError(
@@ -103,7 +114,7 @@ def compare(
                 )
             beside: dict[str, Any] = {"weight": weight, "group": group, "by": by} if name == order[0] else {}
             asked: dict[str, Any] = {"label": label, "probability": own, "row": row, "split": split}
-            return lambda: Predictions.concatenate(list(batches(what, **asked, **beside, **settings)))
+            return Source(lambda: read_predictions(what, **asked, **beside, **settings), _has_ids(what, row))
         if labels is None:
             raise DataError("probabilities without labels cannot be compared: pass labels=, one per row, as well.")
         if any(column is not None for column in (*columns[:3], probability, weight, group, by)):
@@ -112,21 +123,27 @@ def compare(
                 "arrays: pass labels=, rows=, weights=, groups= and slices=."
             )
         found = Predictions.from_arrays(what, labels, **arrays, **settings)
-        return lambda: found
+        return Source(lambda: found, rows is not None)
 
-    return rank({name: loader(name) for name in order}, floor, title)
+    return rank({name: source(name) for name in order}, floor, title)
 
 
-def rank(loads: Mapping[str, Load], floor: float = FLOOR, title: str | None = None) -> Record:
+def _has_ids(path: str | os.PathLike[str], row: str | None) -> bool | None:
+    """Whether a file has row ids; sample files of language models name their rows in their own way."""
+    file = find(path)[0]
+    return None if samples.recognised(file) else row is not None or "row" in header(file)[0]
+
+
+def rank(sources: Mapping[str, Source], floor: float = FLOOR, title: str | None = None) -> Record:
     """Do what ``compare`` does for models by name, the first being the baseline."""
     if not 0 < floor < 1:
         raise DataError(f"the floor is a probability between 0 and 1, and {floor} is not; {FLOOR:g} is usual.")
     heads: list[Head] = []
     shared: dict[str, Any] = {}
     notes: dict[str, None] = {}  # in order, each once
-    for name, load in loads.items():
-        data = load()
-        heads.append(Head.of(name, data))
+    for name, source in sources.items():
+        data = source.read()
+        heads.append(Head.of(name, data, source.named))
         for kind, cells in (("weights", data.weights), ("groups", data.groups), ("slices", data.slices)):
             if cells is not None and len(cells) and kind not in shared:
                 shared[kind] = len(heads) - 1, cells
@@ -136,8 +153,8 @@ def rank(loads: Mapping[str, Load], floor: float = FLOOR, title: str | None = No
     impossible = [int(np.count_nonzero(np.isinf(h.costs[at]))) for h, at in zip(heads, joined.places, strict=True)]
     used = floor if any(impossible) else None
     rivals = [
-        rival(name, _on(joined, place, load(), heads[0]), ground.weights, ground.clusters, used)
-        for place, (name, load) in enumerate(loads.items())
+        rival(name, _on(joined, place, source.read(), heads[0]), ground.weights, ground.clusters, used)
+        for place, (name, source) in enumerate(sources.items())
     ]
     return ranking(heads[0], joined, ground, rivals, impossible, floor, title, [*notes])
 

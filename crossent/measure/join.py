@@ -1,8 +1,8 @@
 """Rows of several models brought together: the same row of each, in one order, or a sentence that says why not.
 
 Rows meet by their id; the order of the files does not matter. What only some of the models predicted is left out,
-counted and named. Ids 0, 1, 2, … in their order, which is what rows without ids are given, say no more than the place,
-and then rows meet by place: only if there are equally many, with the same labels. Labels are compared in either case,
+counted and named. Where there are no ids rows meet by place, only if there are equally many, with the same labels; and
+0, 1, 2, … in their order are taken for places unless they are known to be ids. Labels are compared in either case,
 because a model is measured on what came, and that is not the model's to say.
 """
 
@@ -25,7 +25,10 @@ _SAME_LABEL = 1e-6  # labels that are shares or distributions may have gone thro
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """What of a model's predictions is needed to find its rows, and their exact costs: all but the probabilities."""
+    """What of a model's predictions is needed to find its rows, and their exact costs: all but the probabilities.
+
+    ``named`` says whether ``rows`` are ids or no more than places; None, that nobody knows.
+    """
 
     name: str
     rows: NDArray[Any]
@@ -34,12 +37,13 @@ class Head:
     task: str
     range: tuple[float | None, float | None]
     costs: NDArray[np.float64]
+    named: bool | None
 
     @classmethod
-    def of(cls, name: str, predictions: Predictions) -> Head:
+    def of(cls, name: str, predictions: Predictions, named: bool | None = None) -> Head:
         """Take the head of a model's predictions; the probabilities can then be let go."""
         p = predictions
-        return cls(name, p.rows, p.labels, p.classes, p.task, (p.low, p.high), row_costs(p))
+        return cls(name, p.rows, p.labels, p.classes, p.task, (p.low, p.high), row_costs(p), named)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,17 +86,23 @@ def join(heads: Sequence[Head]) -> Joined:
     for head in heads:
         _refuse_copies(head)
     notes: list[str] = []
-    if all(_are_places(head.rows) for head in heads):
-        by_place, found = True, [np.arange(len(first.rows))] * len(heads)
+    unnamed = [head for head in heads if not _has_ids(head)]
+    by_place = len(unnamed) == len(heads)
+    if by_place:
         if other := next((head for head in heads if len(head.rows) != len(first.rows)), None):
             raise DataError(
                 f"{first.name} has {len(first.rows):,} rows and {other.name} has {len(other.rows):,}, and no ids say "
                 "which belong together (ids 0, 1, 2, … are places, not names). Give both a column of row ids, called "
                 "row, or name it with row= (--row)."
             )
-        places = found
+        places = [np.arange(len(first.rows))] * len(heads)
     else:
-        by_place = False
+        if bare := next((head for head in unnamed if head.named is False), None):
+            other = next(head for head in heads if _has_ids(head))
+            raise DataError(
+                f"{other.name} has row ids and {bare.name} has none, so that nothing says which rows belong together. "
+                "Give both a column of row ids, called row, or name it with row= (--row)."
+            )
         places = _met(heads, notes)
     rows, labels = first.rows[places[0]], first.labels[places[0]]
     for head, own, order in zip(heads[1:], places[1:], columns[1:], strict=True):
@@ -103,8 +113,10 @@ def join(heads: Sequence[Head]) -> Joined:
     return Joined(rows, labels, places, columns, left_out, notes)
 
 
-def _are_places(ids: NDArray[Any]) -> bool:
-    return bool(ids.dtype.kind in "iu" and np.array_equal(ids, np.arange(ids.size)))
+def _has_ids(head: Head) -> bool:
+    if head.named is not None:
+        return head.named
+    return not (head.rows.dtype.kind in "iu" and np.array_equal(head.rows, np.arange(head.rows.size)))
 
 
 def _keys(heads: Sequence[Head]) -> list[NDArray[Any]]:

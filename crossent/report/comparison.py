@@ -240,7 +240,6 @@ _MODELS: Titles = {
     "miscalibration": ("miscalibration", nats, False),
     "kl_divergence": ("KL from the truth", nats, False),
     "impossible_rows": ("impossible rows", counts, False),
-    "verdict": ("verdict", names, True),
 }
 _PARTS: Titles = {
     "model": ("model", names, True),

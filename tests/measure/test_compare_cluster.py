@@ -87,9 +87,15 @@ def test_halls_cubic_to_many_digits():
         a = skewness / (3 * mpmath.sqrt(n))
         t = mean / error
         g = ((1 + a * t) ** 3 - 1) / (3 * a) + a / 2
-        tail = mpmath.betainc(mpmath.mpf(n - 1) / 2, 0.5, 0, (n - 1) / (n - 1 + g * g), regularized=True)
+        edge = ((1 + 3 * a * (mpmath.mpf(stats.t.ppf(0.975, n - 1)) - a / 2)) ** (mpmath.mpf(1) / 3) - 1) / a
+        far = mpmath.mpf(stats.t.ppf(0.975, n - 1)) + t - edge  # beyond 95 % no faster than T
+        assert far < g
+        further = mpmath.betainc(mpmath.mpf(n - 1) / 2, 0.5, 0, (n - 1) / (n - 1 + far * far), regularized=True)
+        near = ((1 + a / 2) ** 3 - 1) / (3 * a) + a / 2  # of T = 1/2
+        tail = mpmath.betainc(mpmath.mpf(n - 1) / 2, 0.5, 0, (n - 1) / (n - 1 + near * near), regularized=True)
     assert found.lean == pytest.approx(float(a), rel=1e-12)
-    assert found.p_value == pytest.approx(float(tail), rel=1e-9)
+    assert found.p_value == pytest.approx(float(further), rel=1e-9)
+    assert cluster_mean(d - found.value + found.error / 2).p_value == pytest.approx(float(tail), rel=1e-9)
     low, high = found.interval()
     assert high - found.value > 1.2 * (found.value - low)  # long to the side of the skewness: a sign is in it
     assert cluster_mean(-d).interval() == pytest.approx((-high, -low), rel=1e-12)

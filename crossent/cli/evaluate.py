@@ -2,63 +2,161 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from crossent.cli.reading import reading
+
+_COLUMNS, _MEANING, _OUTPUT = "Columns", "What they mean", "Output"
+
 
 def evaluate(
     predictions: Annotated[
-        Path, typer.Argument(metavar="PREDICTIONS", help="A .parquet or .csv file.", show_default=False)
+        list[str],
+        typer.Argument(
+            metavar="PREDICTIONS",
+            help="A .parquet, .feather, .csv, .jsonl or .npz file, several, a folder, a pattern or an address (s3://…).",
+            show_default=False,
+        ),
     ],
-    label: Annotated[str | None, typer.Option(help="Column of the labels; else label.")] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Column of the labels; else label. May be a pattern: one per class.", rich_help_panel=_COLUMNS
+        ),
+    ] = None,
     probability: Annotated[
-        list[str] | None, typer.Option(help="Column of probabilities, once for each; else all named p_…")
+        list[str] | None,
+        typer.Option(
+            "--probability",
+            "--prob",
+            help="Column of probabilities, or a pattern; else 'p_*'.",
+            rich_help_panel=_COLUMNS,
+        ),
+    ] = None,
+    row: Annotated[str | None, typer.Option(help="Column of row ids; else row.", rich_help_panel=_COLUMNS)] = None,
+    weight: Annotated[
+        str | None, typer.Option(help="Column of how much a row counts.", rich_help_panel=_COLUMNS)
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(help="Column of what belongs together: games, patients, documents.", rich_help_panel=_COLUMNS),
+    ] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(help="Column to cut the rows into slices by; may be repeated.", rich_help_panel=_COLUMNS),
+    ] = None,
+    bytes_: Annotated[
+        str | None,
+        typer.Option("--bytes", help="Column of bytes predicted, or the text itself.", rich_help_panel=_COLUMNS),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Rows to measure: test (if any), validation, train or all.", rich_help_panel=_COLUMNS),
     ] = None,
     class_: Annotated[
-        list[str] | None, typer.Option("--class", help="Name of a class, once for each, in the columns' order.")
+        list[str] | None,
+        typer.Option(
+            "--class", help="Name of a class, once for each, in the columns' order.", rich_help_panel=_MEANING
+        ),
     ] = None,
     range_: Annotated[
         tuple[float, float] | None,
         typer.Option(
-            "--range", metavar="LOW HIGH", help="The labels are numbers, the probability their share of this."
+            "--range",
+            metavar="LOW HIGH",
+            help="The labels are numbers, the probability their share of this.",
+            rich_help_panel=_MEANING,
         ),
     ] = None,
-    row: Annotated[str | None, typer.Option(help="Column of row ids; else row.")] = None,
-    split: Annotated[str | None, typer.Option(help="Rows to measure: test (if any), validation, train or all.")] = None,
+    form: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORM",
+            help="probabilities, log-probabilities or logits; of samples per-byte. Else told from the rows.",
+            rich_help_panel=_MEANING,
+        ),
+    ] = None,
+    truth: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            help="What labels are: class, one-hot, soft, counts or 'weighted counts'. Else told from the rows.",
+            rich_help_panel=_MEANING,
+        ),
+    ] = None,
+    normalise: Annotated[
+        bool, typer.Option("--normalise", help="Divide each row by its sum first.", rich_help_panel=_MEANING)
+    ] = False,
     floor: Annotated[
-        float, typer.Option(help="What probabilities are raised to in the second answer, if 0 met its label.")
+        float,
+        typer.Option(
+            help="What probabilities are raised to in the second answer, if 0 met its label.", rich_help_panel=_MEANING
+        ),
     ] = 1e-6,
-    normalise: Annotated[bool, typer.Option("--normalise", help="Divide each row by its sum first.")] = False,
-    record: Annotated[Path | None, typer.Option(help="Where to write the record; else NAME-evaluation.json.")] = None,
-    html: Annotated[Path | None, typer.Option("--report", help="Write a page as well.")] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(help="Where to write the record; else NAME-evaluation.json.", rich_help_panel=_OUTPUT),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--report", help="Write a page as well.", rich_help_panel=_OUTPUT)
+    ] = None,
 ) -> None:
     """Measure what PREDICTIONS are worth: cross-entropy, what it is made of, and how sure one can be."""
     from crossent import report
     from crossent.measure import evaluate as measure
+    from crossent.measure.sources import batches
 
-    names = probability[0] if probability and len(probability) == 1 else probability or None
-    found = measure(
-        predictions,
-        label=label,
-        probability=names,
-        classes=class_ or None,
-        task=None if range_ is None else "range",
-        low=None if range_ is None else range_[0],
-        high=None if range_ is None else range_[1],
-        row=row,
-        split=split,
-        floor=floor,
-        normalise=normalise,
-        title=f"What {predictions.name} is worth",
-    )
-    record = record or predictions.with_name(f"{predictions.stem}-evaluation.json")
-    found.write(record)
     console = Console(highlight=False, markup=False)
+    with reading(console) as seen:
+        read = batches(
+            predictions[0] if len(predictions) == 1 else predictions,
+            label=label[0] if label and len(label) == 1 else label or None,
+            probability=probability[0] if probability and len(probability) == 1 else probability or None,
+            row=row,
+            weight=weight,
+            group=group,
+            by=by or None,
+            bytes=bytes_,
+            split=split,
+            classes=class_ or None,
+            task=None if range_ is None else "range",
+            low=None if range_ is None else range_[0],
+            high=None if range_ is None else range_[1],
+            form=form,
+            truth=truth,
+            normalise=normalise,
+            progress=seen,
+        )
+        found = measure(read, floor=floor, title=f"What {_shown(predictions)} is worth")
+    record = record or _beside(predictions[0])
+    found.write(record)
     report.show(found, console)
     console.print(f"\nRecord: {record}", soft_wrap=True)
     if html is not None:
         report.write(found, html)
         console.print(f"Report: {html}", soft_wrap=True)
+
+
+def _shown(predictions: list[str]) -> str:
+    first = predictions[0].rstrip("/").rpartition("/")[2]
+    return first if len(predictions) == 1 else f"{first} and {len(predictions) - 1} more"
+
+
+def _beside(path: str) -> Path:
+    """Where the record goes if nobody says: beside what was read, or here if that is in an object store.
+
+    >>> print(_beside("runs/digits.parquet"), _beside("runs/part-*.parquet"), _beside("s3://bucket/night/"))
+    runs/digits-evaluation.json runs/part-evaluation.json night-evaluation.json
+    """
+    place = Path(path.partition("://")[2].rstrip("/")) if "://" in path else Path(path)
+    stem = place.name if place.is_dir() else place.stem
+    name = re.sub(r"[*?\[\]]+", "", stem).strip("-_. ") or "predictions"
+    folder = Path() if "://" in path else place.parent
+    while re.search(r"[*?\[]", str(folder)):
+        folder = folder.parent
+    return folder / f"{name}-evaluation.json"

@@ -101,6 +101,8 @@ def test_a_folder_and_a_pattern_are_read_in_the_order_of_their_names(tmp_path):
     for path in (tmp_path, f"{tmp_path}/part-*.parquet", sorted(tmp_path.glob("*.parquet"))):
         same(read_predictions(path, **NAMED), expected())
     assert len(read_predictions(f"{tmp_path}/part-1*.parquet", **NAMED)) == 100
+    with pytest.raises(DataError, match=r"part-100.parquet would be read twice.*name every file once"):
+        read_predictions([f"{tmp_path}/part-*.parquet", f"{tmp_path}/../{tmp_path.name}/part-100.parquet"], **NAMED)
     shown = read_predictions(tmp_path, label="y", probability="prob_*").rows
     assert shown.tolist() == list(range(300))  # rows without ids are counted on from file to file
 

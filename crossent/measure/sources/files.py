@@ -11,6 +11,7 @@ import difflib
 import os
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
@@ -95,6 +96,9 @@ def _one_kind(found: list[File], shown: str) -> list[File]:
         )
     if not found:
         raise DataError("there are no files to read.")
+    times = Counter(os.path.realpath(file.path) if file.store is None else file.path for file in found)
+    if twice := sorted(place for place, count in times.items() if count > 1):
+        raise DataError(f"{some(twice)} would be read twice, and its rows counted twice: name every file once.")
     return found
 
 

@@ -69,7 +69,7 @@ def ranking(
         },
         "comparisons": len(others),
         "left_out": joined.left_out,
-        "calibrated_with": {one.name: one.calibrated_with for one in rivals},
+        "calibrated_with": "; ".join(f"{one.name}: {one.calibrated_with}" for one in rivals),
     }
     if ground.clusters is not None:
         facts["clusters"] = parts["cross_entropy"].clusters

@@ -49,6 +49,7 @@ def differences(record: Record) -> str:
             if low is not None and high is not None:
                 axes.plot([low, high], [row, row], color=ACCENT, alpha=0.35, linewidth=5, solid_capstyle="butt")
             axes.plot(value, row, "o", markersize=6.5, color=ACCENT, markerfacecolor=ACCENT if sure else PAPER)
+        axes.set_xlim(*_window(lines))
         axes.axvline(0.0, color=MUTED, linewidth=1, dashes=(4, 3), zorder=0)
         axes.set_yticks(places, names)
         axes.set(ylim=(places[-1] + 0.6, -0.6))
@@ -59,6 +60,18 @@ def differences(record: Record) -> str:
         axes.tick_params(axis="y", labelcolor=INK)
         axes.grid(axis="x", linewidth=0.7)
         return inline(figure, "differences", "Difference of each model from the baseline, with its interval")
+
+
+def _window(lines: list[Line]) -> tuple[float, float]:
+    """What the picture shows: all points, and all intervals but those several times as wide as most, which leave it."""
+    widths = sorted(high - low for _, _, low, high in lines if low is not None and high is not None)
+    limit = 4 * widths[len(widths) // 2] if widths else 0.0
+    ends = [0.0, *(value for _, value, _, _ in lines)]
+    ends += [end for _, _, low, high in lines if low is not None and high is not None and high - low <= limit
+             for end in (low, high)]  # fmt: skip
+    least, most = min(ends), max(ends)
+    margin = 0.05 * (most - least) or 1e-9
+    return least - margin, most + margin
 
 
 def _lines(record: Record, table: str, name: str, ends: tuple[str, str]) -> list[Line]:

@@ -3,6 +3,7 @@
     compute    cross_entropy, binary_cross_entropy_with_logits, linear_cross_entropy, kl_divergence, entropy, …
     measure    evaluate: what a model's probabilities are worth
     minimise   fit: train, calibrate and test a network on a table
+    parallel   cross_entropy and linear_cross_entropy over many machines, and what a mean over them divides by
     report     report.write: one page a person looks at, drawn from a record
 
 Names are loaded on first use: a program that only draws reports never imports torch, and one that only computes
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from crossent.compute import CrossEntropyLoss as CrossEntropyLoss
     from crossent.compute import Fraction as Fraction
     from crossent.compute import HLGauss as HLGauss
-    from crossent.compute import LinearCrossEntropyLoss as LinearCrossEntropyLoss
     from crossent.compute import LazyLogits as LazyLogits
+    from crossent.compute import LinearCrossEntropyLoss as LinearCrossEntropyLoss
     from crossent.compute import Link as Link
     from crossent.compute import Materialised as Materialised
     from crossent.compute import Ordinal as Ordinal
@@ -101,6 +102,7 @@ _HOME = {
     "compute": "crossent",
     "measure": "crossent",
     "minimise": "crossent",
+    "parallel": "crossent",
     "report": "crossent",
 }
 

@@ -128,7 +128,9 @@ def _without_columns(target: Tensor | Target) -> Any:
     """What of a target is the same on every rank: all of it, but for the probabilities of the own columns."""
     if isinstance(target, Target) and target.index is None:
         return "probabilities", target.rows, target.live, target.row_weight
-    return ("probabilities", target.dim()) if is_dense(target) else target
+    if isinstance(target, Tensor) and target.is_floating_point():
+        return "probabilities", target.dim()
+    return target
 
 
 def is_dense(target: Tensor | Target) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -42,7 +43,8 @@ def normaliser(
         weight, ignore_index, sample_weight, mask: as they are passed to the loss; the last two one for each target.
         group: the processes whose gradients are added up: DDP's process group, FSDP's mesh (of any dimensions), those
             of context parallel with it. None is all processes, or this one alone where torch.distributed is not
-            initialised. Ranks with the same rows (a vocabulary-parallel group) are no part of it.
+            initialised. Ranks with the same rows (a vocabulary-parallel group) may be in it as long as it is
+            averaged: they are counted as often as they are divided by.
         averaged: True if gradients of the group are divided by its size P, as DDP and FSDP do; False if they are added.
 
     Returns:
@@ -58,15 +60,17 @@ def normaliser(
     >>> normaliser([first, second])  # without torch.distributed: of the micro-batches
     tensor(4., dtype=torch.float64)
     """
-    trouble, counted = None, 0.0
+    trouble: Exception | None = None
+    counted: Tensor | float = 0.0
     device = torch.device("cpu")
     try:
-        each = list(targets) if isinstance(targets, (list, tuple)) else [targets]
+        each: list[Any] = list(targets) if isinstance(targets, (list, tuple)) else [targets]
         if not each:
             raise ValueError("there are no targets: pass those of every micro-batch of the step.")
         device = next((x.device for x in each if isinstance(x, Tensor)), device)
         weights, masks = _for_each(sample_weight, each, "sample_weight"), _for_each(mask, each, "mask")
-        counted = sum(_weight_of(*row, weight, ignore_index) for row in zip(each, weights, masks, strict=True))
+        for row in zip(each, weights, masks, strict=True):
+            counted = counted + _weight_of(*row, weight, ignore_index)
     except (ValueError, TypeError, IndexError) as wrong:
         trouble = wrong
     groups = _all_groups(group)
@@ -94,7 +98,7 @@ def _all_groups(group: Group | DeviceMesh) -> list[Group]:
 def _for_each(given: Tensor | Sequence[Tensor] | None, targets: list, name: str) -> Iterable[Tensor | None]:
     if given is None:
         return [None] * len(targets)
-    listed = list(given) if isinstance(given, (list, tuple)) else [given]
+    listed: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given]
     if len(listed) != len(targets):
         raise ValueError(f"{name} must be one for each target: there are {len(listed)}, and {len(targets)} targets.")
     return listed

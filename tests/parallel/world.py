@@ -55,13 +55,17 @@ class World:
 
     def run(self, job: Callable[..., Any], *arguments: Any, seconds: float = 60.0) -> list[Any]:
         """What the job gives on each rank; ``Raised`` where it raised, None where the process is gone."""
+        return self.patiently(job, *arguments, ranks=self.size, seconds=seconds)
+
+    def patiently(self, job: Callable[..., Any], *arguments: Any, ranks: int, seconds: float) -> list[Any]:
+        """The same, of the first ``ranks``: the others may never answer."""
         for pipe in self.pipes:
             try:
                 pipe.send((job, arguments))
             except (BrokenPipeError, ConnectionError):
                 continue
         until = time.monotonic() + seconds
-        return [self._answer(pipe, until) for pipe in self.pipes]
+        return [self._answer(pipe, until) for pipe in self.pipes[:ranks]]
 
     def _answer(self, pipe: Any, until: float) -> Any:
         if not pipe.poll(max(0.0, until - time.monotonic())):

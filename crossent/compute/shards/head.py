@@ -50,7 +50,7 @@ class _Statistics(torch.autograd.Function):
         if w.shape[0]:
             here = own_here(index, shard)
             read = linear_part(*head, live, here, q, weight, uniform, entropy, False, size)
-            own = as_subset(*read, field_names(**what), is_nan)
+            own = as_subset(read, field_names(**what), is_nan)
         else:
             own = empty(x.shape[0], index, q, field_names(**what), x)
         return merged(*own, index, what, shard, False)

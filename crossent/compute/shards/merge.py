@@ -76,13 +76,14 @@ def empty(rows: int, index: Tensor | None, q: Tensor | None, names: tuple[str, .
 
 
 def as_subset(
-    fields: Tensor, gap: Tensor, names: tuple[str, ...], is_nan: Callable[[Tensor], Tensor]
+    read: tuple[Tensor, Tensor], names: tuple[str, ...], is_nan: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """The part of a whole row as that of a subset of its columns: columns that are all -inf add nothing.
 
     A row of nothing but -inf is NaN, a subset of nothing but -inf is no column that is allowed. A target there is
     infinitely far below the peak of the row, wherever that is. ``is_nan`` says which of the rows (m,) hold a NaN.
     """
+    fields, gap = read
     nothing = fields[0] == -torch.inf
     if not bool(nothing.any()):
         return fields, gap

@@ -24,6 +24,7 @@ from crossent.compute.shards.merge import (
     as_subset,
     cotangents_of,
     empty,
+    here,
     localised,
     merged,
     own_here,
@@ -55,7 +56,7 @@ class _Statistics(torch.autograd.Function):
         what = {"dense": q is not None, "uniform": uniform, "entropy": entropy}
         if z.shape[1]:
             read = operators.part(z, live, own_here(index, shard), q, weight, uniform, entropy)
-            own = as_subset(*read, field_names(**what), lambda at: reference.by_row(z)[at].isnan().any(-1))
+            own = as_subset(read, field_names(**what), lambda at: reference.by_row(z)[at].isnan().any(-1))
         else:
             own = empty(z.shape[0] * z.shape[2], index, q, field_names(**what), z)
         return merged(*own, index, what, shard, one_by_one)
@@ -92,7 +93,8 @@ def _differentiable_pull(ctx: Any, a: Tensor, b: Tensor, c: Tensor | None, d: Te
     known = dict(zip(field_names(dense=q is not None, uniform=ctx.uniform, entropy=ctx.entropy), fields, strict=True))
     # Used on these columns alone from here on, by every rank.
     spread = partial(total if ctx.one_by_one else copied, group=group)
-    b, c, d = (None if x is None else spread(x) for x in (b, c, d))
+    b = spread(b)
+    c, d = (None if x is None else spread(x) for x in (c, d))
     a = a if ctx.one_by_one else copied(a, group)
     everything = total(a.sum(-1), group) if ctx.one_by_one else a.sum(-1)
     _, _, lse, *rest = statistics_of(z, live, None, None, None, False, ctx.entropy, ctx.shard, True)
@@ -105,8 +107,8 @@ def _differentiable_pull(ctx: Any, a: Tensor, b: Tensor, c: Tensor | None, d: Te
         own = reference._soft_weights(reference.by_row(q), weight, a.dtype)
         alpha = a * own / torch.where(known["held"] == 0, 1.0, known["held"]).unsqueeze(-1)
     elif index is not None:
-        here = own_here(index, ctx.shard)
-        alpha = torch.zeros_like(row).scatter_add(-1, here, a * share) if row.shape[1] else torch.zeros_like(row)
+        at, _ = here(index, ctx.shard.start, z.shape[1])
+        alpha = torch.zeros_like(row).scatter_add(-1, at, a * share) if row.shape[1] else torch.zeros_like(row)
     dz = (everything + b).unsqueeze(-1) * p - alpha
     if c is not None:
         u = reference._column_weights(allowed, weight, row.dtype)

@@ -184,6 +184,40 @@ def test_a_damaged_page(tmp_path):
         read_predictions(tmp_path / "p.parquet")
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "feather", "csv", "jsonl", "npz"])
+def test_bytes_changed_anywhere_are_refused_or_leave_predictions(tmp_path, suffix):
+    """A sentence, or rows that could have been predicted; nothing else, least of all the end of the process."""
+    rng = np.random.default_rng(0)
+    plain = pa.table({name: GOOD[name] for name in ("row", "label", "p_cat", "p_dog")})
+    path = tmp_path / f"p.{suffix}"
+    if suffix == "parquet":
+        pa.parquet.write_table(plain, path)
+    elif suffix == "feather":
+        pa.feather.write_feather(plain, path)
+    elif suffix == "npz":
+        np.savez(path, **{name: np.array(plain[name].to_pylist()) for name in plain.column_names})
+    else:
+        getattr(plain.to_pandas(), "to_csv" if suffix == "csv" else "to_json")(
+            path, **({"index": False} if suffix == "csv" else {"orient": "records", "lines": True})
+        )
+    whole = path.read_bytes()
+    assert len(read_predictions(path)) == N
+    refused = 0
+    for _ in range(60):
+        broken = bytearray(whole)
+        for place in rng.integers(len(whole), size=3):
+            broken[place] = rng.integers(256)
+        path.write_bytes(broken)
+        try:
+            found = read_predictions(path)
+        except DataError:
+            refused += 1
+        else:
+            assert (found.probabilities >= 0).all()
+            assert found.probabilities.sum(axis=1) == pytest.approx(np.ones(len(found)))
+    assert refused > 20
+
+
 def test_dtypes_that_differ_between_files(tmp_path):
     plain = {name: GOOD[name] for name in ("label", "p_cat", "p_dog")}
     write(tmp_path / "a.parquet", plain)

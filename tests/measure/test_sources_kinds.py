@@ -12,7 +12,7 @@ import pyarrow.json
 import pyarrow.parquet
 import pytest
 
-from crossent.errors import DataError
+from crossent.errors import DataError, MissingExtra
 from crossent.measure import Predictions, evaluate
 from crossent.measure.sources import batches, read_predictions
 
@@ -232,3 +232,13 @@ def test_real_predictions_in_an_npz_are_read_as_they_are(real):
     assert (len(found), found.task, found.classes[:2]) == (10_000, "multi-class", ["0", "1"])
     record = evaluate(real / "logits/lenet5_cifar10_probs.npz", label="ground_truth", probability="predictions")
     assert record["cross_entropy"].value == pytest.approx(1.370, abs=1e-3)
+
+
+def test_a_store_that_cannot_be_reached_says_what_is_missing():
+    with pytest.raises(DataError, match=r"cannot read 'nowhere://bucket/p.csv'.*nowhere"):
+        read_predictions("nowhere://bucket/p.csv")
+    fsspec.register_implementation("absent", "no_such_library.Store", clobber=True, errtxt="Install no_such_library")
+    with pytest.raises(MissingExtra, match=r"reading absent:// needs one more library: Install no_such_library"):
+        read_predictions("absent://bucket/p.csv")
+    with pytest.raises(DataError, match=r"'memory://nothing/\*.csv' has no files of predictions"):
+        read_predictions("memory://nothing/*.csv")

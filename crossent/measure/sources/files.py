@@ -38,6 +38,9 @@ KINDS = {
 
 Path_ = str | os.PathLike[str]
 
+_DAMAGE = (ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What readers throw at bytes that make no sense, beside Arrow's own errors."""
+
 
 @dataclass(frozen=True)
 class File:
@@ -73,7 +76,7 @@ class File:
             yield
         except DataError:
             raise
-        except (pyarrow.ArrowException, OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as trouble:
+        except (pyarrow.ArrowException, OSError, *_DAMAGE) as trouble:
             text = str(trouble).strip().rstrip(".") or type(trouble).__name__
             raise DataError(
                 f"cannot read {self} as {self.kind}, it seems damaged or cut off: {text}. Write or fetch it again."

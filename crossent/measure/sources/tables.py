@@ -99,7 +99,9 @@ def _arrow(file: File, columns: list[str], numeric: list[str], rows: int, seen: 
         wanted = [names.index(name) for name in columns]
         table = ipc.open_file(stream, options=ipc.IpcReadOptions(included_fields=wanted))
         for number in range(table.num_record_batches):
-            yield table.get_batch(number).select(columns)
+            piece = table.get_batch(number).select(columns)
+            piece.validate(full=True)  # Arrow trusts what stands in a file, and a damaged one would end the process
+            yield piece
             seen((number + 1) / table.num_record_batches)
 
 

@@ -4,6 +4,8 @@ surgery    which module of a model is its head; making it lazy and undoing it
 fused      what is asked of logits and answered without them: losses, log-probabilities, argmax, …
 stays      what is done to logits that leaves them lazy: casts, views, slices, scales, the soft cap
 tensor     the tensor itself, and what happens when somebody wants the numbers
+watch      whether they still are what they were
+sharding   heads that are in memory only while their module runs
 recipe     how logits are made: hidden states, weight, bias and what was done to them since
 """
 

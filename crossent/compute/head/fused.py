@@ -7,7 +7,7 @@ was called; a loss is float32 or wider, as everywhere in this package.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,14 +27,13 @@ CHUNK_BYTES = 64 * 2**20
 
 
 def _linear(z: LazyLogits, target: Tensor | Target, **options: Any) -> Tensor:
-    """``linear_cross_entropy`` of the recipe, outside of any autocast: the dtypes were decided when z was made."""
-    z.check()
-    hidden, weight, bias, link = z.recipe.folded()
+    """``linear_cross_entropy`` of the recipe, in the dtype of a loss of z."""
     # On an accelerator nobody waits for the device.
     validate = "full" if z.device.type == "cpu" else "async"
-    with torch.autocast(z.device.type, enabled=False):
+    with z.at_hand():
+        hidden, weight, bias, link = z.recipe.folded()
         value = linear_cross_entropy(hidden, weight, target, linear_bias=bias, link=link, validate=validate, **options)
-    return value.double() if z.dtype == torch.float64 else value.float()
+    return z.sharding.awaits(value.double() if z.dtype == torch.float64 else value.float())
 
 
 @answers(F.cross_entropy)
@@ -130,7 +129,6 @@ def picked(z: LazyLogits, index: Any) -> Any:
 
 def _chosen(z: LazyLogits, index: Tensor) -> Tensor:
     """The columns ``index`` (…, k) of every row, in the dtype of z."""
-    z.check()
     classes = z.recipe.classes
     outside = (index < 0) | (index >= classes)
     if visible(index) and index.device.type == "cpu" and bool(outside.any()):
@@ -141,8 +139,8 @@ def _chosen(z: LazyLogits, index: Tensor) -> Tensor:
     if z.recipe.log and index.shape[-1] == 1:
         label = Target(index.reshape(-1, 1).long())
         return -_linear(z, label, reduction="none").reshape(index.shape).to(z.dtype)
-    hidden, weight, bias, link = z.recipe.folded()
-    with torch.autocast(z.device.type, enabled=False):
+    with z.at_hand():
+        hidden, weight, bias, link = z.recipe.folded()
         columns = F.embedding(index, weight)  # (…, k, d)
         values = torch.matmul(columns, hidden.unsqueeze(-1)).squeeze(-1)
         values = values if bias is None else values + bias[index]
@@ -150,7 +148,7 @@ def _chosen(z: LazyLogits, index: Tensor) -> Tensor:
             values = link(values)
         if z.recipe.log:
             values = values - _lse(z).unsqueeze(-1)
-    return values.to(z.dtype)
+    return z.sharding.awaits(values.to(z.dtype))
 
 
 # Over the classes of every row.
@@ -189,14 +187,12 @@ def logsumexp(z: LazyLogits, dim: Any, keepdim: bool = False) -> Any:
     return value.unsqueeze(z.recipe.at) if keepdim else value
 
 
-def _chunks(z: LazyLogits, look: Callable[[Tensor], Any]) -> Iterator[Any]:
+def _chunks(z: LazyLogits, look: Callable[[Tensor], Any]) -> list[Any]:
     """What ``look`` sees of the logits of a few rows at a time, as the eager head would have made them."""
-    z.check()
     recipe = z.recipe.rows
     size = max(1, CHUNK_BYTES // (recipe.classes * max(recipe.hidden.element_size(), z.dtype.itemsize)))
-    with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-        for hidden in recipe.hidden.detach().split(size):
-            yield look(recipe.of(hidden).values())
+    with z.at_hand(), torch.no_grad():
+        return [look(recipe.of(hidden).values()) for hidden in recipe.hidden.detach().split(size)]
 
 
 def _placed(z: LazyLogits, per_row: Tensor, keepdim: bool = True) -> Tensor:
@@ -210,7 +206,7 @@ def argmax(z: LazyLogits, dim: int | None = None, keepdim: bool = False) -> Any:
     """The greatest class of every row."""
     if dim is None or dimension(z, dim) != z.recipe.at:
         return NotImplemented
-    return _placed(z, torch.cat(list(_chunks(z, lambda rows: rows.argmax(-1)))), keepdim)
+    return _placed(z, torch.cat(_chunks(z, lambda rows: rows.argmax(-1))), keepdim)
 
 
 def _greatest(z: LazyLogits, k: int, largest: bool, ordered: bool) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ head and its correction, are one head on the hidden states of both, side by side
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,8 +15,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from crossent.compute.head.recipe import Recipe, Step
+from crossent.compute.head.sharding import fetches
 from crossent.compute.head.tensor import SUMS, TABLE, LazyLogits, answers, looks
 
 
@@ -286,14 +289,22 @@ def _together(z: LazyLogits, other: LazyLogits) -> Any:
     same = z.shape == other.shape and z.dtype == other.dtype and z.device == other.device
     if not (same and other.usable and other.recipe.last) or other.recipe.log or other.recipe.capped:
         return NotImplemented
-    z.check()
-    other.check()
-    (x, w, b, _), (y, u, c, _) = z.recipe.folded(), other.recipe.folded()
-    dtype = torch.promote_types(x.dtype, y.dtype)
-    recipe = Recipe(
-        torch.cat([x.to(dtype), y.to(dtype)], -1),
-        torch.cat([w.to(dtype), u.to(dtype)], -1),
-        b if c is None else c if b is None else b + c,
-        z.recipe.at,
-    )
+    with z.at_hand(), other.at_hand():
+        (x, w, b, _), (y, u, c, _) = z.recipe.folded(), other.recipe.folded()
+        dtype = torch.promote_types(x.dtype, y.dtype)
+        recipe = Recipe(
+            torch.cat([x.to(dtype), y.to(dtype)], -1),
+            torch.cat([w.to(dtype), u.to(dtype)], -1),
+            b if c is None else c if b is None else b + c,
+            z.recipe.at,
+        )
     return z.like(recipe if dtype == z.dtype else recipe.and_then(Step("cast", z.dtype)), meta=looks(z))
+
+
+@answers(Tensor.register_hook)
+def hooked(z: LazyLogits, hook: Callable) -> Any:
+    """A hook that only wants to know when the backward pass begins waits for the answers; others get the logits."""
+    if not fetches(hook):
+        return NotImplemented
+    z.sharding = z.sharding.also(hook)
+    return RemovableHandle(OrderedDict())

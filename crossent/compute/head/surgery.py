@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from crossent.compute.head.recipe import Recipe
+from crossent.compute.head.sharding import Sharding
 from crossent.compute.head.tensor import TELL, Materialised, lazy
 from crossent.errors import some
 
@@ -27,11 +28,17 @@ class LazyLinear(nn.Linear):
     on_materialise: str | Callable[[Materialised], Any]
 
     def forward(self, input: Tensor) -> Tensor:
-        """Lazy logits, or plain ones where nothing can be lazy: see ``_eager_because``."""
+        """Lazy logits, or plain ones where somebody looks on who needs them."""
+        if torch.compiler.is_compiling() and _in_one_graph():
+            return super().forward(input)
+        return self._lazy(input)
+
+    @torch.compiler.disable  # a compiled model has a break here, and lazy logits after it
+    def _lazy(self, input: Tensor) -> Tensor:
         x: Tensor = input
         w: Tensor = self.weight
         b: Tensor | None = self.bias
-        if _must_be_eager(x, w, b):
+        if _must_be_plain(x, w, b):
             return super().forward(input)
         if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
             narrow = torch.get_autocast_dtype(x.device.type)
@@ -39,15 +46,32 @@ class LazyLinear(nn.Linear):
         if x.dtype != w.dtype or x.shape[-1:] != w.shape[1:] or x.device != w.device:
             return super().forward(input)  # torch says what is wrong
         graph = torch.is_grad_enabled() and any(leaf is not None and leaf.requires_grad for leaf in (x, w, b))
-        return lazy(Recipe(x, w, b, x.dim() - 1), self.on_materialise, graph=graph)
+        # A module that was sharded by itself fetches its parameters by itself.
+        sharding = Sharding((self,)) if hasattr(self, "unshard") else Sharding()
+        return lazy(Recipe(x, w, b, x.dim() - 1), self.on_materialise, sharding, graph=graph)
 
 
-def _must_be_eager(x: Tensor, *head: Tensor | None) -> bool:
-    """Whether somebody looks on who needs plain tensors: a compiler, a tracer, torch.func, or a tensor not plain."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._functorch.peek_interpreter_stack():
+@torch.compiler.assume_constant_result
+def _in_one_graph() -> bool:
+    """Whether the compiler that looks on allows no break: fullgraph=True, or an export."""
+    if torch.compiler.is_exporting():
+        return True
+    try:
+        from torch._dynamo.symbolic_convert import InstructionTranslator
+
+        translator = InstructionTranslator.current_tx()
+        return bool(translator.one_graph or translator.error_on_graph_break)
+    except (ImportError, AttributeError):
+        return True  # not known: plain logits are right everywhere
+
+
+def _must_be_plain(x: Tensor, *head: Tensor | None) -> bool:
+    """Whether a tracer or torch.func looks on, or the tensors are of a kind of their own."""
+    if torch.jit.is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None:
         return True
     plain = all(type(leaf) in (Tensor, nn.Parameter, nn.Buffer, type(None)) for leaf in (x, *head))
-    return not plain or x.device.type == "meta" or x.dim() == 0 or not x.is_floating_point()
+    elsewhere = any(hasattr(leaf, "ds_id") for leaf in head)  # ZeRO-3 keeps parameters in pieces between calls
+    return not plain or elsewhere or x.device.type == "meta" or x.dim() == 0 or not x.is_floating_point()
 
 
 def lazy_head(

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +26,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_any, tree_map
 
 from crossent.compute.head.recipe import Recipe
+from crossent.compute.head.sharding import Sharding
+from crossent.compute.head.watch import Watch
 
 TABLE: dict[Any, Callable[..., Any]] = {}
 """Function of torch → what to do instead; it may answer NotImplemented, and then the logits are made."""
@@ -73,13 +77,15 @@ class LazyLogits(Tensor):
 
     recipe: Recipe
     tell: str | Callable[[Materialised], Any]
+    sharding: Sharding
     _real: Tensor | None
-    _parent: tuple[LazyLogits, Callable[[Tensor], Tensor]] | None
+    _kin: tuple[tuple[Callable[[], LazyLogits | None], Callable[[Tensor], Tensor]], ...]
     _with_graph: bool
     _node: Any
-    _seen: tuple[tuple[str, Tensor, int], ...]
+    _watches: tuple[Watch, ...]
 
     @classmethod
+    @torch.compiler.disable
     def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Answer without the logits, or make them and let torch answer."""
         kwargs = kwargs or {}
@@ -133,28 +139,33 @@ class LazyLogits(Tensor):
             return not self._is_real and self.grad_fn is self._node
 
     @property
+    def _elder(self) -> tuple[LazyLogits, Callable[[Tensor], Tensor]] | None:
+        """The tensor of which this is a view, and how: the nearest that is still there."""
+        return next(((elder, alias) for ref, alias in self._kin if (elder := ref()) is not None), None)
+
+    @property
     def _is_real(self) -> bool:
-        return self._real is not None or (self._parent is not None and self._parent[0]._is_real)
+        return self._real is not None or ((elder := self._elder) is not None and elder[0]._is_real)
 
     def made(self, operation: str) -> Tensor:
         """The logits as a plain tensor, with their graph; made once."""
         with torch._C.DisableTorchFunctionSubclass():
             if self.grad_fn is not self._node:  # somebody's autograd function stands between the recipe and us
                 return _Plain.apply(self)
-            if self._real is None and self._parent is not None and self._parent[0]._is_real:
-                self._real = self._parent[1](self._parent[0].made(operation))
+            elder = self._elder
+            if self._real is None and elder is not None and elder[0]._is_real:
+                self._real = elder[1](elder[0].made(operation))
             if self._real is None:
                 self._report(operation)
-                self.check()
-                with torch.set_grad_enabled(self._with_graph), torch.autocast(self.device.type, enabled=False):
-                    self._real = self.recipe.values()
+                with self.at_hand(), torch.set_grad_enabled(self._with_graph):
+                    self._real = self.sharding.awaits(self.recipe.values())
             return self._real
 
     def shared(self, operation: str) -> Tensor:
         """The logits as a plain tensor that shares memory with the tensor it is a view of, to be written to."""
-        if self._parent is not None:
-            parent, step = self._parent
-            self._real = step(parent.shared(operation))
+        elder = self._elder
+        if elder is not None:
+            self._real = elder[1](elder[0].shared(operation))
         return self.made(operation)
 
     def like(
@@ -165,28 +176,39 @@ class LazyLogits(Tensor):
         ``meta`` has the looks of the new ones, where they are not simply contiguous.
         """
         self.check()
-        new = lazy(recipe, self.tell, graph=self._with_graph and graph and torch.is_grad_enabled(), meta=meta)
-        new._parent = None if alias is None else (self, alias)
-        new._seen = (*self._seen, *new._seen)
+        new = lazy(
+            recipe, self.tell, self.sharding, graph=self._with_graph and graph and torch.is_grad_enabled(), meta=meta
+        )
+        if alias is not None:
+            new._kin = ((lambda: self, alias),) if graph else self._weakly(alias)
+        new._watches = (*self._watches, *new._watches)
         return new
+
+    def _weakly(self, alias: Callable[[Tensor], Tensor]) -> Any:
+        """The kin of a detached view of this one: it must not keep the graph alive."""
+
+        def after(earlier: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+            return lambda real: alias(earlier(real))
+
+        alive = [(elder, earlier) for ref, earlier in self._kin if (elder := ref()) is not None]
+        return ((weakref.ref(self), alias), *((weakref.ref(elder), after(earlier)) for elder, earlier in alive))
 
     def check(self) -> None:
         """Refuse to make logits from a head or hidden states that have changed since."""
-        for what, tensor, version in self._seen:
-            if tensor._version != version:
-                raise RuntimeError(
-                    f"these lazy logits of shape {tuple(self.recipe.hidden.shape[:-1])} × {self.recipe.classes} "
-                    f"classes can no longer be made: the {what} changed in place since the forward pass (by "
-                    "optimizer.step(), most likely). Use them before it, or keep what you need of them "
-                    "(logits.argmax(-1), logits.detach().clone()), or undo the lazy head: crossent.eager_head(model)."
-                )
-        w = self.recipe.weight
-        if w.device.type != "meta" and w.numel() and w.untyped_storage().size() == 0:
+        for what in filter(None, (watch.changed() for watch in self._watches)):
             raise RuntimeError(
-                "these lazy logits can no longer be made: the memory of the head was given back after the forward pass "
-                "(FSDP reshards). Compute the loss inside the model's forward, or keep the head's parameters: "
-                "fully_shard(…, reshard_after_forward=False) for the module that holds it."
+                f"these lazy logits of shape {tuple(self.recipe.hidden.shape[:-1])} × {self.recipe.classes} classes "
+                f"can no longer be made: the {what} changed in place since the forward pass (by optimizer.step(), most "
+                "likely). Use them before it, or keep what you need of them (logits.argmax(-1); all of them: "
+                "logits.to(logits.dtype, copy=True)), or undo the lazy head: crossent.eager_head(model)."
             )
+
+    @contextmanager
+    def at_hand(self) -> Iterator[None]:
+        """Have hidden states and head at hand, as they were, and no autocast: the dtypes are decided."""
+        self.check()
+        with self.sharding.fetched(self.recipe.weight), torch.autocast(self.device.type, enabled=False):
+            yield
 
     def _report(self, operation: str) -> None:
         tell = TELL[self.tell] if isinstance(self.tell, str) else self.tell
@@ -222,8 +244,8 @@ class _Plain(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: LazyLogits) -> Tensor:
         z._report("an autograd function")
-        z.check()
-        return z.recipe.values()
+        with z.at_hand():
+            return z.recipe.values()
 
     @staticmethod
     def backward(ctx: Any, dz: Tensor) -> Tensor:
@@ -231,7 +253,12 @@ class _Plain(torch.autograd.Function):
 
 
 def lazy(
-    recipe: Recipe, tell: str | Callable[[Materialised], Any], *, graph: bool, meta: Tensor | None = None
+    recipe: Recipe,
+    tell: str | Callable[[Materialised], Any],
+    sharding: Sharding,
+    *,
+    graph: bool,
+    meta: Tensor | None = None,
 ) -> LazyLogits:
     """The lazy logits of a recipe, part of the graph or not; ``meta`` has their looks if they are not contiguous."""
     leaves = (recipe.hidden, recipe.weight, recipe.bias)
@@ -243,15 +270,11 @@ def lazy(
         meta = torch.empty(shape, dtype=recipe.hidden.dtype, device="meta")
     with torch._C.DisableTorchFunctionSubclass():
         new = _Node.apply(recipe, meta, *leaves) if graph else _wrapper(meta, recipe.hidden.device)
-        new.recipe, new.tell = recipe, tell
-        new._real = new._parent = None
+        new.recipe, new.tell, new.sharding = recipe, tell, sharding
+        new._real, new._kin = None, ()
         new._node = new.grad_fn
         new._with_graph = graph
-        new._seen = tuple(
-            (what, leaf, leaf._version)
-            for what, leaf in zip(("hidden states", "head's weight", "head's bias"), leaves, strict=True)
-            if leaf is not None and not leaf.is_inference()
-        )
+        new._watches = (Watch(hidden_states=leaves[0], weight_of_the_head=leaves[1], bias_of_the_head=leaves[2]),)
     return new
 
 

@@ -29,6 +29,9 @@ def compare(
         list[str] | None, typer.Option(help="Column to cut the rows into slices by; may be repeated.")
     ] = None,
     weight: Annotated[str | None, typer.Option(help="Column of what a row counts.")] = None,
+    bytes_: Annotated[
+        str | None, typer.Option("--bytes", help="Column of bytes, or of the text that was predicted.")
+    ] = None,
     baseline: Annotated[str | None, typer.Option(help="Name of the model that others are held against.")] = None,
     name: Annotated[list[str] | None, typer.Option(help="Name of a model, once for each, in their order.")] = None,
     class_: Annotated[
@@ -48,7 +51,7 @@ def compare(
 ) -> None:
     """Compare models on the same rows: which is better, by how much, where, and whether the rows can tell.
 
-    The columns --weight, --group and --by are those of the baseline's file.
+    The columns --weight, --group, --by and --bytes are those of the baseline's file.
     """
     from crossent import report
     from crossent.measure import compare as measure
@@ -65,6 +68,7 @@ def compare(
         weight=weight,
         group=group,
         by=by or None,
+        bytes=bytes_,
         form=form,
         truth=truth,
         floor=floor,

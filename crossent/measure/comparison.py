@@ -58,6 +58,7 @@ def compare(
     weight: str | None = None,
     group: str | None = None,
     by: str | Sequence[str] | None = None,
+    bytes: str | None = None,
     form: str | None = None,
     truth: str | None = None,
     rows: Any = None,
@@ -75,7 +76,7 @@ def compare(
     """Compare models on the same rows, and return a record of kind "comparison" (docs/record.md names its parts).
 
     ``predictions`` are two or more files, with ``label``, ``probability``, ``row``, ``split``, ``weight``, ``group``,
-    ``by``, ``form`` and ``truth`` naming columns and kinds as in ``read_predictions``; or one file and in
+    ``by``, ``bytes``, ``form`` and ``truth`` naming columns and kinds as in ``read_predictions``; or one file and in
     ``probability`` one column for each model, that of class 1; or arrays (n,) or (n, classes) of probabilities, with
     ``labels``, ``rows``, ``weights``, ``groups`` and ``slices`` as in ``Predictions.from_arrays``; or ``Predictions``;
     or one mapping of any of these by name. Files are joined on their row ids. Weights, groups and slices are the
@@ -112,7 +113,9 @@ def compare(
                     "files bring their own labels, row ids, weights, groups and slices: name their columns with "
                     "label=, row=, weight=, group= and by=."
                 )
-            beside: dict[str, Any] = {"weight": weight, "group": group, "by": by} if name == order[0] else {}
+            beside: dict[str, Any] = (
+                {"weight": weight, "group": group, "by": by, "bytes": bytes} if name == order[0] else {}
+            )
             asked: dict[str, Any] = {"label": label, "probability": own, "row": row, "split": split}
             return Source(lambda: read_predictions(what, **asked, **beside, **settings), _has_ids(what, row))
         if labels is None:
@@ -144,7 +147,12 @@ def rank(sources: Mapping[str, Source], floor: float = FLOOR, title: str | None 
     for name, source in sources.items():
         data = source.read()
         heads.append(Head.of(name, data, source.named))
-        for kind, cells in (("weights", data.weights), ("groups", data.groups), ("slices", data.slices)):
+        for kind, cells in (
+            ("weights", data.weights),
+            ("groups", data.groups),
+            ("slices", data.slices),
+            ("bytes", data.bytes),
+        ):
             if cells is not None and len(cells) and kind not in shared:
                 shared[kind] = len(heads) - 1, cells
         notes |= dict.fromkeys(data.notes)
@@ -214,13 +222,14 @@ def _ground(joined: Joined, first: Head, shared: Mapping[str, Any]) -> tuple[Joi
 
     weights = brought("weights", shared["weights"][1]) if "weights" in shared else None
     groups = brought("groups", shared["groups"][1]) if "groups" in shared else None
+    size = brought("bytes", shared["bytes"][1]) if "bytes" in shared else None
     slices = {n: brought("slices", cells) for n, cells in shared["slices"][1].items()} if "slices" in shared else {}
     if weights is not None and not weights.all():
         here = weights > 0
         if not here.any():
             raise DataError("all rows that the models share have weight 0, so that nothing is left to compare.")
         joined, weights = joined.take(here), weights[here]
-        groups = None if groups is None else groups[here]
+        groups, size = (None if cells is None else cells[here] for cells in (groups, size))
         slices = {name: cells[here] for name, cells in slices.items()}
     clusters = None if groups is None else np.unique(groups, return_inverse=True)[1].astype(np.int64)
     labels: Any = joined.labels
@@ -231,7 +240,7 @@ def _ground(joined: Joined, first: Head, shared: Mapping[str, Any]) -> tuple[Joi
     elif first.task == "range":
         low, high = first.range[0] or 0.0, 1.0 if first.range[1] is None else first.range[1]
         labels = low + labels * (high - low)
-    return joined, Ground(joined.rows, labels, weights, clusters, groups, slices)
+    return joined, Ground(joined.rows, labels, weights, clusters, groups, slices, size)
 
 
 def _on(joined: Joined, place: int, data: Predictions, first: Head) -> Predictions:

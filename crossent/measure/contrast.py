@@ -28,7 +28,7 @@ class Ground:
     """What the models share: the rows' ids, labels as text or numbers, what rows count and belong to.
 
     ``weights`` (n,) are positive; ``clusters`` (n,) whole numbers from 0; ``groups`` the same by name: each may be
-    None. ``slices`` has by name a text per row.
+    None, and so may ``bytes`` (n,), the length of what a row predicted. ``slices`` has by name a text per row.
     """
 
     rows: NDArray[Any]
@@ -37,6 +37,7 @@ class Ground:
     clusters: NDArray[np.int64] | None
     groups: NDArray[Any] | None
     slices: Mapping[str, NDArray[Any]]
+    bytes: NDArray[np.int64] | None = None
 
     def mean(self, rows: NDArray[np.float64], scale: float | None = None, further: float = 0.0) -> ClusterMean:
         """Give the mean of numbers that belong to these rows."""
@@ -63,16 +64,28 @@ def same(baseline: Rival, model: Rival) -> bool:
 def parts(ground: Ground, baseline: Rival, model: Rival) -> dict[str, ClusterMean]:
     """Give the differences of cross-entropy (floored), discrimination and miscalibration, in nats.
 
-    The first is −the second + the third, to rounding.
+    The first is −the second + the third, to rounding; documents have the first only.
     """
     scale = float(max(np.max(baseline.floored), np.max(model.floored)))
-    doubt = float(np.hypot(baseline.doubt, model.doubt))
-    own, calibrated = model.floored - baseline.floored, model.calibrated - baseline.calibrated
-    return {
-        "cross_entropy": ground.mean(own, scale),
+    own = model.floored - baseline.floored
+    whole = {"cross_entropy": ground.mean(own, scale)}
+    if model.calibrated is None or baseline.calibrated is None:
+        return whole
+    doubt, calibrated = float(np.hypot(baseline.doubt, model.doubt)), model.calibrated - baseline.calibrated
+    return whole | {
         "discrimination": ground.mean(-calibrated, scale, doubt),
         "miscalibration": ground.mean(own - calibrated, scale, doubt),
     }
+
+
+def per_byte(ground: Ground, baseline: Rival, model: Rival) -> ClusterMean | None:
+    """Give the difference in nats per byte of what was predicted: a mean over bytes, which are the rows' weights."""
+    if ground.bytes is None:
+        return None
+    difference = model.floored - baseline.floored
+    each = np.divide(difference, ground.bytes, out=np.zeros_like(difference), where=ground.bytes > 0)
+    weights = ground.bytes * ground.share()
+    return cluster_mean(each, weights, ground.clusters) if weights.any() else None
 
 
 def slices(ground: Ground, baseline: Rival, model: Rival) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -53,7 +54,8 @@ def ranking(
     if differ:
         tables["rows"] = contrast.dearest(ground, baseline, model)
     numbers = _numbers(ground, baseline, model, parts, adjusted[focus], alone)
-    numbers["uncertainty"] = Number(entropy, "nats", n=n)
+    if first.task != "text":
+        numbers["uncertainty"] = Number(entropy, "nats", n=n)
     if any(impossible):
         numbers["impossible_rows"] = Number(max(impossible), "rows", n=n)
     curve = contrast.concentration(ground, baseline, model) if differ else None
@@ -69,8 +71,9 @@ def ranking(
         },
         "comparisons": len(others),
         "left_out": joined.left_out,
-        "calibrated_with": "; ".join(f"{one.name}: {one.calibrated_with}" for one in rivals),
     }
+    if first.task != "text":
+        facts["calibrated_with"] = "; ".join(f"{one.name}: {one.calibrated_with}" for one in rivals)
     if ground.clusters is not None:
         facts["clusters"] = parts["cross_entropy"].clusters
     if ground.slices:
@@ -121,7 +124,10 @@ def _numbers(
         numbers["difference_floored"] = Number(whole.value, "nats", *ends, n)
     if p_value is not None:
         numbers["p_value"] = Number(p_value, "1", n=n)
-    for name in _PARTS[1:]:
+    if (each := contrast.per_byte(ground, baseline, model)) is not None:
+        in_bits = Number(each.value, "nats", *each.interval(miss), n).to("bits")
+        numbers["difference_bits_per_byte"] = replace(in_bits, unit="bits per byte")
+    for name in _PARTS[1:] if len(parts) > 1 else ():
         numbers[f"{name}_difference"] = Number(parts[name].value, "nats", *parts[name].interval(miss), n)
     low, high = ends
     needed = whole.rows_needed
@@ -155,7 +161,7 @@ def _models(
     """A line per model, the cheapest first; differences against the baseline, whose own are None."""
     w, lines = ground.share(), []
     for place, one in enumerate(rivals):
-        own, best = ground.mean(one.floored), float(w @ one.calibrated)
+        own = ground.mean(one.floored)
         low, high = own.interval()
         line: dict[str, Any] = {"model": one.name, "cross_entropy": own.value, "low": low, "high": high}
         whole = found[place - 1]["cross_entropy"] if place else None
@@ -164,7 +170,9 @@ def _models(
         line["p_value"] = None if whole is None else whole.p_value
         line["p_adjusted"] = adjusted[place - 1] if place else None
         line["verdict"] = "baseline" if whole is None else _verdict(whole, one, rivals[0], miss)
-        line |= {"discrimination": entropy - best, "miscalibration": own.value - best}
+        if one.calibrated is not None:
+            best = float(w @ one.calibrated)
+            line |= {"discrimination": entropy - best, "miscalibration": own.value - best}
         if noise is not None:
             line["kl_divergence"] = own.value - noise
         if any(impossible):

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from crossent.errors import DataError
 from crossent.measure.calibration.rows import Rows
 from crossent.measure.calibration.scaling import KINDS, fit_scaling
 from crossent.measure.predictions import Predictions
@@ -41,13 +42,13 @@ class Rival:
     ``floored`` are the costs with every probability raised to the floor, and the same array as ``costs`` where no model
     has an impossible row; ``calibrated`` are those of the cross-fitted calibrator on the floored probabilities.
     ``doubt`` is the standard deviation that the fit adds to the mean of ``calibrated``; ``calibrated_with`` says what
-    was fitted.
+    was fitted. Documents have no classes to calibrate: there ``calibrated`` is None.
     """
 
     name: str
     costs: NDArray[np.float64]
     floored: NDArray[np.float64]
-    calibrated: NDArray[np.float64]
+    calibrated: NDArray[np.float64] | None
     doubt: float
     calibrated_with: str
 
@@ -76,6 +77,13 @@ def rival(
     arrays of their size, which are let go.
     """
     costs = row_costs(predictions)
+    if predictions.task == "text":
+        if floor is not None:
+            raise DataError(
+                f"a document had probability exactly 0 (in {name}, or a model beside it), and no floor makes sense of "
+                "a whole document. Leave such documents out, or mend the log-likelihoods where they are made."
+            )
+        return Rival(name, costs, costs, None, 0.0, "")
     logs = (
         predictions.log_probabilities if predictions.log_probabilities is not None else _log(predictions.probabilities)
     )

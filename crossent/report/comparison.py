@@ -23,6 +23,10 @@ MEANINGS = {
         "Floored difference",
         "The same with every probability of all models raised to at least the floor.",
     ),
+    "difference_bits_per_byte": (
+        "Difference per byte",
+        "In bits per byte of what was predicted; bytes are the weights.",
+    ),
     "p_value": ("p-value", "How often rows alone would make so large a difference between models of equal worth."),
     "discrimination_difference": (
         "Difference of discrimination",

@@ -171,6 +171,29 @@ def test_a_soft_truth_needs_fewer_rows():
     assert soft["difference"].low > 0
 
 
+def documents(stretch):
+    logs = -np.random.default_rng(7).gamma(5, 40, 30) * stretch
+    both = np.stack([np.log1p(-np.exp(logs)), logs], axis=1)
+    size = np.random.default_rng(8).integers(50, 900, 30)
+    ids = np.array([f"d{i}" for i in range(30)], dtype=object)
+    return Predictions(np.exp(both), np.ones(30, int), [], ids, "text", log_probabilities=both, bytes=size)
+
+
+def test_documents_have_no_parts_and_a_difference_per_byte():
+    a, b = documents(1.0), documents(1.05)
+    record = compare(a, b)
+    d = a.log_probabilities[:, 1] - b.log_probabilities[:, 1]
+    assert record["difference"].value == pytest.approx(d.mean(), rel=1e-12)
+    per_byte = record["difference_bits_per_byte"]
+    assert per_byte.value == pytest.approx(d.sum() / a.bytes.sum() / math.log(2), rel=1e-12)
+    assert per_byte.low < per_byte.value < per_byte.high
+    assert not {"uncertainty", "discrimination_difference"} & set(record)
+    assert record.tables["parts"]["part"] == ["cross_entropy"]
+    b.log_probabilities[3, 1] = -np.inf
+    with pytest.raises(DataError, match="a document had probability exactly 0"):
+        compare(a, b)
+
+
 def test_what_the_rows_cannot_tell_is_said_to_be_so():
     y, true, _ = pair(200)
     near = expit(logit(true) + 0.3 * np.random.default_rng(4).normal(size=200))

@@ -115,7 +115,9 @@ def test_a_file_comes_back_whole_and_in_ten_years(tmp_path, fitted):
             {"step": "mixture", "temperature": 2.0, "bias": [], "weights": [0.99, 0.0, 0.01]},
             {"step": "affine", "scale": [1.5, 0.5], "bias": [0.0, 0.25]},
         ],
-        "choice": {"sentence": "Beta.", "table": {"name": ["none"], "cross_entropy": ["inf"]}, "left_out": {}, "notes": []},
+        "choice": {
+            "sentence": "Beta.", "table": {"name": ["none"], "cross_entropy": ["inf"]}, "left_out": {}, "notes": [],
+        },
     }  # fmt: skip
     read = Calibrator.from_dict(old)
     # 0.8 → 2/3 at temperature 2 → 0.665; log-odds 0.5 log 0.665 − 1.5 log 0.335 + 0.25

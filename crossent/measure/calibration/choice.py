@@ -35,8 +35,11 @@ from crossent.record import Table
 
 FOLDS = 5
 
-LEAST_ROWS = 20
-"""Fewer rows calibrate nothing: the skewness that every interval corrects for cannot be seen in them."""
+LEAST_EVENTS = 20
+"""Fewer independent rows whose label is not the commonest class calibrate nothing.
+
+An interval cannot know of what was not in the sample: with 3 groups, or 16 rows, of a rare class it lay below 0 for
+calibrators that made other rows of the same data dearer by more than one standard error (docs/guides/calibrate.md)."""
 
 
 @dataclass(frozen=True)
@@ -213,12 +216,19 @@ def _folds(n: int, clusters: NDArray[np.int64] | None, seed: int) -> NDArray[np.
 
 
 def _too_little(rows: Rows, clusters: NDArray[np.int64] | None) -> str | None:
-    if len(rows) < LEAST_ROWS:
-        return f"{len(rows):,} rows are too few to judge a calibrator by, it takes at least {LEAST_ROWS}"
-    if clusters is not None and not clusters.any():
-        return "all rows are of one group, and it takes other groups to judge a calibrator by"
     if not rows.soft and (rows.y == rows.y[0]).all():
         return f"all {len(rows):,} labels are the same class, so that probabilities cannot be held against what came"
+    if clusters is not None and not clusters.any():
+        return "all rows are of one group, and it takes other groups to judge a calibrator by"
+    shares = rows.shares()
+    other = 1 - shares[:, int(np.argmax(shares.mean(axis=0)))]
+    events = float(np.minimum(other if clusters is None else np.bincount(clusters, other), 1.0).sum())
+    if events < LEAST_EVENTS:
+        units = f"{len(rows):,} rows" if clusters is None else f"{int(clusters.max()) + 1:,} groups"
+        return (
+            f"{events:.3g} of {units} have another label than the commonest, too few to judge a calibrator by; it takes "
+            f"{LEAST_EVENTS}"
+        )
     return None
 
 

@@ -1,6 +1,7 @@
 """What a model's probabilities are worth: log loss with its uncertainty, where it comes from, row by row.
 
-naming · predictions · sources   rows in: which column is which class; arrays and frames; files
+form · truth · naming · columns  what the numbers are, what came, which column is which class, what stands beside
+predictions · sources            rows in, checked at the door: arrays and frames; files in batches
 interval                         95 % of a mean of skewed rows, of a share, of an entropy
 likelihood                       cross-entropy, information gained, skill, accuracy, Brier, mean errors
 calibration                      better probabilities where that can be shown; known shifts undone

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from crossent.compute.backends.reference import wide
 from crossent.compute.linear.budget import LINKED, rows_at_a_time
-from crossent.compute.linear.operators import product_of
+from crossent.compute.linear.operators import by_itself, product_of
 from crossent.compute.linear.product import Gradients, Rows
 from crossent.compute.losses.algebra import Loss
 from crossent.compute.rows import is_learned
@@ -103,7 +103,7 @@ class _Columns(torch.autograd.Function):
 
 def gradient_of(of_rows: OfRows, z: Tensor, rows: Rows, g: Tensor) -> tuple[Tensor, Tensor]:
     """Losses of some rows of logits z, and their gradient from the cotangents g."""
-    with torch.enable_grad():
+    with by_itself():
         z = z.detach().requires_grad_()
         value = of_rows(z, rows)[0]
         if not value.requires_grad:

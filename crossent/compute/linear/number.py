@@ -22,7 +22,7 @@ from crossent.compute import backends
 from crossent.compute.backends.reference import wide
 from crossent.compute.linear import statistics
 from crossent.compute.linear.columns import OfRows, gradient_of, needs_columns, target_at
-from crossent.compute.linear.operators import back_through, lift_of, linked, part_of, product_of, pull_over
+from crossent.compute.linear.operators import back_through, by_itself, lift_of, linked, part_of, product_of, pull_over
 from crossent.compute.linear.product import Chunk, Gradients
 from crossent.compute.link import Link
 from crossent.compute.losses.algebra import Loss
@@ -184,7 +184,7 @@ def _by_statistics(target: Target, loss: Loss, link: Link | None) -> OfChunk:
             given = of_rows.live, index, q, column_weight, fields
             return fields, *stats.values()
 
-        with torch.enable_grad():
+        with by_itself():
             value, _ = losses_of(stats_of(read, z.shape[1], of_rows, loss), of_rows, loss)
             if not value.requires_grad:
                 return value, torch.zeros_like(chunk.z)

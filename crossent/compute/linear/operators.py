@@ -6,7 +6,9 @@ by its three fields, between. A compiler that sees them cannot join the two pass
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -88,7 +90,22 @@ def linked(link: Link | None, z: Tensor) -> Tensor:
 
 def back_through(link: Link | None, z: Tensor, dz: Tensor) -> Tensor:
     """The gradient of z from that of what the link makes of it."""
-    return dz if link is None else torch.func.vjp(lambda z: linked(link, z), z)[1](dz)[0]
+    if link is None:
+        return dz
+    slope = dz / link.temperature
+    if link.softcap is not None:
+        slope = slope * (1 - torch.tanh(z.to(slope.dtype) / link.softcap) ** 2)
+    return slope.to(z.dtype)
+
+
+@contextlib.contextmanager
+def by_itself() -> Iterator[None]:
+    """A derivative within a forward or backward pass, which a checkpoint around it is not to see."""
+    # Not within torch.func, where there are none.
+    allowed = torch._C._autograd._saved_tensors_hooks_is_enabled()  # type: ignore[attr-defined]
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
+    with torch.enable_grad(), hooks if allowed else contextlib.nullcontext():
+        yield
 
 
 def lift_of(dtype: torch.dtype, *cotangents: Tensor | None) -> float:
@@ -188,9 +205,12 @@ def _pull(
         z = linked(link, chunk.z)
         dz = pull_over(z, *of_rows, column_weight, fields[:, chunk.at], *at_rows(chunk.at, *cotangents))
         gradients.add(chunk, back_through(link, chunk.z, dz))
-    nothing = x.new_empty(0)
     dx, dw, db = gradients.rounded(None if lift == 1.0 else torch.tensor(1.0 / lift))
-    return (nothing if dx is None else dx), (nothing if dw is None else dw), (nothing if db is None else db)
+    return _or_empty(dx, x), _or_empty(dw, x), _or_empty(db, x)
+
+
+def _or_empty(d: Tensor | None, like: Tensor) -> Tensor:
+    return like.new_empty(0) if d is None else d
 
 
 def _pull_fake(

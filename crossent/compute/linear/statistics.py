@@ -30,8 +30,6 @@ from crossent.compute.rows import row_losses as of_logits
 from crossent.compute.stats import Stats, finish, unpack
 from crossent.compute.target import Target
 
-HEAD = 6
-"""x, w, bias and the three fields of a link come before the target."""
 PLAIN = 16
 """How many times the memory of its logits plain torch takes for a chunk: chunks have so many times fewer rows there."""
 
@@ -40,21 +38,35 @@ class _Statistics(torch.autograd.Function):
     """(fields, nll, lse, uniform?, entropy?) of the logits of x (n, d) and w (v, d)."""
 
     @staticmethod
-    def forward(*given: Any) -> tuple[Tensor, ...]:
-        fields, gap = linear_part(*given)
-        q, uniform, entropy = given[HEAD + 2], *given[HEAD + 4 : HEAD + 6]
+    def forward(
+        x: Tensor,
+        w: Tensor,
+        bias: Tensor | None,
+        temperature: Tensor | None,
+        softcap: float | None,
+        prior: Tensor | None,
+        live: Tensor | None,
+        index: Tensor | None,
+        q: Tensor | None,
+        column_weight: Tensor | None,
+        uniform: bool,
+        entropy: bool,
+        order: bool,
+        size: int,
+    ) -> tuple[Tensor, ...]:
+        head, target = (x, w, bias, temperature, softcap, prior), (live, index, q, column_weight)
+        fields, gap = linear_part(*head, *target, uniform, entropy, order, size)
         part = unpack(fields, gap, dense=q is not None, uniform=uniform, entropy=entropy)
         return fields, *(stat for stat in finish(part) if stat is not None)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        ctx.softcap = inputs[4]
-        *_, ctx.uniform, ctx.entropy, _, ctx.size = inputs
+        x, w, bias, temperature, ctx.softcap, prior, live, index, q, column_weight, *rest = inputs
+        ctx.uniform, ctx.entropy, _, ctx.size = rest
         ctx.mark_non_differentiable(output[0])
         ctx.set_materialize_grads(False)
-        tensors = *inputs[:4], *inputs[5 : HEAD + 4], output[0]
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
+        ctx.save_for_backward(x, w, bias, temperature, prior, live, index, q, column_weight, output[0])
+        ctx.save_for_forward(x, w, bias, temperature, prior, live, index, q, column_weight, output[0])
 
     @staticmethod
     def backward(ctx: Any, _: None, a: Tensor | None, b: Tensor | None, *rest: Tensor | None) -> tuple:
@@ -110,18 +122,42 @@ class _Gradients(torch.autograd.Function):
     """The gradients of x, w and bias from the cotangents of the four statistics; what is not wanted is empty."""
 
     @staticmethod
-    def forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return linear_pull(*given)
+    def forward(
+        x: Tensor,
+        w: Tensor,
+        bias: Tensor | None,
+        temperature: Tensor | None,
+        softcap: float | None,
+        prior: Tensor | None,
+        live: Tensor | None,
+        index: Tensor | None,
+        q: Tensor | None,
+        column_weight: Tensor | None,
+        fields: Tensor,
+        a: Tensor,
+        b: Tensor | None,
+        c: Tensor | None,
+        d: Tensor | None,
+        size: int,
+        for_x: bool,
+        for_w: bool,
+        for_bias: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        head, target = (x, w, bias, temperature, softcap, prior), (live, index, q, column_weight)
+        return linear_pull(*head, *target, fields, a, b, c, d, size, for_x, for_w, for_bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        ctx.softcap, ctx.size, ctx.wanted = inputs[4], inputs[-4], inputs[-3:]
-        ctx.save_for_backward(*inputs[:4], *inputs[5:-4])
+        x, w, bias, temperature, ctx.softcap, prior, live, index, q, column_weight, *rest = inputs
+        fields, a, b, c, d, ctx.size, *ctx.wanted = rest
+        ctx.save_for_backward(x, w, bias, temperature, prior, live, index, q, column_weight, fields, a, b, c, d)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *g: Tensor | None) -> tuple[Tensor | None, ...]:
         x, w, bias, temperature, prior, live, index, q, column_weight, _, *cotangents = ctx.saved_tensors
+        if all(t is None for t in g):
+            return (None,) * 19
         link = link_of(temperature, ctx.softcap, prior)
         upstream = [t if wanted else None for t, wanted in zip(g, ctx.wanted, strict=True)]
         by_row: list[list[Tensor]] = []

@@ -102,6 +102,8 @@ def agreed(
 
 def _digest(said: Any, values: bool) -> int:
     """A whole number that two ranks have in common if they were told the same; tensors by their values if asked."""
+    # Inside torch.func every copy of a tensor is wrapped, and its numbers are out of reach.
+    values = values and not torch._C._functorch.get_interpreter_stack()
     told = hashlib.blake2b(digest_size=7)
 
     def tell(x: Any) -> None:

@@ -137,7 +137,12 @@ def target_of(
 
 
 def check_logits(input: Tensor, kind: str = "logits") -> None:
-    """Refuse what is no floating-point logits."""
+    """Refuse what is no floating-point logits, and tensors that are spread over processes."""
+    if type(input).__name__ == "DTensor":  # not imported here: it takes half a second
+        raise TypeError(
+            f"input holds {kind} that are a DTensor: classes that are spread over processes are for "
+            "crossent.parallel; for rows that are, pass input.to_local()."
+        )
     if not input.is_floating_point():
         raise TypeError(
             f"input must hold floating-point {kind}; it is {str(input.dtype).removeprefix('torch.')}. "

@@ -60,69 +60,71 @@ def own_slice(x: Tensor, dim: int, sizes: Sequence[int], group: Group) -> Tensor
     return x.narrow(dim, sum(sizes[:rank]), sizes[rank]).contiguous()
 
 
-class _Copied(torch.autograd.Function):
+class _OverRanks(torch.autograd.Function):
+    """A function of one tensor; what else it is given is for the way back too."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
-        ctx.group = group
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.rest = inputs[1:]
+
+
+class _Copied(_OverRanks):
+    @staticmethod
+    def forward(x: Tensor, group: Group) -> Tensor:
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        return _Collected.apply(g, ctx.group), None
+        return _Collected.apply(g, *ctx.rest), None
 
 
-class _Collected(torch.autograd.Function):
+class _Collected(_OverRanks):
     """The way back of ``_Copied``: a sum whose own way back is a copy."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
-        ctx.group = group
+    def forward(x: Tensor, group: Group) -> Tensor:
         return summed(x, group)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        return _Copied.apply(g, ctx.group), None
+        return _Copied.apply(g, *ctx.rest), None
 
 
-class _Total(torch.autograd.Function):
+class _Total(_OverRanks):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
-        ctx.group = group
+    def forward(x: Tensor, group: Group) -> Tensor:
         return summed(x, group)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        return _Total.apply(g, ctx.group), None
+        return _Total.apply(g, *ctx.rest), None
 
 
-class _Shared(torch.autograd.Function):
+class _Shared(_OverRanks):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
-        ctx.group = group
+    def forward(x: Tensor, group: Group) -> Tensor:
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        return _Divided.apply(g, ctx.group), None
+        return _Divided.apply(g, *ctx.rest), None
 
 
-class _Divided(torch.autograd.Function):
+class _Divided(_OverRanks):
     """The way back of ``_Shared``: a share of a replicated gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
-        ctx.group = group
+    def forward(x: Tensor, group: Group) -> Tensor:
         return x / dist.get_world_size(group)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        return _Total.apply(g, ctx.group) / dist.get_world_size(ctx.group), None
+        return _Total.apply(g, *ctx.rest) / dist.get_world_size(*ctx.rest), None
 
 
-class _Joined(torch.autograd.Function):
+class _Joined(_OverRanks):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, sizes: Sequence[int], group: Group) -> Tensor:
-        ctx.rest = dim, sizes, group
+    def forward(x: Tensor, dim: int, sizes: Sequence[int], group: Group) -> Tensor:
         return concatenated(x, dim, sizes, group)
 
     @staticmethod
@@ -130,12 +132,11 @@ class _Joined(torch.autograd.Function):
         return _Own.apply(g, *ctx.rest), None, None, None
 
 
-class _Own(torch.autograd.Function):
+class _Own(_OverRanks):
     """The way back of ``_Joined``."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, sizes: Sequence[int], group: Group) -> Tensor:
-        ctx.rest = dim, sizes, group
+    def forward(x: Tensor, dim: int, sizes: Sequence[int], group: Group) -> Tensor:
         return own_slice(x, dim, sizes, group)
 
     @staticmethod
@@ -143,10 +144,9 @@ class _Own(torch.autograd.Function):
         return _Joined.apply(g, *ctx.rest), None, None, None
 
 
-class _Assembled(torch.autograd.Function):
+class _Assembled(_OverRanks):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, sizes: Sequence[int], group: Group) -> Tensor:
-        ctx.rest = dim, sizes, group
+    def forward(x: Tensor, dim: int, sizes: Sequence[int], group: Group) -> Tensor:
         return concatenated(x, dim, sizes, group)
 
     @staticmethod
@@ -154,12 +154,11 @@ class _Assembled(torch.autograd.Function):
         return _Scattered.apply(g, *ctx.rest), None, None, None
 
 
-class _Scattered(torch.autograd.Function):
+class _Scattered(_OverRanks):
     """The way back of ``_Assembled``: reduce and scatter, in one collective where the slices are equal."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, sizes: Sequence[int], group: Group) -> Tensor:
-        ctx.rest = dim, sizes, group
+    def forward(x: Tensor, dim: int, sizes: Sequence[int], group: Group) -> Tensor:
         if len(set(sizes)) > 1 or not sizes[0]:
             return own_slice(summed(x, group), dim, sizes, group)
         narrow = x.dtype in (torch.float16, torch.bfloat16)

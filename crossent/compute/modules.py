@@ -49,6 +49,7 @@ class CrossEntropyLoss(nn.Module):
         *,
         sample_weight: Tensor | None = None,
         mask: Tensor | None = None,
+        normaliser: float | Tensor | None = None,
     ) -> Tensor:
         """The loss of logits (N, C, …) against their targets; weights and mask of the rows belong to the batch."""
         return functional.cross_entropy(
@@ -62,6 +63,7 @@ class CrossEntropyLoss(nn.Module):
             link=self.link,
             sample_weight=sample_weight,
             mask=mask,
+            normaliser=normaliser,
             empty=self.empty,
             validate=self.validate,
         )
@@ -189,6 +191,7 @@ class LinearCrossEntropyLoss(nn.Module):
         *,
         sample_weight: Tensor | None = None,
         mask: Tensor | None = None,
+        normaliser: float | Tensor | None = None,
     ) -> Tensor:
         """The loss of hidden states (…, in_features) against their targets."""
         return functional.linear_cross_entropy(
@@ -204,6 +207,7 @@ class LinearCrossEntropyLoss(nn.Module):
             link=self.link,
             sample_weight=sample_weight,
             mask=mask,
+            normaliser=normaliser,
             empty=self.empty,
             validate=self.validate,
             budget=self.budget,

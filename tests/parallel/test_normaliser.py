@@ -189,6 +189,15 @@ def test_accumulation_alone_needs_no_processes(loss: Any) -> None:
     assert not parts[0].grad.any()
 
 
+def test_modules_take_one_with_each_batch() -> None:
+    z, y = torch.randn(3, 4, generator=G), torch.tensor([0, 1, 2])
+    assert torch.equal(crossent.CrossEntropyLoss()(z, y, normaliser=10), cross_entropy(z, y, normaliser=10))
+    head = crossent.LinearCrossEntropyLoss(4, 5)
+    expected = linear_cross_entropy(z, head.linear.weight, y, normaliser=10)
+    torch.testing.assert_close(head(z, y, normaliser=10), expected)
+    assert head(z, y) != expected
+
+
 @pytest.mark.parametrize("reduction", ["sum", "none"])
 def test_a_normaliser_that_would_be_unused_is_an_error(reduction: str) -> None:
     z, y = torch.randn(2, 3), torch.tensor([0, 1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -252,6 +253,29 @@ def test_second_derivatives(name: str, kind: str) -> None:
     assert not torch.allclose(got.roll(1, 1), truth, rtol=1e-6)
 
 
+def transformed(sizes: tuple[int, ...], z: Tensor) -> tuple[Tensor, Tensor]:
+    """A job: torch.func.grad, and torch.compile, which leaves the call to eager mode."""
+    y = torch.tensor([0, 5, 3])
+    leaf = own(z, sizes).clone().requires_grad_()
+    # Behind a break of the graph the compiler looks at the .grad of a tensor that is no leaf, and warns itself of it.
+    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor")
+    compiled = torch.compile(lambda z: 2 * parallel.cross_entropy(z * 1.0, y), backend="eager")(leaf)
+    by_function = torch.func.grad(lambda z: 2 * parallel.cross_entropy(z, y))(own(z, sizes))
+    for refused, at in ((torch.func.vmap, own(z, sizes).expand(2, -1, -1)), (torch.func.jacfwd, own(z, sizes))):
+        with pytest.raises((RuntimeError, NotImplementedError), match=r"vmap|jvp"):
+            refused(lambda z: parallel.cross_entropy(z, y))(at)
+    return by_function, torch.autograd.grad(compiled, leaf)[0]
+
+
+def test_torch_func_grad_and_compile() -> None:
+    z = torch.randn(3, 6, generator=G).double()
+    leaf = z.clone().requires_grad_()
+    (truth,) = torch.autograd.grad(2 * cross_entropy(leaf, torch.tensor([0, 5, 3])), leaf)
+    by_function, compiled = zip(*good(world_of(2).run(transformed, SIZES[2], z)), strict=True)
+    torch.testing.assert_close(torch.cat(by_function, 1), truth, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(torch.cat(compiled, 1), truth, rtol=1e-12, atol=1e-15)
+
+
 # --- faults that were planted ------------------------------------------------------------------------------------
 
 
@@ -383,6 +407,8 @@ def of_dtensor(z: Tensor, soft: Tensor) -> tuple[Tensor, ...]:
     (dz,) = torch.autograd.grad(value, spread)
     by_mesh = parallel.cross_entropy(spread.to_local(), torch.tensor([0, 4, 2]), label_smoothing=0.1, group=mesh)
     of_soft = parallel.cross_entropy(spread, distribute_tensor(soft, mesh, [Shard(1)]))
+    with pytest.raises(TypeError, match=r"crossent\.parallel"):
+        cross_entropy(spread, torch.tensor([0, 4, 2]))
     with pytest.raises(ValueError, match="sharded along its classes, Shard"):
         parallel.cross_entropy(distribute_tensor(z, mesh, [Replicate()]), torch.tensor([0, 4, 2]))
     return value.detach(), dz.full_tensor(), by_mesh.detach(), of_soft.detach()

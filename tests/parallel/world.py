@@ -92,7 +92,8 @@ class World:
 
 def _serve(rank: int, size: int, place: str, seconds: float, pipe: Any) -> None:
     torch.set_num_threads(1)
-    warnings.simplefilter("error")
+    warnings.simplefilter("error")  # as in pytest's own process, and with its one exception
+    warnings.filterwarnings("ignore", ".*torch.jit.*", DeprecationWarning)
     os.environ["OMP_NUM_THREADS"] = "1"
     timeout = timedelta(seconds=seconds)
     dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=size, timeout=timeout)

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from crossent.compute import kl_divergence as kl_divergence
     from crossent.compute import lazy_head as lazy_head
     from crossent.compute import linear_cross_entropy as linear_cross_entropy
+    from crossent.compute import linear_distillation as linear_distillation
+    from crossent.compute import linear_row_numbers as linear_row_numbers
     from crossent.compute import mutual_information as mutual_information
     from crossent.compute import renyi_divergence as renyi_divergence
     from crossent.compute import renyi_entropy as renyi_entropy
@@ -83,6 +85,8 @@ _HOME = {
     "kl_divergence": "crossent.compute",
     "lazy_head": "crossent.compute",
     "linear_cross_entropy": "crossent.compute",
+    "linear_distillation": "crossent.compute",
+    "linear_row_numbers": "crossent.compute",
     "mutual_information": "crossent.compute",
     "renyi_divergence": "crossent.compute",
     "renyi_entropy": "crossent.compute",

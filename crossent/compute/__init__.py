@@ -1,6 +1,7 @@
 """Compute: every cross-entropy, exact to the last digits.
 
 functional · modules     the public faces
+fused                    row numbers and distillation without logits
 codes/                   a number in a range as a target, and logits as a number again
 head/                    lazy logits: that head in any model, by one line
 linear                   the head that never stores its logits
@@ -27,6 +28,8 @@ from crossent.compute.head import LazyLogits as LazyLogits
 from crossent.compute.head import Materialised as Materialised
 from crossent.compute.head import eager_head as eager_head
 from crossent.compute.head import lazy_head as lazy_head
+from crossent.compute.fused import linear_distillation as linear_distillation
+from crossent.compute.fused import linear_row_numbers as linear_row_numbers
 from crossent.compute.information import cross_entropy_between as cross_entropy_between
 from crossent.compute.information import entropy as entropy
 from crossent.compute.information import information_gain as information_gain

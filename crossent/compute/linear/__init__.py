@@ -9,8 +9,12 @@ columns      the few losses that look at the columns themselves, and divergences
 """
 
 from crossent.compute.linear.budget import BUDGET as CHUNK_BYTES  # noqa: F401
+from crossent.compute.linear.budget import TWO_ROWS as TWO_ROWS
+from crossent.compute.linear.budget import rows_at_a_time as rows_at_a_time
 from crossent.compute.linear.columns import chunk_size as chunk_size
 from crossent.compute.linear.columns import counting as counting
+from crossent.compute.linear.columns import row_losses as columns_losses  # noqa: F401
 from crossent.compute.linear.number import number as number
+from crossent.compute.linear.number import total_of_columns as total_of_columns
 from crossent.compute.linear.statistics import row_losses as row_losses
 from crossent.compute.linear.statistics import row_numbers as row_numbers

@@ -13,6 +13,8 @@ import re
 BUDGET = 64 * 2**20
 LINKED = 64
 """Bytes for each logit where plain torch works in float64: a link, a loss of columns, some eight copies."""
+TWO_ROWS = 384
+"""Bytes for each logit of a divergence between two rows: some forty-eight copies."""
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 

@@ -22,6 +22,7 @@ from crossent.compute import backends
 from crossent.compute.backends.reference import wide
 from crossent.compute.linear import statistics
 from crossent.compute.linear.columns import OfRows, gradient_of, needs_columns, target_at
+from crossent.compute.linear.columns import row_losses as columns_losses
 from crossent.compute.linear.operators import back_through, by_itself, lift_of, linked, part_of, product_of, pull_over
 from crossent.compute.linear.product import Chunk, Gradients
 from crossent.compute.link import Link
@@ -83,6 +84,24 @@ def number(
         return reduce(value, weight, reduction, "zero", torch.Size(), dtype, normaliser)
 
     return total(x, w, bias, Whole(target.live, of_chunk, divisor, size, again), dtype)
+
+
+def total_of_columns(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    live: Tensor | None,
+    of_rows: OfRows,
+    divisor: Tensor,
+    size: int,
+    dtype: torch.dtype,
+) -> Tensor | None:
+    """The sum of any function of rows of logits, divided; None where it takes the ordinary way."""
+
+    def again(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+        return (columns_losses(x, w, bias, live, of_rows, size)[0].sum() / divisor).to(dtype)
+
+    return total(x, w, bias, Whole(live, by_autograd(of_rows), divisor, size, again), dtype)
 
 
 def total(x: Tensor, w: Tensor, bias: Tensor | None, whole: Whole, dtype: torch.dtype) -> Tensor | None:

@@ -1,0 +1,196 @@
+"""Beside ``linear_cross_entropy``: the numbers of every row, and a teacher's distribution, without logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from crossent.compute import linear
+from crossent.compute.arguments import (
+    check_class_weight,
+    check_head,
+    check_validate,
+    result_dtype,
+    target_of,
+    under_autocast,
+    weights_of_rows,
+    whole_loss,
+)
+from crossent.compute.backends.reference import wide
+from crossent.compute.distillation import KINDS, Divergence, Kind
+from crossent.compute.functional import RowNumbers, numbers_of
+from crossent.compute.information import check_weight
+from crossent.compute.link import Link
+from crossent.compute.losses import Loss
+from crossent.compute.reduce import check_reduction, reduce
+
+
+def linear_row_numbers(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    loss: Loss | None = None,
+    link: Link | None = None,
+    mask: Tensor | None = None,
+    validate: str = "full",
+    budget: int | str | None = None,
+    chunk_rows: int | None = None,
+) -> RowNumbers:
+    """``row_numbers`` of ``input @ linear_weight.T + linear_bias``, of which a few rows exist at a time.
+
+    What evaluation, perplexity, reinforcement learning and preference losses need of a language model: loss,
+    log-probability of the label, log-sum-exp, entropy, argmax and rank. Gradients go through the first four.
+
+    Args:
+        input: hidden states (…, D).
+        linear_weight, linear_bias: the head, (C, D) and (C,).
+        target: labels (…).
+        weight, ignore_index, label_smoothing, loss, link, mask, validate: as in ``row_numbers``.
+        budget, chunk_rows: as in ``linear_cross_entropy``, and so are memory and accuracy.
+
+    Returns:
+        ``RowNumbers``, each of the shape of the labels.
+
+    Raises:
+        ValueError, TypeError, IndexError: a sentence that says which argument, what came, where, and what to do.
+        NotImplementedError: a loss that looks at the logits themselves (``Brier``, ``Hinge``).
+
+    Cost: 2 N C D flops, and 6 N C D more with gradients. Rows that are ignored cost nothing.
+
+    >>> numbers = linear_row_numbers(torch.eye(3), 2 * torch.eye(3), torch.tensor([0, 1, 0]))
+    >>> numbers.log_prob, numbers.rank
+    (tensor([-0.2395, -0.2395, -2.2395]), tensor([0, 0, 1]))
+    """
+    check_validate(validate)
+    classes, shape = check_head(input, linear_weight, linear_bias), input.shape[:-1]
+    _, mask = weights_of_rows(None, mask, shape, validate)
+    rows = target_of(target, (*shape, classes), shape, classes, ignore_index, mask, validate)
+    if rows.index is None or rows.index.shape[1] != 1:
+        raise TypeError("linear_row_numbers ranks one label in each row: the target must be class indices.")
+    rows = rows.weighted(None, mask)
+    whole = whole_loss(loss, weight, label_smoothing, classes)
+    if validate == "full":
+        check_class_weight(whole)
+    x, w, bias = under_autocast(input, linear_weight, linear_bias)
+    x, dtype = x.reshape(-1, x.shape[-1]), result_dtype(x)
+    size = linear.chunk_size(budget, chunk_rows, x, w, rows, whole, link)
+    return numbers_of(*linear.row_numbers(x, w, bias, rows, whole, link, size), rows, shape, dtype)
+
+
+@dataclass(frozen=True)
+class _Teacher:
+    """Rows of a student's logits → their divergence from the teacher's, whose logits are made for them."""
+
+    x: Tensor
+    w: Tensor
+    bias: Tensor | None
+    live: Tensor | None
+    divergence: Divergence
+
+    def __call__(self, z: Tensor, rows: slice | Tensor) -> tuple[Tensor, None]:
+        with torch.no_grad():
+            t = torch.nn.functional.linear(self.x[rows], self.w, self.bias)
+        live = torch.ones(z.shape[0], dtype=torch.bool, device=z.device)
+        if self.live is not None and self.live.device.type != "cpu":  # a CPU gave none but those that count
+            live = self.live[rows]
+        return self.divergence(z, t, None, live), None
+
+
+def linear_distillation(
+    input: Tensor,
+    linear_weight: Tensor,
+    teacher_input: Tensor,
+    teacher_weight: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    teacher_bias: Tensor | None = None,
+    kind: Kind = "forward_kl",
+    temperature: float = 1.0,
+    beta: float = 0.5,
+    temperature_squared: bool = False,
+    mask: Tensor | None = None,
+    reduction: str = "mean",
+    empty: str = "zero",
+    budget: int | str | None = None,
+    chunk_rows: int | None = None,
+) -> Tensor:
+    """``distillation`` of a student's head from a teacher's, where neither's logits are ever all there.
+
+    Args:
+        input, linear_weight, linear_bias: the student's hidden states (…, D) and head (C, D), (C,).
+        teacher_input, teacher_weight, teacher_bias: the teacher's, (…, E), (C, E) and (C,); they get no gradient.
+        kind, temperature, beta, temperature_squared, mask, reduction, empty: as in ``distillation``.
+        budget, chunk_rows: as in ``linear_cross_entropy``; a logit counts 384 bytes, since plain torch works it out.
+
+    Returns:
+        A scalar, or the rows (…): float64 for a student in float64, else float32.
+
+    Raises:
+        ValueError, TypeError: a sentence that says which argument, what came, and what to do.
+
+    Accuracy: that of ``distillation``; 16-bit logits are rounded to 16 bits, as those of ``F.linear``.
+    Cost: 6 N C D + 2 N C E flops for a mean or a sum, 2 N C (D + E) more for rows, and some fifty passes of plain torch
+    over each chunk. Second derivatives, torch.func and compilers are refused. Source: Hinton et al. 2015, eq. 1.
+
+    >>> x, w = torch.eye(3), 2 * torch.eye(3)
+    >>> linear_distillation(x, w, x, w)
+    tensor(0.)
+    >>> linear_distillation(x, w, torch.ones(3, 1), torch.zeros(3, 1))
+    tensor(0.4743)
+    """
+    check_reduction(reduction, empty)
+    classes = check_head(input, linear_weight, linear_bias)
+    others = check_head(teacher_input, teacher_weight, teacher_bias, "teacher_input teacher_weight teacher_bias")
+    shape = input.shape[:-1]
+    if others != classes or teacher_input.shape[:-1] != shape:
+        raise ValueError(
+            "student and teacher must have the same rows and classes: "
+            f"{tuple(shape)} rows of {classes} and {tuple(teacher_input.shape[:-1])} rows of {others}."
+        )
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}; got {kind!r}.")
+    if kind == "jsd":
+        check_weight(beta, "beta")
+    if not 0 < temperature < torch.inf:
+        raise ValueError(f"temperature must be greater than 0 and finite; got {temperature}.")
+    given = teacher_input, teacher_weight, teacher_bias
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
+        raise ValueError(
+            "a teacher gets no gradient here, and its hidden states, head or bias require one: detach them, "
+            "or use distillation(F.linear(input, linear_weight), F.linear(teacher_input, teacher_weight))."
+        )
+    _, live = weights_of_rows(None, mask, shape, "off")
+    x, w, bias = under_autocast(input, linear_weight, linear_bias)
+    t, teacher_w, teacher_b = under_autocast(teacher_input, teacher_weight, teacher_bias)
+    x, t, dtype = x.reshape(-1, x.shape[-1]), t.reshape(-1, t.shape[-1]), result_dtype(x)
+    divergence = Divergence(kind, False, "other", temperature, beta)
+    if temperature_squared:
+        divergence = _Squared(kind, False, "other", temperature, beta)
+    of_rows = _Teacher(t, teacher_w, teacher_b, live, divergence)
+    size = linear.rows_at_a_time(budget, chunk_rows, classes, linear.TWO_ROWS)
+    value = None
+    if reduction != "none":
+        rows = torch.full((), x.shape[0], dtype=wide(x), device=x.device) if live is None else live.sum(dtype=wide(x))
+        value = linear.total_of_columns(
+            x, w, bias, live, of_rows, rows if reduction == "mean" else rows**0, size, dtype
+        )
+    if value is None:
+        value, weight = linear.columns_losses(x, w, bias, live, of_rows, size)
+        weight = weight if live is None else torch.where(live, weight, 0.0)
+        value = reduce(value, weight, reduction, empty, shape, dtype)
+    return value
+
+
+class _Squared(Divergence):
+    """The divergence times τ²."""
+
+    def __call__(self, z: Tensor, t: Tensor, index: Tensor | None, live: Tensor) -> Tensor:
+        """The same rows, multiplied."""
+        return super().__call__(z, t, index, live) * self.temperature**2

@@ -44,8 +44,9 @@ def names(values: list[Any]) -> list[str]:
 
 
 def counts(values: list[Any]) -> list[str]:
-    """Whole numbers, in threes."""
-    return ["–" if value is None else f"{value:,}" for value in values]
+    """Numbers of rows in threes; sums of weights to a tenth."""
+    whole = all(value is None or float(value).is_integer() for value in values)
+    return ["–" if value is None else f"{value:,.0f}" if whole else f"{value:,.1f}" for value in values]
 
 
 def nats(values: list[Any]) -> list[str]:

@@ -165,3 +165,12 @@ def test_slices_come_by_their_share_of_the_loss(case, page):
     sure.tables["slices"]["impossible_rows"] = [0, 0, 0, 0]
     assert "impossible rows" not in page(sure).partition('aria-label="By slice"')[2].partition("By class")[0]
     assert "By slice" not in page(case("digits_fit"))
+
+
+def test_rows_with_weights_are_counted_to_a_tenth(case, page):
+    record = case("binary")
+    record.tables["per_class"]["rows"] = [50246.54843808559, 3.0]
+    shown = page(record)
+    assert "50,246.5<" in shown
+    assert "50246" not in shown
+    assert "7,512<" in page(case("binary"))

@@ -50,12 +50,13 @@ def cross_entropy(
     """F.cross_entropy, all its arguments."""
     if size_average is not None or reduce is not None:
         reduction = torch.nn._reduction.legacy_get_string(size_average, reduce)
-    if z.recipe.at != (0 if z.dim() == 1 else 1) or (weight is not None and weight.requires_grad):
+    learned = (weight is not None and weight.requires_grad) or target.requires_grad
+    if z.recipe.at != (0 if z.dim() == 1 else 1) or z.recipe.sign < 0 or learned:
         return NotImplemented
     options = {"weight": weight, "reduction": reduction, "label_smoothing": label_smoothing}
     if not target.is_floating_point():
         return _linear(z, target, ignore_index=ignore_index, **options)
-    if target.shape != z.shape or target.requires_grad:
+    if target.shape != z.shape:
         return NotImplemented
     soft = target.movedim(z.recipe.at, -1)
     if reduction != "mean":
@@ -138,7 +139,7 @@ def _chosen(z: LazyLogits, index: Tensor) -> Tensor:
         torch._assert_async(~outside.any())
     if z.recipe.log and index.shape[-1] == 1:
         label = Target(index.reshape(-1, 1).long())
-        return -_linear(z, label, reduction="none").reshape(index.shape).to(z.dtype)
+        return -z.recipe.sign * _linear(z, label, reduction="none").reshape(index.shape).to(z.dtype)
     with z.at_hand():
         hidden, weight, bias, link = z.recipe.folded()
         columns = F.embedding(index, weight)  # (…, k, d)
@@ -147,7 +148,7 @@ def _chosen(z: LazyLogits, index: Tensor) -> Tensor:
         if link is not None:
             values = link(values)
         if z.recipe.log:
-            values = values - _lse(z).unsqueeze(-1)
+            values = z.recipe.sign * (values - _statistic(z, "lse").unsqueeze(-1))
     return z.sharding.awaits(values.to(z.dtype))
 
 
@@ -155,26 +156,28 @@ def _chosen(z: LazyLogits, index: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _LogSumExp(Loss):
-    """lse of every row, as a loss."""
+class _Statistic(Loss):
+    """A statistic of every row, as a loss: "lse", or "uniform", the mean of -log p over the classes."""
+
+    name: str
 
     @property
     def reads(self) -> frozenset[str]:
-        return frozenset()
+        return frozenset({self.name} & {"uniform"})
 
     @property
     def linear(self) -> bool:
         return True
 
     def __call__(self, s: Stats) -> Tensor:
-        return s.lse
+        return getattr(s, self.name)
 
 
-def _lse(z: LazyLogits) -> Tensor:
-    """log Σ e^z of every row of the logits, log_softmax left out."""
+def _statistic(z: LazyLogits, name: str) -> Tensor:
+    """The statistic of every row (…,) of the logits, log_softmax left out."""
     rows = z.recipe.hidden.shape[:-1]
     any_class = Target(torch.zeros(rows.numel(), 1, dtype=torch.int64, device=z.device))
-    return _linear(z, any_class, loss=_LogSumExp(), reduction="none").reshape(rows)
+    return _linear(z, any_class, loss=_Statistic(name), reduction="none").reshape(rows)
 
 
 @answers(torch.logsumexp, Tensor.logsumexp)
@@ -183,7 +186,17 @@ def logsumexp(z: LazyLogits, dim: Any, keepdim: bool = False) -> Any:
     dims = (dim,) if isinstance(dim, int) else tuple(dim)
     if len(dims) != 1 or dimension(z, dims[0]) != z.recipe.at or z.recipe.log:
         return NotImplemented
-    value = _lse(z).to(z.dtype)
+    value = _statistic(z, "lse").to(z.dtype)
+    return value.unsqueeze(z.recipe.at) if keepdim else value
+
+
+@answers(torch.sum, Tensor.sum)
+def summed(z: LazyLogits, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Any:
+    """Σ log p over the classes: the smoothing part of a smoothed loss."""
+    dims = dim if isinstance(dim, (tuple, list)) else (dim,)
+    if len(dims) != 1 or dims[0] is None or dimension(z, dims[0]) != z.recipe.at or not z.recipe.log:
+        return NotImplemented
+    value = (-z.recipe.sign * z.recipe.classes * _statistic(z, "uniform")).to(dtype or z.dtype)
     return value.unsqueeze(z.recipe.at) if keepdim else value
 
 

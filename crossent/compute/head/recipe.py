@@ -79,6 +79,12 @@ class Recipe:
         return any(step.kind == "log_softmax" for step in self.steps)
 
     @property
+    def sign(self) -> float:
+        """What log-probabilities have been multiplied by since: -1 after a minus, else 1."""
+        after = self.steps[[step.kind for step in self.steps].index("log_softmax") + 1 :] if self.log else ()
+        return -1.0 if sum(step.kind == "times" for step in after) % 2 else 1.0
+
+    @property
     def capped(self) -> bool:
         """Whether a tanh was taken."""
         return any(step.kind == "tanh" for step in self.steps)
@@ -91,15 +97,30 @@ class Recipe:
         """The same for other rows, with the classes at the end."""
         return replace(self, hidden=hidden, at=hidden.dim() - 1)
 
-    def on(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Recipe:
+    @property
+    def leaves(self) -> dict[str, Tensor]:
+        """All tensors that the logits come from, by name."""
+        steps = {f"{step.kind} of step {at}": step.by for at, step in enumerate(self.steps)}
+        named = {
+            "hidden states": self.hidden,
+            "weight of the head": self.weight,
+            "bias of the head": self.bias,
+            **steps,
+        }
+        return {name: leaf for name, leaf in named.items() if isinstance(leaf, Tensor)}
+
+    def on(self, leaves: dict[str, Tensor]) -> Recipe:
         """The same recipe of other tensors."""
-        return replace(self, hidden=hidden, weight=weight, bias=bias)
+        steps = (
+            Step(step.kind, leaves.get(f"{step.kind} of step {at}", step.by)) for at, step in enumerate(self.steps)
+        )
+        return Recipe(
+            leaves["hidden states"], leaves["weight of the head"], leaves.get("bias of the head"), self.at, tuple(steps)
+        )
 
     def detached(self) -> Recipe:
         """The same outside of the graph."""
-        steps = tuple(Step(kind, by.detach() if isinstance(by, Tensor) else by) for kind, by in self.steps)
-        bias = None if self.bias is None else self.bias.detach()
-        return replace(self, hidden=self.hidden.detach(), weight=self.weight.detach(), bias=bias, steps=steps)
+        return self.on({name: leaf.detach() for name, leaf in self.leaves.items()})
 
     def narrowed(self, classes: slice) -> Recipe:
         """The same for some of the classes."""
@@ -124,6 +145,8 @@ class Recipe:
         hidden, bias = self.hidden, self.bias
         times, over, cap = 1.0, 1.0, None
         for kind, by in self.steps:
+            if kind == "log_softmax":
+                break
             if kind == "tanh":
                 cap, times, over = over / times, 1.0, 1.0
             elif kind == "plus":

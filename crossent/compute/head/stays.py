@@ -261,6 +261,12 @@ def _times(kind: str, z: LazyLogits, other: Any) -> Any:
     return stepped(z, Step(kind, by))
 
 
+@answers(Tensor.neg, Tensor.__neg__, Tensor.negative, torch.neg, torch.negative)
+def negated(z: LazyLogits) -> Any:
+    """-log p, as some write the loss."""
+    return stepped(z, Step("times", -1.0)) if z.recipe.log else NotImplemented
+
+
 @answers(Tensor.tanh, torch.tanh, F.tanh)
 def capped(z: LazyLogits) -> Any:
     """The middle of a soft cap, factor · tanh(z / factor)."""

@@ -45,10 +45,9 @@ class LazyLinear(nn.Linear):
             x, w, b = x.to(narrow), w.to(narrow), None if b is None else b.to(narrow)
         if x.dtype != w.dtype or x.shape[-1:] != w.shape[1:] or x.device != w.device:
             return super().forward(input)  # torch says what is wrong
-        graph = torch.is_grad_enabled() and any(leaf is not None and leaf.requires_grad for leaf in (x, w, b))
         # A module that was sharded by itself fetches its parameters by itself.
         sharding = Sharding((self,)) if hasattr(self, "unshard") else Sharding()
-        return lazy(Recipe(x, w, b, x.dim() - 1), self.on_materialise, sharding, graph=graph)
+        return lazy(Recipe(x, w, b, x.dim() - 1), self.on_materialise, sharding)
 
 
 @torch.compiler.assume_constant_result

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_any, tree_map
 
-from crossent.compute.head.recipe import Recipe
+from crossent.compute.head.recipe import Recipe, Step
 from crossent.compute.head.sharding import Sharding
 from crossent.compute.head.watch import Watch
 
@@ -176,9 +176,7 @@ class LazyLogits(Tensor):
         ``meta`` has the looks of the new ones, where they are not simply contiguous.
         """
         self.check()
-        new = lazy(
-            recipe, self.tell, self.sharding, graph=self._with_graph and graph and torch.is_grad_enabled(), meta=meta
-        )
+        new = lazy(recipe, self.tell, self.sharding, graph=graph, meta=meta)
         if alias is not None:
             new._kin = ((lambda: self, alias),) if graph else self._weakly(alias)
         new._watches = (*self._watches, *new._watches)
@@ -221,8 +219,9 @@ class _Node(torch.autograd.Function):
     """Hidden states and head in, lazy logits out: the way of a gradient that comes to the tensor itself."""
 
     @staticmethod
-    def forward(ctx: Any, recipe: Recipe, meta: Tensor, *leaves: Tensor | None) -> LazyLogits:
-        ctx.recipe = recipe.detached()
+    def forward(ctx: Any, recipe: Recipe, meta: Tensor, *leaves: Tensor) -> LazyLogits:
+        ctx.names = list(recipe.leaves)
+        ctx.recipe = Recipe(meta, meta, None, recipe.at, tuple(Step(*step) for step in recipe.steps))
         ctx.save_for_backward(*leaves)
         return _wrapper(meta, recipe.hidden.device)
 
@@ -230,12 +229,12 @@ class _Node(torch.autograd.Function):
     def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError("lazy logits that went through an autograd function have no second derivative.")
-        leaves: list[Any] = [None if leaf is None else leaf.detach().requires_grad_() for leaf in ctx.saved_tensors]
+        needed = ctx.needs_input_grad[2:]
+        leaves = [leaf.detach().requires_grad_(need) for leaf, need in zip(ctx.saved_tensors, needed, strict=True)]
         with torch.enable_grad():
-            z = ctx.recipe.on(*leaves).values()
-        asked = [leaf for leaf, needed in zip(leaves, ctx.needs_input_grad[2:], strict=True) if needed]
-        given = iter(torch.autograd.grad(z, asked, dz))
-        return None, None, *(next(given) if needed else None for needed in ctx.needs_input_grad[2:])
+            z = ctx.recipe.on(dict(zip(ctx.names, leaves, strict=True))).values()
+        given = iter(torch.autograd.grad(z, [leaf for leaf in leaves if leaf.requires_grad], dz))
+        return None, None, *(next(given) if need else None for need in needed)
 
 
 class _Plain(torch.autograd.Function):
@@ -257,11 +256,12 @@ def lazy(
     tell: str | Callable[[Materialised], Any],
     sharding: Sharding,
     *,
-    graph: bool,
+    graph: bool = True,
     meta: Tensor | None = None,
 ) -> LazyLogits:
     """The lazy logits of a recipe, part of the graph or not; ``meta`` has their looks if they are not contiguous."""
-    leaves = (recipe.hidden, recipe.weight, recipe.bias)
+    leaves = recipe.leaves
+    graph = graph and torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves.values())
     if not graph:
         recipe = recipe.detached()
     if meta is None:
@@ -269,12 +269,12 @@ def lazy(
         shape = [*lead[: recipe.at], recipe.classes, *lead[recipe.at :]]
         meta = torch.empty(shape, dtype=recipe.hidden.dtype, device="meta")
     with torch._C.DisableTorchFunctionSubclass():
-        new = _Node.apply(recipe, meta, *leaves) if graph else _wrapper(meta, recipe.hidden.device)
+        new = _Node.apply(recipe, meta, *leaves.values()) if graph else _wrapper(meta, recipe.hidden.device)
         new.recipe, new.tell, new.sharding = recipe, tell, sharding
         new._real, new._kin = None, ()
         new._node = new.grad_fn
         new._with_graph = graph
-        new._watches = (Watch(hidden_states=leaves[0], weight_of_the_head=leaves[1], bias_of_the_head=leaves[2]),)
+        new._watches = (Watch(leaves),)
     return new
 
 

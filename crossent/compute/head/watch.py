@@ -17,12 +17,12 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 class Watch:
     """Tensors, and whether anyone has written to them since this was made."""
 
-    def __init__(self, **tensors: Tensor | None) -> None:
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
         # What is no leaf is watched without its graph, which nobody should keep alive for this.
         self.tensors = {
-            name.replace("_", " "): (tensor if tensor.is_leaf else tensor.detach(), tensor._version)
+            name: (tensor if tensor.is_leaf else tensor.detach(), tensor._version)
             for name, tensor in tensors.items()
-            if tensor is not None and not tensor.is_inference()
+            if not tensor.is_inference()
         }
         self.stepped: str | None = None
         if not _alive:

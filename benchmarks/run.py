@@ -4,6 +4,7 @@
     python benchmarks/run.py --quick --only "hard (8192"  a few rounds of the cases whose name has that in it
     python benchmarks/run.py --only start                 the first call and the import, in fresh processes
     python benchmarks/run.py --page                       writes docs/speed.md anew from the record
+    python benchmarks/run.py --device cuda                on a GPU, and beside what is used there (benchmarks/gpu.py)
 
 Gate first, then time. Loss and gradient of every variant are compared with float64 ``F.cross_entropy`` of the same
 inputs, and a wrong variant is not timed; that the gate can refuse is shown at the start, with planted faults of 1 %.
@@ -32,6 +33,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gpu
 import numpy as np
 import torch
 from bound import Copy, Exp, bound
@@ -310,6 +312,15 @@ def find_compiler() -> str | None:
     return next((name for name in wanted if name and shutil.which(name)), None)
 
 
+def on_a_gpu(asked: argparse.Namespace) -> None:
+    """The benchmark of benchmarks/gpu.py, or its page."""
+    if asked.page:
+        gpu.write_page(json.loads((asked.record or gpu.RECORD).read_text(encoding="utf-8")))
+        return
+    place = asked.record or (gpu.RECORD if asked.device == "cuda" else None)
+    gpu.run(asked.device, asked.rounds or (3 if asked.quick else 15), place)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="3 rounds")
@@ -317,8 +328,12 @@ def main() -> None:
     parser.add_argument("--only", action="append", metavar="NAME", help="part of a case's name, or start; repeatable")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--record", type=Path, help=f"default {RECORD.relative_to(ROOT)} for a full run")
-    parser.add_argument("--page", action="store_true", help="only write docs/speed.md from the record")
+    parser.add_argument("--page", action="store_true", help="only write docs/speed.md (docs/gpu.md) from the record")
+    parser.add_argument("--device", choices=("cpu", "cuda", "interpreter"), default="cpu", help="see benchmarks/gpu.py")
     asked = parser.parse_args()
+    if asked.device != "cpu":
+        on_a_gpu(asked)
+        return
     place = asked.record or (None if asked.quick or asked.only else RECORD)
     if asked.page:
         made = asked.record or RECORD

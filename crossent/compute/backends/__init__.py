@@ -21,17 +21,22 @@ _chosen: str | None = None
 
 def of(z: Tensor) -> ModuleType:
     """The backend for these logits."""
-    if _chosen == "reference" or z.device.type != "cpu" or not z.is_floating_point():
+    if _chosen == "reference" or not z.is_floating_point():
         return reference
-    return _cpu()
+    if z.device.type == "cuda" or _chosen == "gpu":
+        return _gpu()
+    return _cpu() if z.device.type == "cpu" else reference
 
 
 @contextlib.contextmanager
 def using(name: str) -> Iterator[None]:
-    """Within this block every row is read by one backend, ``"reference"`` or ``"cpu"``: to compare them."""
+    """Within this block every row is read by one backend, ``"reference"``, ``"cpu"`` or ``"gpu"``: to compare them.
+
+    On tensors of the CPU ``"gpu"`` needs Triton's interpreter: TRITON_INTERPRET=1 in the environment, from the start.
+    """
     global _chosen
-    if name not in ("reference", "cpu"):
-        raise ValueError(f"a backend is 'reference' or 'cpu'; got {name!r}.")
+    if name not in ("reference", "cpu", "gpu"):
+        raise ValueError(f"a backend is 'reference', 'cpu' or 'gpu'; got {name!r}.")
     before, _chosen = _chosen, name
     try:
         yield
@@ -41,13 +46,23 @@ def using(name: str) -> Iterator[None]:
 
 @cache
 def _cpu() -> ModuleType:
+    return _or_reference("cpu", "numba")
+
+
+@cache
+def _gpu() -> ModuleType:
+    return _or_reference("gpu", "triton")
+
+
+def _or_reference(backend: str, compiler: str) -> ModuleType:
     try:
-        return importlib.import_module("crossent.compute.backends.cpu")
+        return importlib.import_module(f"crossent.compute.backends.{backend}")
     except ImportError as trouble:
         warnings.warn(
-            f"crossent's CPU kernels need numba, which cannot be imported ({trouble}); the reference does the work, as "
-            "exactly and several times more slowly. Install it with: pip install numba",
+            f"crossent's {backend.upper()} kernels need {compiler}, which cannot be imported ({trouble}); the "
+            "reference does the work, as exactly and several times more slowly. Install it with: pip install "
+            f"{compiler}",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
         return reference

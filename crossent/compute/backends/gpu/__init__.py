@@ -56,8 +56,8 @@ def part(
     *of_q, q_along = (0, 0, 0, 0) if q is None else layout.given(1)
     with _on(z):
         read.part[_grid(layout, tile)](
-            z, *of_z, z if q is None else q, *of_q, *_optional(z, live), *_labels(z, index), *_weights(z, column_weight),
-            fields, gap, *_counts(layout, tile), rows, targets,
+            z, *of_z, z if q is None else q, *of_q, *_optional(z, live), *_labels(z, index),
+            *_optional(z, column_weight), fields, gap, *_counts(layout, tile), rows, targets,
             LIVE=live is not None, INDEX=index is not None, SOFT=q is not None, WEIGHT=column_weight is not None,
             UNIFORM=uniform, ENTROPY=entropy, ORDER=order, Z_ALONG=z_along, Q_ALONG=q_along,
             MANY=v > tile.lanes, TARGETS=min(triton.next_power_of_2(targets), _TARGETS), **_compiled(layout, tile),
@@ -87,12 +87,12 @@ def pull(
     *of_z, z_along = layout.given(0)
     *of_out, out_along = layout.given(1)
     *of_q, q_along = (0, 0, 0, 0) if q is None else layout.given(2)
-    cotangents = [(z, 0) if x is None else (x, x.stride(0)) for x in (b, c, d)]
+    cotangents = [given for x in (b, c, d) for given in ((z, 0) if x is None else (x, x.stride(0)))]
     with _on(z):
         write.pull[_grid(layout, tile)](
             z, *of_z, z if q is None else q, *of_q, dz, *of_out, *_optional(z, live), *_labels(z, index),
-            *_weights(z, column_weight), fields.contiguous(), a, *a.stride(), *(given for x in cotangents for given in x),
-            *_optional(z, unless), *_counts(layout, tile), fields.shape[1], a.shape[1],
+            *_optional(z, column_weight), fields.contiguous(), a, *a.stride(), *cotangents, *_optional(z, unless),
+            *_counts(layout, tile), fields.shape[1], a.shape[1],
             LIVE=live is not None, INDEX=index is not None, SOFT=q is not None, WEIGHT=column_weight is not None,
             LSE=b is not None, UNIFORM=c is not None, ENTROPY=d is not None, UNLESS=unless is not None,
             Z_ALONG=z_along, Q_ALONG=q_along, O_ALONG=out_along, NARROW=_narrow(z),
@@ -194,15 +194,12 @@ def _compiled(layout: Layout, tile: Tile) -> dict[str, int | bool]:
 
 
 def _optional(z: Tensor, x: Tensor | None) -> tuple[Tensor]:
+    """A pointer to x, or to something."""
     return (z if x is None else pointer(x.contiguous()),)
 
 
 def _labels(z: Tensor, index: Tensor | None) -> tuple[Tensor, int, int]:
     return (z, 0, 0) if index is None else (index, *index.stride())
-
-
-def _weights(z: Tensor, weight: Tensor | None) -> tuple[Tensor]:
-    return (z if weight is None else weight.contiguous(),)
 
 
 def _repeated(z: Tensor, weight: Tensor | None) -> tuple[Tensor, int]:

@@ -30,9 +30,9 @@ FLOOR = tl.constexpr(-700.0)  # what is below counts as if it were there: 10^-20
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LOWEST_32, LOWEST_64 = tl.constexpr(-109.0), tl.constexpr(-730.0)
-ROUND_32, ROUND_64 = tl.constexpr(1.5 * 2.0**23), tl.constexpr(1.5 * 2.0**52)  # added and taken off, they round
-BITS_32, BITS_64 = tl.constexpr(0x4B400000), tl.constexpr(0x4338000000000000)  # their own bits
-BIAS_32, BIAS_64 = tl.constexpr(127 + SHIFT), tl.constexpr(1023 + SHIFT)
+# Added and taken off they round n, and in between n is in the low bits: with the bias of an exponent, or alone.
+ROUND_32, ROUND_64 = tl.constexpr(1.5 * 2.0**23 + 127 + SHIFT), tl.constexpr(1.5 * 2.0**52 + 1023 + SHIFT)
+ROUND_ALONE = tl.constexpr(1.5 * 2.0**23)
 HIGH_32, LOW_32 = tl.constexpr(0.693145751953125), tl.constexpr(1.428606765330187e-06)  # log 2 in two pieces
 HIGH_64, LOW_64 = tl.constexpr(0.6931471803691238), tl.constexpr(1.9082149292705878e-10)
 
@@ -76,22 +76,11 @@ def _step(q, r, coefficient: tl.constexpr):
 
 
 @triton.jit
-def _rounded(d):
-    """The integer nearest to d / log 2, with ROUND added: its low bits are that integer."""
+def _reduced(d, n):
+    """d - n log 2, at most 0.35 for the integer n that is nearest to d / log 2."""
     if d.dtype == tl.float64:
-        return tl.fma(d, like(LOG2E, d), like(ROUND_64, d))
-    else:
-        return tl.fma(d, like(LOG2E, d), like(ROUND_32, d))
-
-
-@triton.jit
-def _reduced(d, t):
-    """d - n log 2 for the n of ``_rounded``; at most 0.35."""
-    if d.dtype == tl.float64:
-        n = t - like(ROUND_64, d)
         return tl.fma(n, like(-LOW_64, d), tl.fma(n, like(-HIGH_64, d), d))
     else:
-        n = t - like(ROUND_32, d)
         return tl.fma(n, like(-LOW_32, d), tl.fma(n, like(-HIGH_32, d), d))
 
 
@@ -125,13 +114,15 @@ def power(z, peak):
     d = z - peak
     back = d - z
     error = (z - (d - back)) - (peak + back)
-    t = _rounded(d)
-    y = _grown(_reduced(d, t) + error)
     if d.dtype == tl.float64:
-        s = ((t.to(tl.int64, bitcast=True) + (BIAS_64 - BITS_64)) << 52).to(tl.float64, bitcast=True)
+        t = tl.fma(d, like(LOG2E, d), like(ROUND_64, d))
+        y = _grown(_reduced(d, t - like(ROUND_64, d)) + error)
+        s = (t.to(tl.int64, bitcast=True) << 52).to(tl.float64, bitcast=True)
         lost = d < like(LOWEST_64, d)
     else:
-        s = ((t.to(tl.int32, bitcast=True) + (BIAS_32 - BITS_32)) << 23).to(tl.float32, bitcast=True)
+        t = tl.fma(d, like(LOG2E, d), like(ROUND_32, d))
+        y = _grown(_reduced(d, t - like(ROUND_32, d)) + error)
+        s = (t.to(tl.int32, bitcast=True) << 23).to(tl.float32, bitcast=True)
         lost = d < like(LOWEST_32, d)
     return tl.where(lost, like(0.0, d), tl.fma(y, s, s))
 
@@ -140,10 +131,10 @@ def power(z, peak):
 def alone(z):
     """e^z of a float32 as a float64, to an ulp of float32 for -350 ≤ z ≤ 350. Of NaN it makes some number."""
     z = tl.maximum(z, like(FLOOR, z))
-    t = _rounded(z)
-    y = (_grown(_reduced(z, t)) + like(1.0, z)).to(tl.float64)
-    n = (t.to(tl.int32, bitcast=True) - BITS_32).to(tl.int64)
-    return (y.to(tl.int64, bitcast=True) + (n << 52)).to(tl.float64, bitcast=True)
+    t = tl.fma(z, like(LOG2E, z), like(ROUND_ALONE, z))
+    y = (_grown(_reduced(z, t - like(ROUND_ALONE, z))) + like(1.0, z)).to(tl.float64)
+    n = t.to(tl.int32, bitcast=True).to(tl.int64) << 52  # only the lowest 12 bits stay, and the rounder's own are 0
+    return (y.to(tl.int64, bitcast=True) + n).to(tl.float64, bitcast=True)
 
 
 @triton.jit
@@ -169,7 +160,7 @@ def greatest(x):
 
 @triton.jit
 def summed(x, COLUMNS: tl.constexpr):
-    """Σ of each row of x (rows, columns), neighbours first, then pairs of pairs: the order is that of the columns alone.
+    """Σ of each row of x (rows, columns), neighbours first, then pairs of pairs: an order of columns alone.
 
     Zeros at the end change nothing, and neither does the way in which threads share the columns out.
     """

@@ -1,7 +1,7 @@
 """Binary elements: one logit each, the cost of a share against its probability, and the gradient.
 
 With e = e^(-|z|) the two costs are max(∓z, 0) + log1p(e), and the two probabilities 1 / (1 + e) and e / (1 + e). No
-difference is taken but 1 - t. Class weights repeat: element i has the weight at i mod their number.
+difference is taken but 1 - t of a share t. Class weights repeat: element i has the weight at i mod their number.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from crossent.compute.backends.gpu.arithmetic import UNSHIFT, like, log1p_ratio,
 @triton.jit
 def _read(z, share, pos, n, repeat, SMOOTHING: tl.constexpr, POS: tl.constexpr, TILE: tl.constexpr,
           BLOCK: tl.constexpr):  # fmt: skip
-    """(numbers of the elements, whether they exist, z, share of class 1, its weight, e^-|z|), of TILE blocks."""
+    """(blocks, their elements, whether these exist, z, weights of the classes 1 and 0, e^-|z|), of TILE blocks."""
     block = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     i = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     there = i < n
     x = widened(tl.load(z + i, mask=there, other=0.0))
-    t = tl.fma(widened(tl.load(share + i, mask=there, other=0.0)).to(x.dtype), like(1.0 - SMOOTHING, x), like(0.5 * SMOOTHING, x))
-    c = like(1.0, x)
+    t = widened(tl.load(share + i, mask=there, other=0.0)).to(x.dtype)
+    one, keep, move = like(1.0, x), like(1.0 - SMOOTHING, x), like(0.5 * SMOOTHING, x)
+    yes, no = tl.fma(t, keep, move), tl.fma(one - t, keep, move)  # the second is no difference from the first
     if POS:
-        c = widened(tl.load(pos + i % repeat, mask=there, other=0.0)).to(x.dtype)
-    zero = like(0.0, x)
-    return block, i, there, x, t, c, power(-tl.abs(x), zero) * like(UNSHIFT, x)
+        yes *= widened(tl.load(pos + i % repeat, mask=there, other=0.0)).to(x.dtype)
+    return block, i, there, x, yes, no, power(-tl.abs(x), like(0.0, x)) * like(UNSHIFT, x)
 
 
 @triton.jit
@@ -34,9 +34,8 @@ def part(
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The costs, or if SUMMED their sums over blocks, as ``reference.elements`` gives them."""
-    block, i, there, x, t, c, tail = _read(z, share, pos, n, repeat, SMOOTHING, POS, TILE, BLOCK)
+    block, i, there, x, yes, no, tail = _read(z, share, pos, n, repeat, SMOOTHING, POS, TILE, BLOCK)
     zero = like(0.0, x)
-    yes, no = c * t, like(1.0, x) - t
     # A weight of 0 silences even an infinite cost; a NaN is in the tail as well, and stays.
     below = tl.where((x < 0) & (yes != 0), -yes * x, zero)
     above = tl.where((x > 0) & (no != 0), no * x, zero)
@@ -53,7 +52,7 @@ def pull(
     TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The gradient, as ``reference.pull_elements`` gives it, from a cotangent for EACH element or for each block."""
-    block, i, there, x, t, c, e = _read(z, share, pos, n, repeat, SMOOTHING, POS, TILE, BLOCK)
+    block, i, there, x, yes, no, e = _read(z, share, pos, n, repeat, SMOOTHING, POS, TILE, BLOCK)
     one = like(1.0, x)
     whole = one + e
     lost = e - (whole - one)
@@ -61,7 +60,7 @@ def pull(
     likely = guess - lost * guess * guess  # 1 / (1 + e), with what the sum had lost
     unlikely = e * likely
     p, q = tl.where(x > 0, likely, unlikely), tl.where(x > 0, unlikely, likely)
-    slope = (one - t) * p - t * c * q
+    slope = no * p - yes * q
     if EACH:
         g = tl.load(a + i * a_step, mask=there, other=0.0)
     else:

@@ -1,4 +1,4 @@
-"""How rows lie in memory, and how a program of the GPU takes some of them: addresses, tiles, and which size for which V.
+"""How rows lie in memory, and how a program of the GPU takes some of them: addresses, tiles, and their size for each V.
 
 Logits (n, v, l) are rows (i, ·, j). They are seen here as ``outer`` groups of ``inner`` rows that lie a fixed step
 apart, so that a tile of rows is a tile of memory: all rows in one group wherever the strides allow it (side by side,
@@ -40,13 +40,14 @@ def tile_of(v: int, inner: int, along: int) -> Tile:
     cache, where ``pull`` finds them again: one row of 128k in bfloat16 for each of 132 multiprocessors is 34 MB.
     """
     if v > 4096:
-        return Tile(1, 4096, 16) if v <= 65536 else Tile(1, 8192, 32)
+        lanes = 2048 if v <= 32768 else 4096 if v <= 65536 else 8192
+        return Tile(1, lanes, lanes // 256)
     lanes = triton.next_power_of_2(v)
-    rows = max(1, 2048 // lanes)
+    rows = max(1, 1024 // lanes)
     if along == ROWS:  # a sector of memory holds 8 to 16 of them
         rows = max(rows, min(16, 8192 // lanes))
     rows = min(rows, triton.next_power_of_2(inner))
-    return Tile(rows, lanes, min(16, max(1, rows * lanes // 512)))
+    return Tile(rows, lanes, max(1, rows * lanes // 1024))
 
 
 @dataclass(frozen=True)

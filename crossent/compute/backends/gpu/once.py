@@ -56,18 +56,29 @@ def both(
         inverse[:, None], a_row[:, None], nothing[:, None], c_row[:, None], nothing[:, None], measure[:, None],
         nothing[:, None], UNIFORM, False,
     )  # fmt: skip
-    for start in range(0, last if MANY else tl.minimum(last, 1), LANES):
-        at = tl.arange(0, LANES) + start
-        x = first
-        if MANY:
+    if MANY:
+        for done in range(0, last, LANES):
+            # From the end, whose columns were read last: they are the likeliest to be in the cache.
+            at = tl.arange(0, LANES) + ((v - 1) // LANES * LANES - done)
             x = columns_of(row, at, v, alive, zc, UNIT, Z_ALONG, FAR)
+            dz = column_gradient(
+                x, 0.0, 1.0, peak, rest, inverse, factor, a_row, nothing, c_row, nothing, measure, nothing, alive, LIVE,
+                False, UNIFORM, False, NARROW,
+            )  # fmt: skip
+            mask = there[:, None] & (at < v)[None, :]
+            tl.store(places(into, at, oc, UNIT, O_ALONG, FAR), stored(dz, out), mask=mask)
+        if LIVE:
+            no_gradient(into, v, last, there, oc, LANES, UNIT, O_ALONG, FAR)
+    else:
         dz = column_gradient(
-            x, 0.0, 1.0, peak, rest, inverse, factor, a_row, nothing, c_row, nothing, measure, nothing, alive, False,
-            UNIFORM, False, NARROW,
+            first, 0.0, 1.0, peak, rest, inverse, factor, a_row, nothing, c_row, nothing, measure, nothing, alive, LIVE,
+            False, UNIFORM, False, NARROW,
         )  # fmt: skip
-        mask = there[:, None] & (at < v)[None, :]
-        tl.store(places(into, at, oc, UNIT, O_ALONG, FAR), stored(dz, out), mask=mask)
-    no_gradient(into, v, last, there, oc, LANES, UNIT, O_ALONG, FAR)
+        if LIVE:
+            dz = tl.where(alive[:, None], dz, 0.0)
+        column = tl.arange(0, LANES)
+        mask = there[:, None] & (column < v)[None, :]
+        tl.store(places(into, column, oc, UNIT, O_ALONG, FAR), stored(dz, out), mask=mask)
     tl.debug_barrier()
     to = y if O_ALONG == 1 else y * oc * UNIT
     tl.store(into[:, None] + to, stored(exact, out), mask=inside)

@@ -2,8 +2,9 @@
 
 Each of ``LANES`` lanes of a tile keeps the greatest logit that came its way and a sum: of every newcomer and the
 greatest so far, the lesser is the one whose power is added. So when all columns are through, each lane's own greatest
-is missing from its sum; all but one of the greatest of these are added at the end. That one's power is 1 and must never
-have been in ``rest``: it would have cost the others their digits, and a confident row is made of those digits.
+is missing from its sum. They are added at the end, but for those that are the peak, which are counted. The peak's power
+is 1 and must never have been in ``rest``: it would have cost the others their digits, and a confident row is made of
+those digits.
 
 The powers are those of the logits themselves, in float64 (``arithmetic.alone``), and rest is their sum times
 e^-peak. Only a row whose peak is beyond ±240 is read again, about its peak; so is every row of float64.
@@ -58,11 +59,10 @@ def _read(
 
 
 @triton.jit
-def _but_one(most, peak, powers, LANES: tl.constexpr):
-    """The powers of the lanes' greatest, but for that of the first which is the peak."""
-    lane = tl.arange(0, LANES)[None, :]
-    first = tl.min(tl.where(most == peak[:, None], lane, LANES), 1)
-    return tl.where(lane == first[:, None], 0.0, powers)
+def _but_peaks(most, peak):
+    """(the lanes' greatest without those that are the peak, how many of them there are but one)."""
+    is_peak = most == peak[:, None]
+    return tl.where(is_peak, float("-inf"), most), (tl.sum(is_peak.to(tl.int32), 1) - 1).to(tl.float64)
 
 
 @triton.jit
@@ -71,11 +71,14 @@ def _rest_about(
     ALONG: tl.constexpr, FAR: tl.constexpr,
 ):  # fmt: skip
     """rest by powers of z - peak."""
-    most, total = first, tl.zeros(first.shape, tl.float64)
     if MANY:
         most, total = _read(first, peak, row, v, last, alive, of_columns, _ABOUT, LANES, UNIT, ALONG, FAR)
-    total += _but_one(most, peak, power(most, peak[:, None]).to(tl.float64), LANES)
-    return summed(total, LANES) * UNSHIFT
+        others, ties = _but_peaks(most, peak)
+        powers = total + power(others, peak[:, None]).to(tl.float64)
+    else:
+        others, ties = _but_peaks(first, peak)
+        powers = power(others, peak[:, None]).to(tl.float64)
+    return summed(powers, LANES) * UNSHIFT + ties
 
 
 @triton.jit
@@ -84,19 +87,23 @@ def peak_and_rest(
     ALONG: tl.constexpr, FAR: tl.constexpr,
 ):  # fmt: skip
     """(peak, Σ e^(z - peak) over all columns but one of the greatest) of rows whose first columns are ``first``."""
-    most = first
     if first.dtype == tl.float64:
+        most = first
         if MANY:
             most, _ = _read(first, first, row, v, last, alive, of_columns, _GREATEST, LANES, UNIT, ALONG, FAR)
         peak = greatest(most)
         rest = _rest_about(first, peak, row, v, last, alive, of_columns, LANES, MANY, UNIT, ALONG, FAR)
     else:
-        total = tl.zeros(first.shape, tl.float64)
         if MANY:
             most, total = _read(first, first, row, v, last, alive, of_columns, _ALONE, LANES, UNIT, ALONG, FAR)
-        peak = greatest(most)
-        total += _but_one(most, peak, alone(most), LANES)
-        rest = summed(total, LANES) * tl.exp(-peak.to(tl.float64))
+            peak = greatest(most)
+            others, ties = _but_peaks(most, peak)
+            powers = total + alone(others)
+        else:
+            peak = greatest(first)
+            others, ties = _but_peaks(first, peak)
+            powers = alone(others)
+        rest = summed(powers, LANES) * tl.exp(-peak.to(tl.float64)) + ties
         beyond = (tl.abs(peak) > REACH) & (tl.abs(peak) < float("inf"))
         if tl.max(beyond.to(tl.int32), 0) > 0:
             about = _rest_about(first, peak, row, v, last, alive, of_columns, LANES, MANY, UNIT, ALONG, FAR)
@@ -261,9 +268,7 @@ def part(
             tl.store(gap + (r[:, None] * v + at[None, :]), own, mask=there[:, None] & (at < v)[None, :])
     following: tl.constexpr = 4 if SOFT else 2
     if UNIFORM:
-        total, count, measure = evens(
-            peak, row, v, last, alive, zc, weight, WEIGHT, LANES, UNIT, Z_ALONG, FAR
-        )
+        total, count, measure = evens(peak, row, v, last, alive, zc, weight, WEIGHT, LANES, UNIT, Z_ALONG, FAR)
         put_field(fields, following, rows, r, total, 0.0, alive, there)
         put_field(fields, following + 1, rows, r, count, all_columns, alive, there)
         put_field(fields, following + 2, rows, r, measure, all_columns, alive, there)

@@ -56,8 +56,8 @@ def alpha_of(y, index, a, r, ir, ik, ar, ak, k, there):
 
 @triton.jit
 def column_gradient(
-    z, alpha, u, peak, rest, inverse, factor, a, b, c, d, measure, beyond, alive, DENSE: tl.constexpr,
-    UNIFORM: tl.constexpr, ENTROPY: tl.constexpr, NARROW: tl.constexpr,
+    z, alpha, u, peak, rest, inverse, factor, a, b, c, d, measure, beyond, alive, LIVE: tl.constexpr,
+    DENSE: tl.constexpr, UNIFORM: tl.constexpr, ENTROPY: tl.constexpr, NARROW: tl.constexpr,
 ):  # fmt: skip
     """dz of a tile of columns, as if an index named none of them; ``alpha`` is that of DENSE targets."""
     if UNIFORM or ENTROPY:
@@ -74,7 +74,9 @@ def column_gradient(
                 rest[:, None], inverse[:, None], a[:, None], b[:, None], 0.0, 0.0, 0.0, 0.0, False, False,
             )  # fmt: skip
             dz = tl.where(alpha == 0, dz.to(tl.float64), exact)
-    return tl.where(alive[:, None], dz, 0.0)
+    if LIVE and z.shape[0] > 1:  # a tile of one row comes here only if that is alive
+        dz = tl.where(alive[:, None], dz, 0.0)
+    return dz
 
 
 @triton.jit
@@ -99,8 +101,8 @@ def no_gradient(out, v, last, there, of_columns, LANES: tl.constexpr, UNIT: tl.c
 
 @triton.jit
 def pull(
-    z, zg, zc, zr, q, qg, qc, qr, out, og, oc, orow, live, index, ir, ik, weight, fields, a, ar, ak, b, br, c, cr, d, dr,
-    unless, blocks, inner, v, rows, k,
+    z, zg, zc, zr, q, qg, qc, qr, out, og, oc, orow, live, index, ir, ik, weight, fields, a, ar, ak, b, br, c, cr, d,
+    dr, unless, blocks, inner, v, rows, k,
     LIVE: tl.constexpr, INDEX: tl.constexpr, SOFT: tl.constexpr, WEIGHT: tl.constexpr, LSE: tl.constexpr,
     UNIFORM: tl.constexpr, ENTROPY: tl.constexpr, UNLESS: tl.constexpr, UNIT: tl.constexpr, V_UNIT: tl.constexpr,
     R_UNIT: tl.constexpr, Z_ALONG: tl.constexpr, Q_ALONG: tl.constexpr, O_ALONG: tl.constexpr, FAR: tl.constexpr,
@@ -168,9 +170,9 @@ def pull(
             of_class = widened(tl.load(weight + y, mask=inside, other=1.0)).to(tl.float64)
         exact = entry(
             hit, power(hit, peak[:, None]).to(tl.float64) * UNSHIFT,
-            alpha_of(y, index, a, r, ir, ik, ar, ak, k, alive), of_class, high[:, None], rest[:, None], inverse[:, None],
-            a_row[:, None], b_row[:, None], c_row[:, None], d_row[:, None], measure[:, None], beyond[:, None],
-            UNIFORM, ENTROPY,
+            alpha_of(y, index, a, r, ir, ik, ar, ak, k, alive), of_class, high[:, None], rest[:, None],
+            inverse[:, None], a_row[:, None], b_row[:, None], c_row[:, None], d_row[:, None], measure[:, None],
+            beyond[:, None], UNIFORM, ENTROPY,
         )  # fmt: skip
 
     factor = factor_of(peak, a_row, b_row, c_row, measure, inverse)
@@ -188,11 +190,12 @@ def pull(
             each_of = tl.load(a + (r[:, None] * ar + at[None, :] * ak), mask=alive[:, None] & real, other=0.0)
             alpha = each_of.to(tl.float64)
         dz = column_gradient(
-            x, alpha, u, peak, rest, inverse, factor, a_row, b_row, c_row, d_row, measure, beyond, alive, DENSE,
-            UNIFORM, ENTROPY, NARROW,
+            x, alpha, u, peak, rest, inverse, factor, a_row, b_row, c_row, d_row, measure, beyond, alive, LIVE,
+            DENSE, UNIFORM, ENTROPY, NARROW,
         )  # fmt: skip
         tl.store(places(into, at, oc, UNIT, O_ALONG, FAR), stored(dz, out), mask=there[:, None] & real)
-    no_gradient(into, v, last, there, oc, LANES, UNIT, O_ALONG, FAR)
+    if LIVE:
+        no_gradient(into, v, last, there, oc, LANES, UNIT, O_ALONG, FAR)
     if INDEX:
         tl.debug_barrier()
         to = y if O_ALONG == 1 else y * oc * UNIT

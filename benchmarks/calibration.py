@@ -1,6 +1,6 @@
 """What does guarded calibration do to real predictions, on rows it has not seen? Beside the usual ways, unguarded.
 
-    python benchmarks/calibration.py [--rows N] [--write]
+    python benchmarks/calibration.py [--rows N] [--seed N] [--write]
 
 Each set of predictions in ../shared/data is cut into two halves at random (whole groups where rows come in groups: all
 forecasts of a team's season stay together). A calibrator is chosen and fitted on one half and applied to the other, and
@@ -10,7 +10,8 @@ evaluate`). The change is the mean of the differences row by row, with its 95 % 
 groups.
 
 "sigmoid" and "isotonic" are scikit-learn's CalibratedClassifierCV around a model that is already fitted, on the same
-halves. `--rows` takes the first N rows of a shuffled set; `--write` keeps the result in benchmarks/records/.
+halves. `--rows` takes N rows at random, `--seed` draws them and the halves; `--write` keeps the result in
+benchmarks/records/.
 """
 
 from __future__ import annotations
@@ -210,6 +211,7 @@ def table(results: list[Result]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true")
     asked = parser.parse_args()
     results: list[Result] = []
@@ -218,7 +220,7 @@ def main() -> None:
             with warnings.catch_warnings():
                 if way != "guarded":
                     warnings.simplefilter("ignore")
-                results.append(measured(one, way, rows=asked.rows))
+                results.append(measured(one, way, asked.seed, asked.rows))
             found = results[-1]
             error = found.change.error or 0.0
             worse = "  WORSE by more than a standard error" if found.change.value > error > 0 else ""

@@ -226,8 +226,8 @@ def _too_little(rows: Rows, clusters: NDArray[np.int64] | None) -> str | None:
     if events < LEAST_EVENTS:
         units = f"{len(rows):,} rows" if clusters is None else f"{int(clusters.max()) + 1:,} groups"
         return (
-            f"{events:.3g} of {units} have another label than the commonest, too few to judge a calibrator by; it takes "
-            f"{LEAST_EVENTS}"
+            f"{events:.3g} of {units} have another label than the commonest, too few to judge a calibrator by; it "
+            f"takes {LEAST_EVENTS}"
         )
     return None
 

@@ -72,7 +72,7 @@ SIZES = {name: size for size, names in OF_SIZE for name in names.split()}
 
 KINDS = ("full_attention", "sliding_attention")
 ESPECIALLY: dict[str, dict[str, Any]] = {
-    "blt": {"encoder_hash_byte_group_vocab": 99},
+    "bros": {"hidden_size": 64},
     "cohere_compass_text": {"rope_parameters": {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in KINDS}},
     "esmc": {"num_attention_heads": 4, "num_key_value_heads": 4},
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 8},
@@ -81,6 +81,8 @@ ESPECIALLY: dict[str, dict[str, Any]] = {
     "gemma4_unified_text": {"num_kv_shared_layers": 0},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "layoutlmv3": {"coordinate_size": 4, "shape_size": 8, "visual_embed": False},
+    "lilt": {"hidden_size": 48, "channel_shrink_ratio": 4},
     "luke": {"entity_vocab_size": 99, "entity_emb_size": 32},
     "mamba2": {"num_heads": 8, "head_dim": 8},
     "": {"attn_pdrop": 0},  # the attention's part of mpt's
@@ -94,6 +96,7 @@ ESPECIALLY: dict[str, dict[str, Any]] = {
         "feed_forward_size": 32,
     },
     "roc_bert": {"shape_vocab_size": 99, "pronunciation_vocab_size": 99},
+    **{kind: {"decoder_start_token_id": 0} for kind in ("longt5", "marian", "switch_transformers", "t5")},
     "xmod": {"default_language": "en_XX"},
     "zamba": {"num_hidden_layers": 6, "attn_layer_period": 3, "attn_layer_offset": 2, "n_mamba_heads": 2},
     "zamba2": {"layers_block_type": ["mamba", "hybrid"], "n_mamba_heads": 8},
@@ -112,7 +115,7 @@ def fields_of(config_class: type) -> set[str]:
     return names
 
 
-def shrunk(config_class: type, whole: bool = True) -> Any:
+def shrunk(config_class: type, whole: bool = True, **besides: Any) -> Any:
     """A configuration of this class with everything small."""
     known = fields_of(config_class)
     small = {name: size for name, size in SIZES.items() if name in known}
@@ -125,13 +128,13 @@ def shrunk(config_class: type, whole: bool = True) -> Any:
             small[part] = shrunk(kind, whole=False)
     if whole:
         small["num_labels"] = LABELS
-    return config_class(**small)
+    return config_class(**{**small, **besides})
 
 
-def built(config_class: type, model_class: type) -> nn.Module:
+def built(config_class: type, model_class: type, **besides: Any) -> nn.Module:
     """A model with random weights, the same ones every time; a ValueError if it did not become small."""
     own = getattr(model_class, "config_class", None)  # of a model of texts and images, what it takes may be the texts'
-    config = shrunk(own or config_class)
+    config = shrunk(own or config_class, **besides)
     with torch.device("meta"):
         size = sum(p.numel() for p in model_class(config).parameters())
     if size > 5_000_000:

@@ -1,12 +1,8 @@
-"""The histogram that calibration is judged from: how many rows, labels and how much probability in each narrow cell.
+"""Histograms of predictions: how many rows, labels and how much probability in each narrow cell.
 
-A cell is an interval of predictions so narrow that the rows in it may share one calibrated probability. It is read
-from the bits of the prediction: below 1/2 the exponent and the leading bits of the mantissa of p, above 1/2 those of
-1 − p. So cells are about equally wide in log-odds, 1/``steps`` at most, down to 2^−``octaves``; no logarithm is taken,
-and every machine puts a row into the same cell. With 128 steps and 64 octaves there are 16,386.
-
-What pooling a cell costs: rows whose log-odds are spread evenly over a width δ and that are given one probability lose
-p (1 − p) δ² / 24 nats, 6 · 10⁻⁷ at most for 128 steps.
+``Cells`` are the sums; where a cell begins and ends is a matter of ``distinct``, which is as fine as the data ask for,
+or of a ``Grid``, which is fixed: below 1/2 the exponent and the leading bits of the mantissa of p, above 1/2 those of 1
+− p, so that its cells are about equally wide in log-odds, 1/``steps`` at most, down to 2^−``octaves``.
 
 Sums over cells are exact for rows that count 1 and labels that are 0 or 1, whatever the order.
 """
@@ -46,15 +42,21 @@ class Grid:
         >>> grid.place(p, 1 - p).tolist()
         [0, 1, 4, 4, 6, 9, 12, 13]
         """
-        upper = p > 0.5
-        near = np.minimum(np.where(upper, rest, p), 0.5)
+        near = np.minimum(p, np.minimum(rest, 0.5))
         shift = _MANTISSA - (self.steps.bit_length() - 1)
         lowest = int(np.float64(2.0 ** -(self.octaves + 1)).view(np.int64)) >> shift
-        code = np.maximum((near.view(np.int64) >> shift) - lowest, 0)
-        return np.where(upper, len(self) - 1 - code, code)
+        code = near.view(np.int64)
+        code >>= shift
+        code -= lowest
+        np.maximum(code, 0, out=code)
+        upper = p > 0.5
+        # 2 upper − 1 is the direction, and upper · (cells − 1) the end from which it counts.
+        sign = np.int64(1) - 2 * upper
+        code *= sign
+        code += upper * np.int64(len(self) - 1)
+        return code
 
 
-FINE = Grid(steps=128, octaves=64)
 COARSE = Grid(steps=4, octaves=32)
 
 
@@ -93,9 +95,9 @@ class Cells:
         """Count rows (n,) into ``size`` cells; ``y`` are truth values, or float64 shares."""
         hard = y.dtype.kind != "f"
         if hard and w is None:
-            both = np.bincount(2 * place + y, minlength=2 * size).astype(np.float64)
-            label = both[1::2]
-            return cls(both[::2] + label, label, summed(place, p, size))
+            weight = np.bincount(place, minlength=size).astype(np.float64)
+            label = np.bincount(place, y, minlength=size).astype(np.float64, copy=False)
+            return cls(weight, label, summed(place, p, size))
         one = np.ones(place.size) if w is None else w
 
         def total(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -134,13 +136,38 @@ class Cells:
             np.stack([one.squares for one in cells], axis=1) if kept else None,
         )
 
+    def take(self, which: NDArray[np.int64]) -> Cells:
+        """Some cells of one histogram."""
+        square = None if self.square is None else self.square[:, which]
+        return Cells(self.weight[which], self.label[which], self.prediction[which], square)
+
+    def spread(self, at: NDArray[np.int64], size: int) -> Cells:
+        """The same cells at these places, all different, among ``size``."""
+
+        def wide(x: NDArray[np.float64]) -> NDArray[np.float64]:
+            found = np.zeros((*x.shape[:-1], size))
+            found[..., at] = x
+            return found
+
+        square = None if self.square is None else wide(self.square)
+        return Cells(wide(self.weight), wide(self.label), wide(self.prediction), square)
+
+    def gathered(self, at: NDArray[np.int64], size: int) -> Cells:
+        """Cells added up by a code from 0 to ``size`` − 1."""
+        square = None if self.square is None else np.stack([summed(at, x, size) for x in self.square])
+        weight, label, prediction = (summed(at, x, size) for x in (self.weight, self.label, self.prediction))
+        return Cells(weight, label, prediction, square)
+
+    @property
+    def hard(self) -> bool:
+        """Whether every label is 0 or 1."""
+        return self.square is None or bool(np.array_equal(self.square[1], self.square[2]))
+
     def occupied(self) -> Cells:
         """The cells of one histogram that have rows, in rising order of their mean prediction."""
         here = np.flatnonzero(self.weight > 0)
         mean = self.prediction[here] / self.weight[here]
-        here = here[np.argsort(mean, kind="stable")]  # rows that add up to 1 only nearly may be a cell off
-        square = None if self.square is None else self.square[:, here]
-        return Cells(self.weight[here], self.label[here], self.prediction[here], square)
+        return self.take(here[np.argsort(mean, kind="stable")])  # rows that add up to 1 only nearly may be a cell off
 
 
 COST_GRID = (16, 64)

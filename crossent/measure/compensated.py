@@ -15,7 +15,12 @@ from numpy.typing import NDArray
 
 
 def summed(code: NDArray[np.int64], x: NDArray[np.float64] | None, size: int) -> NDArray[np.float64]:
-    """Add up ``x`` (n,), or 1 for each row, by a code from 0 to ``size`` − 1."""
+    """Add up ``x`` (n,), or 1 for each row, by a code from 0 to ``size`` − 1; ``x`` is finite."""
+    if x is not None and size == 1:
+        return np.array([np.sum(x)])
+    if x is not None and size == 2:  # a dot product takes a tenth of the time, and rounds less
+        second = code.astype(np.float64)
+        return np.array([x @ (1.0 - second), x @ second])
     return np.bincount(code, x, minlength=size).astype(np.float64, copy=False)
 
 

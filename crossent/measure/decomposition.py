@@ -53,23 +53,25 @@ _LEVEL = 0.025
 @dataclass(frozen=True, eq=False)
 class Calibrated:
     """A model's calibrated self on its cells: ``cells`` that have rows, in rising order, and by cell ``curve``, the
-    isotonic one; ``null``, what curves fitted to labels of a calibrated model claim; ``scatter``, of the labels.
+    isotonic one, and ``even``, the smooth one; ``null``, what curves fitted to labels of a calibrated model claim;
+    ``scatter``, how much more or less labels scatter than independent 0s and 1s.
     """
 
     cells: Cells
     curve: _Float
+    even: _Float
     null: Optimism
     scatter: float
 
     @classmethod
     def of(cls, cells: Cells, groups: Groups | None = None, keep: bool = False) -> Calibrated:
-        """Fit the curve to the cells of one histogram. Cost: 200 regressions over the cells with rows."""
+        """Fit the curves to the cells of one histogram. Cost: 200 regressions over the cells with rows."""
         cells = cells.occupied()
-        curve = isotonic(cells)
-        scatter = max(dispersion(cells, curve), 1e-6)
+        even = smooth(cells)
+        scatter = max(dispersion(cells, even), 1e-6)
         if groups is not None and groups.folds is not None:
-            scatter *= _design(groups.folds, cells, curve, scatter)
-        return cls(cells, curve, optimism(cells, stated(cells), scatter, keep=keep), scatter)
+            scatter *= _design(groups.folds, cells, even, scatter)
+        return cls(cells, isotonic(cells), even, optimism(cells, stated(cells), scatter, keep=keep), scatter)
 
 
 def _design(folds: Cells, cells: Cells, curve: _Float, scatter: float) -> float:
@@ -99,7 +101,7 @@ def isotonic_parts(of: Evidence, calibrated: Calibrated) -> tuple[dict[str, Numb
     cells, n = calibrated.cells, of.n
     total = float(cells.weight.sum())
     loss, entropy = of.cross_entropy, label_entropy(of)
-    even = smooth(cells)
+    even = calibrated.even
     drawn = optimism(cells, even, calibrated.scatter, seed=1)
     fitted = cost(cells.weight, cells.label, calibrated.curve) / total
     best = fitted + drawn.bias
@@ -124,7 +126,7 @@ def isotonic_parts(of: Evidence, calibrated: Calibrated) -> tuple[dict[str, Numb
     parts["miscalibration"] = _bounded(parts["miscalibration"], calibrated.null.as_high_as(seen) > _LEVEL)
     parts["discrimination"] = _bounded(parts["discrimination"], False)
     sentence = (
-        f"isotonic regression (CORP) on {np.count_nonzero(of.cells.weight):,} cells of log-odds, "
+        f"isotonic regression (CORP) on {np.count_nonzero(of.cells.weight):,} cells of probability, "
         f"{drawn.bias:.2g} nats that such a curve claims on rows like these given back"
     )
     return parts, sentence
@@ -146,12 +148,9 @@ def _spread(of: Evidence, cells: Cells, a: _Float, b: _Float) -> Spread | None:
         sums = (at_zero * (folds.weight - folds.label) + at_one * folds.label).sum(axis=1)
         weight = folds.weight.sum(axis=1)
         return clustered(sums - mean * weight, weight, float(np.sum(sums**2)))
-    second, size = of_cells(cells, a, b - a, mean)
+    second, third, size = of_cells(cells, a, b - a, mean)
     if second <= 64 * np.finfo(float).eps * size:
         return None
-    third = 0.0
-    if cells.square is None:
-        third = float(np.sum((a - mean) ** 3 * (cells.weight - cells.label) + (b - mean) ** 3 * cells.label))
     return Spread(second, third, total, of.effective - 1)
 
 
@@ -270,7 +269,7 @@ def one_class(cells: Cells, floor: float | None, grouped: bool, draws: int = 50)
     if not cells.weight.size or total <= 0:
         return None
     curve, even, p = isotonic(cells), smooth(cells), stated(cells)
-    scatter = max(dispersion(cells, curve), 1e-6)
+    scatter = max(dispersion(cells, even), 1e-6)
     drawn = optimism(cells, even, scatter, draws)
     if floor is not None:
         p = np.clip(p, floor, 1 - floor)
@@ -281,9 +280,9 @@ def one_class(cells: Cells, floor: float | None, grouped: bool, draws: int = 50)
     share = float(cells.label.sum()) / total
     a, b = my_zero - zero, my_one - one
     mean = float(np.sum(a * (cells.weight - cells.label) + b * cells.label)) / total
-    second, size = of_cells(cells, a, b - a, mean)
+    second, third, size = of_cells(cells, a, b - a, mean)
     effective = float(total**2 / cells.squares[0].sum())
-    spread = Spread(second, 0.0, total, effective - 1) if second > 64 * np.finfo(float).eps * size else None
+    spread = Spread(second, third, total, effective - 1) if second > 64 * np.finfo(float).eps * size else None
     low, high = (None, None) if grouped else _ends(lost, spread, drawn.variance)
     return {
         "discrimination": float(-share * np.log(share) - (1 - share) * np.log1p(-share)) - best

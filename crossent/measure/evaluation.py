@@ -170,8 +170,7 @@ def record_of(
     classes = tally.classes if tally.task != "text" else ("", "")
     tables: dict[str, Table] = {}
     if tally.task in ("binary", "multi-class"):
-        cells = tally.cells if tally.task == "multi-class" else None
-        tables["per_class"] = per_class(tally.evidence(), tally.classes, cells, floored)
+        tables["per_class"] = per_class(tally.evidence(), tally.classes, tally.by_class, floored)
     if tally.slices:
         tables["slices"] = slices(tally.slices, floored, tally.task)
     tables["costliest"] = costliest(tally.costliest, tally.task, classes, low, high)

@@ -68,15 +68,15 @@ def smooth(cells: Cells) -> _Float:
             if trial <= value:
                 break
             step = step / 2
-        gain, b, value = value - trial, b - step, min(trial, value)
-        if gain <= 1e-10 * abs(value) + 1e-12:
+        b, value = b - step, min(trial, value)
+        if np.max(np.abs(step)) < 1e-6:  # the next one would be some 1e-12
             break
     return np.clip(expit(x @ b), _EDGE, 1 - _EDGE)
 
 
 def dispersion(cells: Cells, q: _Float) -> float:
     """How much labels scatter about the curve, as a share of what drawn 0s and 1s would: 1 unless they are shares."""
-    if cells.square is None:
+    if cells.hard:
         return 1.0
     two, y, yy = cells.squares
     drawn = float(np.sum(q * (1 - q) * two))

@@ -143,8 +143,8 @@ class Evidence:
             m = self.moments[0]
             return of_moments(m * np.array([alpha**i for _, i in POWERS]), mean, self.weight, freedom)
         if self.cells is not None:
-            scatter, size = of_cells(self.cells, *self._terms_of_cells(alpha, v), mean)
-            return Spread(scatter, 0.0, self.weight, freedom) if scatter > _AGREE * size else None
+            scatter, skew, size = of_cells(self.cells, *self._terms_of_cells(alpha, v), mean)
+            return Spread(scatter, skew, self.weight, freedom) if scatter > _AGREE * size else None
         if self.sample is None:
             return None  # a slice of labels that are shares: its means are known, how they vary together is not
         terms = alpha * self._cost_of_sample() + distributions(self.sample.labels, v.size) @ v
@@ -193,12 +193,21 @@ def costs_of_cells(cells: Cells) -> tuple[_Float, _Float]:
     return np.where(np.isfinite(zero), zero, 0.0), np.where(np.isfinite(one), one, 0.0)
 
 
-def of_cells(cells: Cells, a: _Float, b: _Float, mean: float) -> tuple[float, float]:
-    """Σ w² (a + b y − mean)² over the rows of all cells, and the same about 0."""
+def of_cells(cells: Cells, a: _Float, b: _Float, mean: float) -> tuple[float, float, float]:
+    """Σ w² t², Σ w³ t³ for t = a + b y − mean over the rows of all cells, and Σ w² (a + b y)².
+
+    The second is exact for rows that count the same within a cell and labels that are 0 or 1, or alone in their cell.
+    """
     two, y, yy = cells.squares
-    d = a - mean
-    second = float(np.sum(d * d * two + 2 * d * b * y + b * b * yy))
-    return max(second, 0.0), float(np.sum(a * a * two + 2 * a * b * y + b * b * yy))
+    here = two > 0
+    two, y, yy, a, b = two[here], y[here], yy[here], a[here], b[here]
+    share = y / two
+    scatter = np.maximum(yy / two - share * share, 0.0)
+    d = a - mean + b * share
+    second = two * (d * d + b * b * scatter)
+    cubes = two * two / cells.weight[here]
+    third = cubes * (d**3 + 3 * d * b * b * scatter + b**3 * scatter * (1 - 2 * share))
+    return float(second.sum()), float(third.sum()), float(np.sum(a * a * two + 2 * a * b * y + b * b * yy))
 
 
 def of_moments(m: _Float, mean: float, weight: float, freedom: float) -> Spread | None:

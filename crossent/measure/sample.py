@@ -73,8 +73,13 @@ class Sample:
         return Sample(self.capacity, **joined)._kept(np.arange(len(self) + len(other)))
 
     def _kept(self, which: NDArray[np.int64]) -> Sample:
-        """The smallest numbers among ``which``; of equal ones, which are equal rows, either."""
-        order = which[np.lexsort((self.floored[which], self.keys[which]))][: self.capacity]
+        """The smallest numbers among ``which``; of equal ones, nearly always those of equal rows, by what they hold."""
+        order = which[np.argsort(self.keys[which], kind="stable")]
+        keys = self.keys[order]
+        if keys.size and np.any(keys[1:] == keys[:-1]):
+            held = np.column_stack([self.logs[which], self.labels[which], self.weights[which], self.groups[which]])
+            order = which[np.lexsort((*held.T, self.keys[which]))]
+        order = order[: self.capacity]
         return Sample(
             self.capacity, self.keys[order], self.logs[order], self.labels[order],
             self.weights[order], self.floored[order], self.groups[order],

@@ -78,9 +78,9 @@ def costliest_of(batch: Predictions, rows: Rows, dearer_than: float = -math.inf)
     Rows that cost less than ``dearer_than`` are known to be of no use.
     """
     cost = rows.cost
-    if cost.size > COSTLIEST:
-        dearer_than = max(dearer_than, float(np.partition(cost, -COSTLIEST)[-COSTLIEST]))
     here = np.flatnonzero(cost >= dearer_than)
+    if here.size > COSTLIEST:
+        here = here[cost[here] >= np.partition(cost[here], -COSTLIEST)[-COSTLIEST]]
     ids = batch.rows
     if here.size > 4 * COSTLIEST:  # very many equal ones: their ids decide
         order = np.lexsort((ids[here].astype(str) if ids.dtype == object else ids[here], -cost[here]))

@@ -25,9 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.errors import DataError
-from crossent.measure.cells import COST_GRID, FINE, Cells, Grid, grid_for, place_of_cost
+from crossent.measure.cells import COST_GRID, Cells, grid_for, place_of_cost
 from crossent.measure.compensated import Compensated
 from crossent.measure.decomposition import Calibrated, isotonic_parts, joint_parts
+from crossent.measure.distinct import Distinct
 from crossent.measure.groups import Groups
 from crossent.measure.likelihood import FLOOR, Rows, distributions
 from crossent.measure.means import Evidence, bits_per_byte, errors, likelihood, truth
@@ -72,8 +73,8 @@ class Tally:
     floor: float = FLOOR
     capacity: int | None = None
     sums: Sums = field(default=None)  # type: ignore[assignment]
-    cells: Cells | None = None
-    confidence: Cells | None = None
+    predicted: Distinct | None = None
+    by_class: Cells | None = None
     bins: Compensated = field(default_factory=lambda: Compensated.zeros(3, BINS))
     by_cost: Compensated = field(default_factory=lambda: Compensated.zeros(2, math.prod(COST_GRID)))
     costliest: tuple[Costly, ...] = ()
@@ -91,11 +92,11 @@ class Tally:
 
         start("sums", Sums.zeros(Layout(columns, self.soft)))
         if self.task in ("binary", "range"):
-            start("cells", Cells.zeros(len(FINE)))
+            start("predicted", Distinct.none())
         elif self.task == "multi-class":
-            start("confidence", Cells.zeros(len(_CONFIDENCE)))
+            start("predicted", Distinct.none())
             if columns <= MOST_BY_CLASS:
-                start("cells", Cells.zeros(columns, len(grid_for(columns))))
+                start("by_class", Cells.zeros(columns, len(grid_for(columns))))
             room = self.capacity or max(64, _SAMPLE_FLOATS // (columns + 4))
             start("sample", Sample.none(room, columns, self.soft))
 
@@ -126,24 +127,26 @@ class Tally:
             labels = distributions(labels, p.shape[1])
             labels = labels[:, 1] if p.shape[1] == 2 else labels
         sums = Sums.of(self.sums.layout, batch, rows, None)
-        cells, confidence, sample, bins = None, None, None, np.zeros((3, BINS))
+        predicted, by_class, sample, bins = None, None, None, np.zeros((3, BINS))
         if self.task in ("binary", "range"):
             came = labels if self.soft else labels == 1
-            cells = Cells.of(FINE.place(p[:, 1], p[:, 0]), len(FINE), p[:, 1], came, w)
+            assert self.predicted is not None
+            predicted = self.predicted.of(p[:, 1], p[:, 0], came, w)
             bins = _bins(p[:, 1], labels, w)
         elif self.task == "multi-class":
             peak = p[np.arange(len(batch)), rows.predicted]
             hit = rows.hit if self.soft else rows.hit > 0
-            confidence = Cells.of(_CONFIDENCE.place(peak, 1 - peak), len(_CONFIDENCE), peak, hit, w)
+            assert self.predicted is not None
+            predicted = self.predicted.of(peak, 1 - peak, hit, w)
             bins = _bins(peak, rows.hit, w)
-            if self.cells is not None:
+            if self.by_class is not None:
                 grid = grid_for(p.shape[1])
                 each = []
                 for c in range(p.shape[1]):
                     column = np.ascontiguousarray(p[:, c])
                     came = labels[:, c] if self.soft else labels == c
                     each.append(Cells.of(grid.place(column, 1 - column), len(grid), column, came, w))
-                cells = Cells.stack(each)
+                by_class = Cells.stack(each)
             assert self.sample is not None
             kept = batch if not self.soft else replace(batch, labels=labels)
             sample = Sample.of(self.sample.capacity, kept, rows, self.sample.highest)
@@ -155,8 +158,8 @@ class Tally:
         return replace(
             self,
             sums=sums,
-            cells=cells,
-            confidence=confidence,
+            predicted=predicted,
+            by_class=by_class,
             bins=Compensated(bins, np.zeros_like(bins)),
             by_cost=Compensated(np.stack([weight, cost]), np.zeros((2, weight.size))),
             costliest=costliest_of(batch, rows, least),
@@ -181,8 +184,8 @@ class Tally:
         return replace(
             self,
             sums=self.sums + other.sums,
-            cells=_both(self.cells, other.cells),
-            confidence=_both(self.confidence, other.confidence),
+            predicted=_both(self.predicted, other.predicted),
+            by_class=_both(self.by_class, other.by_class),
             bins=self.bins + other.bins,
             by_cost=self.by_cost + other.by_cost,
             costliest=tuple(sorted(self.costliest + other.costliest))[:COSTLIEST],
@@ -203,7 +206,7 @@ class Tally:
 
     def evidence(self, floored: bool = False) -> Evidence:
         """Everything that means and their intervals are made from."""
-        cells = self.cells if self.task in ("binary", "range") else None
+        cells = self.predicted.cells if self.predicted is not None and self.task != "multi-class" else None
         return Evidence(self.sums, 0, cells, self.sample, self.groups, self.floor if floored else None)
 
     def parts(self) -> tuple[dict[str, Number], str, Calibrated | None]:
@@ -212,11 +215,10 @@ class Tally:
         If a label had probability 0 the parts are those of the floored probabilities, as ``cross_entropy_floored`` is.
         """
         of = self.evidence(floored=self.sums.count("impossible") > 0)
+        assert self.predicted is not None
         if self.task == "multi-class":
-            assert self.confidence is not None
-            return *joint_parts(of), Calibrated.of(self.confidence, keep=True)
-        assert self.cells is not None
-        calibrated = Calibrated.of(self.cells, self.groups, keep=True)
+            return *joint_parts(of), Calibrated.of(self.predicted.cells, keep=True)
+        calibrated = Calibrated.of(self.predicted.cells, self.groups, keep=True)
         return *isotonic_parts(of, calibrated), calibrated
 
     def impossible(self) -> float:
@@ -237,14 +239,10 @@ class Tally:
                 found.pop(name, None)
             return found
         found |= truth(of) | parts | errors(of, self.task)
-        cells = self.cells if self.task != "multi-class" else self.confidence
-        assert cells is not None
+        assert self.predicted is not None
         found["ece"] = Number(expected_calibration_error(self.bins.value), "1", n=of.n)
-        found["smooth_ece"] = Number(smooth_calibration_error(cells), "1", n=of.n)
+        found["smooth_ece"] = Number(smooth_calibration_error(self.predicted.cells), "1", n=of.n)
         return found
-
-
-_CONFIDENCE = Grid(steps=32, octaves=32)
 
 
 def _both(one: Any, other: Any) -> Any:

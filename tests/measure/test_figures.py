@@ -1,0 +1,181 @@
+"""Secondary figures, slices, concentration, bytes, log-probabilities: each by another road."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.special import expit
+from sklearn.metrics import top_k_accuracy_score
+
+from crossent.measure import evaluate
+from crossent.measure.evaluation import tallied
+from crossent.measure.predictions import Predictions
+from crossent.measure.tally import Tally
+
+RNG = np.random.default_rng(0)
+P = RNG.dirichlet([0.5] * 6, size=900)
+Y = (P.cumsum(axis=1) < RNG.random((900, 1))).sum(axis=1)
+NAMES = list("abcdef")
+CITY = np.array(["Rome", "Oslo", "Lima"], dtype=object)[RNG.integers(3, size=900)]
+ROWS = Predictions(P, Y, NAMES, np.arange(900), "multi-class", slices={"city": CITY})
+Z = RNG.normal(0, 2, 900)
+B = (RNG.random(900) < expit(Z)).astype(np.int64)
+BINARY = Predictions(np.stack([expit(-1.7 * Z), expit(1.7 * Z)], 1), B, ["no", "yes"], np.arange(900), "binary")
+
+
+def test_top_k_is_scikit_learns():
+    record = evaluate(ROWS)
+    for k in (3, 5):
+        assert record[f"top_{k}_accuracy"].value == pytest.approx(top_k_accuracy_score(Y, P, k=k), abs=1e-15)
+    assert record["top_3_accuracy"].value != top_k_accuracy_score(Y, P, k=2)
+    even = evaluate(Predictions(np.full((6, 6), 1 / 6), np.arange(6), NAMES, np.arange(6), "multi-class"))
+    assert even["top_3_accuracy"].value == 0.5  # of equally probable classes the first come first
+    assert "top_3_accuracy" not in evaluate(BINARY)
+
+
+def test_ece_by_a_loop_and_smooth_ece_by_its_integral():
+    record = evaluate(BINARY)
+    p = BINARY.probabilities[:, 1]
+    ece = 0.0
+    for j in range(15):
+        mine = [i for i in range(900) if j / 15 < p[i] <= (j + 1) / 15 or (j == 0 and p[i] == 0)]
+        ece += abs(sum(B[i] - p[i] for i in mine)) / 900
+    assert record["ece"].value == pytest.approx(ece, abs=1e-12)
+    sigma, t = record["smooth_ece"].value, np.linspace(0, 1, 4001)
+
+    def smoothed(width):
+        total = np.zeros_like(t)
+        for shift in (-2, 0, 2):  # the reflections of the row at 0 and 1
+            for centre in (p + shift, -p + shift):
+                near = np.exp(-0.5 * ((t[:, None] - centre) / width) ** 2) / (width * math.sqrt(2 * math.pi))
+                total += near @ (B - p) / 900
+        return np.trapezoid(np.abs(total), t)
+
+    assert smoothed(sigma) == pytest.approx(sigma, abs=2e-3)
+    assert smoothed(2 * sigma) != pytest.approx(2 * sigma, abs=2e-2)
+
+
+@pytest.mark.parametrize("rows", [ROWS, replace(BINARY, slices={"city": CITY})])
+def test_a_slice_is_what_its_rows_are_alone(rows):
+    table = evaluate(rows).tables["slices"]
+    assert sorted(table["slice"]) == ["Lima", "Oslo", "Rome"]
+    assert sum(table["rows"]) == 900
+    assert sum(table["share_of_loss"]) == pytest.approx(1)
+    assert table["share_of_loss"] == sorted(table["share_of_loss"], reverse=True)
+    for line, city in enumerate(table["slice"]):
+        here = city == CITY
+        alone = evaluate(
+            Predictions(rows.probabilities[here], rows.labels[here], rows.classes, np.flatnonzero(here), rows.task)
+        )
+        for name in ("cross_entropy", "label_entropy", "information_gained", "skill", "accuracy", "brier"):
+            assert table[name][line] == pytest.approx(alone[name].value, rel=1e-12), name
+        assert table["low"][line] == pytest.approx(alone["cross_entropy"].low, rel=1e-9)
+        assert table["high"][line] == pytest.approx(alone["cross_entropy"].high, rel=1e-9)
+
+
+def test_groups_widen_the_intervals_of_slices_too():
+    which = np.repeat(np.arange(900), 6)
+    rows = replace(
+        BINARY, probabilities=BINARY.probabilities[which], labels=B[which], rows=np.arange(5400), groups=which,
+        slices={"city": CITY[which]},
+    )  # fmt: skip
+    widths = []
+    for one in (rows, replace(rows, groups=None)):
+        table = evaluate(one).tables["slices"]
+        widths.append(np.array(table["high"]) - np.array(table["low"]))
+    assert np.all(widths[0] > 1.5 * widths[1])  # √6 is expected
+
+
+def test_concentration_is_the_sorted_cost():
+    record = evaluate(BINARY)
+    curve = record.curves["concentration"]
+    cost = np.sort(-np.log(np.where(B == 1, BINARY.probabilities[:, 1], BINARY.probabilities[:, 0])))[::-1]
+    exact = np.interp(curve.x, np.arange(901) / 900, np.concatenate([[0], np.cumsum(cost) / cost.sum()]))
+    assert np.max(np.abs(exact - np.array(curve.y))) < 1e-3
+    assert (curve.x[0], curve.y[0]) == (0, 0)
+    assert (curve.x[-1], curve.y[-1]) == (pytest.approx(1), pytest.approx(1))
+    assert np.interp(0.2, curve.x, curve.y) > 0.4  # not the diagonal
+
+
+def test_concentration_counts_impossible_rows_at_the_floor():
+    p = np.array([0.0] * 10 + [0.5] * 90)
+    record = evaluate(np.stack([1 - p, p], 1), np.ones(100, int), floor=1e-3)
+    curve = record.curves["concentration"]
+    lost = 10 * math.log(1000)
+    assert np.interp(0.1, curve.x, curve.y) == pytest.approx(lost / (lost + 90 * math.log(2)), abs=1e-9)
+
+
+def test_log_probabilities_do_not_underflow():
+    logs = np.array([[-1e-30, -800.0], [-2.0, math.log1p(-math.exp(-2))]] * 60)
+    labels = np.array([1, 0] * 60)
+    rows = Predictions(np.exp(logs), labels, ["0", "1"], np.arange(120), "binary", log_probabilities=logs)
+    record = evaluate(rows)
+    assert record["cross_entropy"].value == pytest.approx(401)
+    assert record["impossible_rows"].value == 0
+    assert evaluate(replace(rows, log_probabilities=None))["impossible_rows"].value == 60  # exp(-800) is 0
+
+
+def test_bits_per_byte_is_a_ratio_of_sums():
+    rows = replace(BINARY, bytes=RNG.integers(1, 40, size=900))
+    cost = -np.log(np.where(B == 1, BINARY.probabilities[:, 1], BINARY.probabilities[:, 0]))
+    found = evaluate(rows)["bits_per_byte"]
+    assert found.value == pytest.approx(cost.sum() / rows.bytes.sum() / math.log(2), rel=1e-12)
+    drawn = [np.random.default_rng(i).integers(900, size=900) for i in range(2000)]
+    resampled = [cost[i].sum() / rows.bytes[i].sum() / math.log(2) for i in drawn]
+    assert (found.high - found.low) / 3.92 == pytest.approx(np.std(resampled), rel=0.1)
+    assert "bits_per_byte" not in evaluate(BINARY)
+
+
+def test_documents_are_measured_by_bytes_and_by_nothing_that_needs_classes():
+    logs = np.stack([np.full(50, -np.inf), RNG.normal(-300, 50, size=50)], 1)
+    rows = Predictions(
+        np.exp(logs), np.ones(50, np.int64), [], np.arange(50), "text",
+        log_probabilities=logs, bytes=RNG.integers(300, 400, size=50), groups=np.arange(50) // 2,
+    )  # fmt: skip
+    record = evaluate(rows)
+    assert record["bits_per_byte"].value == pytest.approx(-logs[:, 1].sum() / rows.bytes.sum() / math.log(2))
+    assert record["bits_per_byte"].low < record["bits_per_byte"].value < record["bits_per_byte"].high
+    assert "accuracy" not in record
+    assert "miscalibration" not in record
+
+
+def test_the_curves_hold_the_model_and_its_null_band():
+    record = evaluate(BINARY)
+    curve, null = record.curves["recalibrated"], record.curves["reliability_null"]
+    assert np.all(np.diff(curve.y) >= 0)
+    assert null.x == null.y == curve.x
+    calibrated = evaluate(Predictions(np.stack([expit(-Z), expit(Z)], 1), B, ["no", "yes"], np.arange(900), "binary"))
+    outside = [
+        np.mean([not a <= y <= b for a, y, b in zip(low.low, at.y, low.high, strict=True)])
+        for at, low in (
+            (calibrated.curves["recalibrated"], calibrated.curves["reliability_null"]),
+            (curve, null),
+        )
+    ]
+    assert outside[0] < 0.2 < outside[1]
+
+
+def test_batches_in_two_threads_are_what_one_batch_is():
+    pieces = [
+        Predictions(P[i : i + 100], Y[i : i + 100], NAMES, np.arange(i, i + 100), "multi-class")
+        for i in range(0, 900, 100)
+    ]
+    tally, first, _ = tallied(iter(pieces))
+    whole = Tally.like(ROWS, capacity=900).add(replace(ROWS, slices={}))
+    assert tally.rows == 900
+    assert first is pieces[0]
+    for name, number in whole.value().items():
+        assert tally.value()[name].value == pytest.approx(number.value, abs=1e-12), name
+    assert evaluate(iter(pieces)).numbers == evaluate(iter(pieces)).numbers
+
+
+def test_weight_group_and_by_are_values_for_arrays():
+    p = BINARY.probabilities
+    record = evaluate(
+        p, np.array(["no", "yes"])[B], classes=["no", "yes"], weight=RNG.random(900) + 0.5,
+        group=np.arange(900) // 3, by={"city": CITY},
+    )  # fmt: skip
+    assert record.facts["groups"] == 300
+    assert set(record.tables["slices"]["slice"]) == {"Rome", "Oslo", "Lima"}
+    assert record["cross_entropy"].value != evaluate(BINARY)["cross_entropy"].value

@@ -191,6 +191,10 @@ class Vocabulary:
             self._decide()
         return np.array([self._place[text] for text in texts], dtype=np.int64)
 
+    def join(self, other: Vocabulary) -> None:
+        """Take the labels that another vocabulary met, and refuse what would have changed a name."""
+        self.places(list(other._first), other._first.__getitem__)
+
     def without_labels(self) -> list[str]:
         """Name the classes where labels are shares, so that no label names one."""
         if not self.names:

@@ -304,13 +304,23 @@ class Door:
         if not self.weight > 0:
             raise DataError("all weights are 0, so that nothing is left to measure: a row that counts weighs more.")
 
+    def join(self, other: Door) -> None:
+        """Take what another door, opened like this one, let in of the rows that come next."""
+        for note in other.notes:
+            self._say(note)
+        self.rows += other.rows
+        self.weight += other.weight
+        if self._vocabulary is not None and other._vocabulary is not None:
+            self._vocabulary.join(other._vocabulary)
+
     def _say(self, note: str | None) -> None:
         if note and note not in self.notes:
             self.notes.append(note)
 
     def _form(self, p: NDArray[Any], place: Place) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
         p = np.asfortranarray(as_numbers(p))  # one class after the other in memory: each is then read in one go
-        shown = [str(name) for name in (self.columns or self.classes or range(p.shape[-1]))] if p.ndim == 2 else [""]
+        named = self.columns if self.columns is not None else self.classes
+        shown = [str(name) for name in (range(p.shape[-1]) if named is None else named)] if p.ndim == 2 else [""]
         if not self._named and not self.normalise:
             found = infer(p, self.tolerance)
             if self.form is None:

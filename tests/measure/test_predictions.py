@@ -139,3 +139,8 @@ def test_frames_in_different_orders_are_refused():
     with pytest.raises(DataError, match="different indices"):
         from_arrays(p, y)
     assert len(from_arrays(p, y.sort_index())) == 2
+
+
+def test_classes_may_be_an_array():
+    rows = Predictions.from_arrays([[0.5, 0.5], [0.25, 0.75]], [0, 1], classes=np.array(["cat", "dog"]))
+    assert rows.classes == ["cat", "dog"]

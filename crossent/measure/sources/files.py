@@ -44,12 +44,17 @@ _DAMAGE = (ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, zi
 
 @dataclass(frozen=True)
 class File:
-    """One file: ``name`` as it is shown, ``path`` on its ``store`` (None is this machine), one of the kinds above."""
+    """One file: ``name`` as it is shown, ``path`` on its ``store`` (None is this machine), one of the kinds above.
+
+    Of a Parquet file some row groups may be meant, ``groups``, before which there are ``first`` rows.
+    """
 
     name: str
     path: str
     kind: str
     store: Any = None
+    groups: tuple[int, ...] | None = None
+    first: int = 0
 
     def __str__(self) -> str:
         return repr(self.name)

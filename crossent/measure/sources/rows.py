@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -15,9 +16,10 @@ from crossent.measure.columns import refuse_copies
 from crossent.measure.naming import name_pair
 from crossent.measure.predictions import Door, Predictions
 from crossent.measure.sources import samples
+from crossent.measure.sources.arrays import coded_cells, lengths, numbers, plain_ids
 from crossent.measure.sources.chosen import Chosen, choose
 from crossent.measure.sources.files import PURPOSE, File, Path_, find
-from crossent.measure.sources.tables import content, header, scan
+from crossent.measure.sources.tables import header, scan
 from crossent.measure.truth import Coded
 
 BATCH_ROWS = 65_536
@@ -113,32 +115,11 @@ def batches(
         }
         yield from samples.batches(files, source, form, told, batch_rows)
         return
-    held, about = header(files[0])
-    task = task or about.get("task")
-    classes = classes if classes is not None else about.get("classes")
-    if task == "range":
-        low, high = (about.get("low") if low is None else low), (about.get("high") if high is None else high)
-    named = classes if probability is None else None
-    chosen = choose(files[0], held, label, probability, row, weight, group, by, bytes, named)
-    if split is not None and chosen.split is None:
-        raise DataError(f"{files[0]} has no column 'split', so that {split!r} cannot be chosen: leave split out.")
-    for file in files[1:]:
-        chosen.check(file)
-    numeric = chosen.numeric(number_labels=task == "range" or truth not in (None, "class"))
-    if classes is None and task != "range" and truth in (None, "class"):
-        try:
-            classes = _names_of_two(files, chosen, batch_rows)
-        except DataError as trouble:
-            raise DataError(f"{files[0]}: {trouble}{_hint(files[0], chosen, task)}") from trouble
-    several = len(chosen.probabilities) > 1
-    door = Door(
-        classes, task, low, high, form, truth, normalise=normalise,
-        columns=chosen.probabilities if several or not held[chosen.probabilities[0]].startswith("lists") else None,
-        label_columns=chosen.labels if len(chosen.labels) > 1 else None,
+    reader = Reader.open(
+        files, source, label=label, probability=probability, row=row, split=split, normalise=normalise, weight=weight,
+        group=group, by=by, bytes=bytes, form=form, truth=truth, classes=classes, task=task, low=low, high=high,
+        batch_rows=batch_rows,
     )  # fmt: skip
-    splits = _Splits(split)
-    ids = _Ids() if chosen.row else None
-    reader = _Reader(chosen, numeric, door, splits, ids, about.get("source") or source)
     sizes = [file.size for file in files]
     last: Predictions | None = None
     for number, file in enumerate(files):
@@ -151,31 +132,61 @@ def batches(
             if last is not None:
                 yield last
             last = found
-    if last is None:
-        splits.refuse(files[0] if len(files) == 1 else source)
-        raise DataError(f"{files[0]} has a header and no rows.")
-    try:
-        door.close()
-        copies = ids.copies() if ids is not None else None
-        if copies is not None and chosen.row is not None:
-            _name_copies(files, chosen.row, copies, batch_rows)
-    except DataError as trouble:
-        raise DataError(f"{source!r}: {trouble}") from trouble
-    yield replace(last, notes=(*splits.notes(), *door.notes, *(ids.notes if ids is not None else [])))
+    notes = reader.close(files, source, batch_rows)
+    if last is not None:
+        yield replace(last, notes=notes)
 
 
-class _Reader:
-    """Turns Arrow's batches into checked ones."""
+class Reader:
+    """Turns Arrow's batches into checked ones; everything that was decided on the way stands in it.
+
+    ``chosen`` are the columns, ``numeric`` those that hold numbers, ``door`` the checks, ``splits`` and ``ids`` what
+    was seen of those columns; ``before`` counts the rows of the files before.
+    """
 
     def __init__(
         self, chosen: Chosen, numeric: list[str], door: Door, splits: _Splits, ids: _Ids | None, source: str
     ) -> None:
         self.chosen, self.numeric, self.door, self.splits, self.ids = chosen, numeric, door, splits, ids
         self.source = source
-        self.before = 0  # rows of the files that came before this one
+        self.before = 0
+
+    @classmethod
+    def open(
+        cls, files: list[File], source: str, *, label: Any, probability: Any, row: str | None, split: str | None,
+        normalise: bool, weight: str | None, group: str | None, by: Any, bytes: str | None, form: str | None,
+        truth: str | None, classes: Sequence[Any] | None, task: str | None, low: float | None, high: float | None,
+        batch_rows: int = BATCH_ROWS,
+    ) -> Reader:  # fmt: skip
+        """Look at the headers, and find out which columns are meant; the arguments are those of ``batches``."""
+        held, about = header(files[0])
+        task = task or about.get("task")
+        classes = classes if classes is not None else about.get("classes")
+        if task == "range":
+            low, high = (about.get("low") if low is None else low), (about.get("high") if high is None else high)
+        named = classes if probability is None else None
+        chosen = choose(files[0], held, label, probability, row, weight, group, by, bytes, named)
+        if split is not None and chosen.split is None:
+            raise DataError(f"{files[0]} has no column 'split', so that {split!r} cannot be chosen: leave split out.")
+        for file in files[1:]:
+            chosen.check(file)
+        numeric = chosen.numeric(number_labels=task == "range" or truth not in (None, "class"))
+        if classes is None and task != "range" and truth in (None, "class"):
+            try:
+                classes = _names_of_two(files, chosen, batch_rows)
+            except DataError as trouble:
+                raise DataError(f"{files[0]}: {trouble}{_hint(files[0], chosen, task)}") from trouble
+        several = len(chosen.probabilities) > 1
+        door = Door(
+            classes, task, low, high, form, truth, normalise=normalise,
+            columns=chosen.probabilities if several or not held[chosen.probabilities[0]].startswith("lists") else None,
+            label_columns=chosen.labels if len(chosen.labels) > 1 else None,
+        )  # fmt: skip
+        return cls(chosen, numeric, door, _Splits(split), _Ids() if chosen.row else None, about.get("source") or source)
 
     def batches(self, file: File, rows: int, seen: Callable[[float], None]) -> Iterator[Predictions]:
-        start = 0
+        """Read a file: check its rows, leave out those of other splits."""
+        start = file.first
         for table in scan(file, self.chosen.all, self.numeric, rows, seen):
             where = np.arange(start, start + table.num_rows)
             start += table.num_rows
@@ -217,92 +228,43 @@ class _Reader:
         slices = {name: coded_cells(table.column(name)) for name in chosen.by}
         return self.door.admit(p, y, ids, place, **beside, slices=slices, source=self.source, split=self.splits.chosen)
 
+    def for_others(self) -> Reader:
+        """Give a reader that holds to what was decided and has seen no rows, for rows that are read elsewhere."""
+        other = copy.deepcopy(self)
+        other.door.rows, other.door.weight = 0, 0.0
+        other.splits, other.ids = _Splits(self.splits.asked), _Ids() if self.ids is not None else None
+        return other
+
+    def join(self, other: Reader, file: File) -> None:
+        """Take what another reader saw of the rows that come next; refuse names that do not fit those before."""
+        try:
+            self.door.join(other.door)
+        except DataError as trouble:
+            raise DataError(f"{file}: {trouble}{_hint(file, self.chosen, self.door.task)}") from trouble
+        self.splits.counts += other.splits.counts
+        self.splits.chosen = other.splits.chosen or self.splits.chosen
+        if self.ids is not None and other.ids is not None:
+            self.ids.join(other.ids)
+
+    def close(self, files: list[File], source: str, rows: int = BATCH_ROWS) -> tuple[str, ...]:
+        """Say what only the whole can show: that there was nothing in it, or some of it twice; give the notes."""
+        if not self.door.rows:
+            self.splits.refuse(files[0] if len(files) == 1 else source)
+            raise DataError(f"{files[0]} has a header and no rows.")
+        try:
+            self.door.close()
+            copies = self.ids.copies() if self.ids is not None else None
+            if copies is not None and self.chosen.row is not None:
+                _name_copies(files, self.chosen.row, copies, rows)
+        except DataError as trouble:
+            raise DataError(f"{source!r}: {trouble}") from trouble
+        return (*self.splits.notes(), *self.door.notes, *(self.ids.notes if self.ids is not None else []))
+
 
 def _hint(file: File, chosen: Chosen, task: str | None) -> str:
     if file.kind == "CSV" and task is None and len(chosen.probabilities) == 1 and "prediction" in chosen.held:
         return " A CSV cannot say that a target is a range; add task='range' with low= and high= if it is."
     return ""
-
-
-def numbers(table: Any, columns: list[str], place: Callable[[int], str]) -> NDArray[Any]:
-    """Give columns of numbers, or of lists of them, as (n,) or (n, columns), NaN where a cell is empty."""
-    if len(columns) == 1:
-        return _numbers(table.column(columns[0]), columns[0], place)
-    grid = np.empty((len(columns), table.num_rows))  # column after column in memory, as they come
-    for j, name in enumerate(columns):
-        cells = _numbers(table.column(name), name, place)
-        if cells.ndim != 1:
-            raise DataError(f"the column {name!r} holds lists, and so must be the only one of its kind.")
-        grid[j] = cells
-    return grid.T
-
-
-def _numbers(column: Any, name: str, place: Callable[[int], str]) -> NDArray[Any]:
-    pyarrow = require("pyarrow", "cli", PURPOSE)
-    held = content(column.type)
-    if held.startswith("lists"):
-        sizes = require("pyarrow.compute", "cli", PURPOSE).list_value_length(column).to_numpy(zero_copy_only=False)
-        if (bad := sizes != sizes[0]).any():
-            i = int(np.argmax(bad))
-            raise DataError(
-                f"every cell of the column {name!r} should be a list of {sizes[0]:g} numbers, and that of {place(i)} "
-                f"has {sizes[i]:g}. Give every row one number per class."
-            )
-        cells = _numbers(column.flatten(), name, place)
-        return cells.reshape(len(column), -1)
-    if held in ("numbers", "truth values", "nothing"):
-        if pyarrow.types.is_decimal(column.type) or held != "numbers":
-            column = column.cast(pyarrow.float64())
-        return np.asarray(column.to_numpy(zero_copy_only=False))
-    try:
-        return np.asarray(column.cast(pyarrow.float64()).to_numpy(zero_copy_only=False))
-    except pyarrow.ArrowException:
-        for i, cell in enumerate(column.to_pylist()):
-            try:
-                float("nan" if cell in (None, "") else cell)
-            except (TypeError, ValueError):
-                raise DataError(
-                    f"column {name!r} should hold numbers, and {place(i)} has {cell!r}. Mend the cell, or leave the "
-                    "row out."
-                ) from None
-        return np.array([np.nan if cell in (None, "") else float(cell) for cell in column.to_pylist()])
-
-
-def lengths(table: Any, name: str, place: Callable[[int], str]) -> NDArray[Any]:
-    """Give a column of bytes, or the lengths in bytes of a column of text."""
-    column = table.column(name)
-    if content(column.type) == "text":
-        found = require("pyarrow.compute", "cli", PURPOSE).binary_length(column)
-        return np.asarray(found.to_numpy(zero_copy_only=False))
-    return _numbers(column, name, place)
-
-
-def coded_cells(column: Any) -> NDArray[Any] | Coded:
-    """Give a column of classes, groups or slices: numbers and truth values as they are, all else coded."""
-    pyarrow = require("pyarrow", "cli", PURPOSE)
-    held = content(column.type)
-    if held == "numbers" and not pyarrow.types.is_decimal(column.type):
-        return np.asarray(column.to_numpy(zero_copy_only=False))
-    if held == "truth values" and not column.null_count:
-        return np.asarray(column.to_numpy(zero_copy_only=False))
-    if held.startswith("lists"):
-        raise DataError("a column of lists is no column of classes, groups or slices: give one cell per row.")
-    if held != "text" and not pyarrow.types.is_dictionary(column.type):
-        column = column.cast(pyarrow.string())
-    words = column.dictionary_encode()
-    return Coded(words.dictionary.to_pylist(), words.indices.fill_null(-1).to_numpy(zero_copy_only=False))
-
-
-def plain_ids(column: Any) -> NDArray[Any]:
-    """Row ids; text that is whole numbers, written the one usual way, is those numbers."""
-    if content(column.type) == "numbers" and not column.null_count:
-        return np.asarray(column.to_numpy(zero_copy_only=False))
-    cells = column.to_pylist()
-    if all(isinstance(cell, str) and cell.isdecimal() for cell in cells):
-        whole = [int(cell) for cell in cells]
-        if max(whole, default=0) < 2**63 and [str(number) for number in whole] == cells:
-            return np.array(whole, dtype=np.int64)
-    return np.array([*cells, None], dtype=object)[:-1]  # one axis, whatever the cells are
 
 
 def _names_of_two(files: list[File], chosen: Chosen, rows: int) -> list[str] | None:
@@ -367,21 +329,35 @@ class _Ids:
 
     def __init__(self) -> None:
         self.kept: list[NDArray[Any]] = []
-        self.rows, self.growing, self.top = 0, True, -(2**63)
+        self.rows, self.growing, self.bottom, self.top = 0, True, 2**63, -(2**63)
         self.notes: list[str] = []
 
     def add(self, ids: NDArray[Any]) -> None:
         whole = ids.dtype.kind in "iu"
         self.growing = self.growing and whole and int(ids[0]) > self.top and bool((ids[1:] > ids[:-1]).all())
         if self.growing:
-            self.top = int(ids[-1])
+            self.bottom, self.top = min(self.bottom, int(ids[0])), int(ids[-1])
         else:
             if ids.dtype == object and (gone := np.array([cell is None or cell == "" for cell in ids])).any():
                 raise DataError(f"the row id is missing in {int(gone.sum()):,} rows. Give every row an id of its own.")
             refuse_copies(ids)
-        self.rows += ids.size
-        if self.rows <= IDS_KEPT:
-            self.kept.append(ids.astype(np.int64) if whole else hashed(ids))
+        self._keep(ids.astype(np.int64) if whole else hashed(ids), ids.size)
+
+    def join(self, other: _Ids) -> None:
+        """Take ids that were looked at elsewhere and come after these."""
+        self.growing = self.growing and other.growing and other.bottom > self.top
+        self.top = max(self.top, other.top)
+        kept = 0
+        for ids in other.kept:
+            kept += ids.size
+            self._keep(ids, ids.size)
+        if other.rows > kept:
+            self._keep(None, other.rows - kept)
+
+    def _keep(self, numbers: NDArray[Any] | None, size: int) -> None:
+        self.rows += size
+        if numbers is not None and self.rows <= IDS_KEPT:
+            self.kept.append(numbers)
         elif not self.growing and not self.notes:
             self.notes.append(
                 f"Row ids were compared with each other in the first {IDS_KEPT:,} rows, and after that within batches "

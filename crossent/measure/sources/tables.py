@@ -88,8 +88,9 @@ def _parquet(file: File, columns: list[str], numeric: list[str], rows: int, seen
         # Unasked, Arrow fetches every row group ahead, and of each whole columns: all of the file, in the end.
         options = {"pre_buffer": False, "buffer_size": 1 << 20}
         table = require("pyarrow.parquet", "cli", PURPOSE).ParquetFile(stream, **options)
-        whole, done = table.metadata.num_rows, 0
-        for piece in table.iter_batches(rows, columns=columns, use_threads=False):
+        groups = range(table.num_row_groups) if file.groups is None else file.groups
+        whole, done = sum(table.metadata.row_group(group).num_rows for group in groups), 0
+        for piece in table.iter_batches(rows, row_groups=list(groups), columns=columns, use_threads=False):
             yield piece
             seen((done := done + piece.num_rows) / whole)
 

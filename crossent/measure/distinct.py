@@ -58,6 +58,12 @@ def _coarser(codes: _Codes, drop: int, to: int) -> _Codes:
     return np.where(upper, 2 * (_HALF >> to) + 1 - near, near)
 
 
+def _length(numbers: _Codes) -> _Codes:
+    """How many bits each number has; a float64 alone would round the longest up."""
+    high = numbers >> 10
+    return np.where(high > 0, np.frexp(high.astype(np.float64))[1] + 10, np.frexp(numbers.astype(np.float64))[1])
+
+
 @dataclass(frozen=True, eq=False)
 class Distinct:
     """``cells``, one for each of ``keys`` int64, which rise; ``drop`` bits have gone; ``most`` is 2 or more."""
@@ -101,7 +107,8 @@ class Distinct:
             one, two = two, one
         at = np.searchsorted(one.keys, two.keys)
         if two.keys.size and (at[-1] == one.keys.size or not np.array_equal(one.keys[at], two.keys)):
-            keys = np.union1d(one.keys, two.keys)
+            keys = np.sort(np.concatenate([one.keys, two.keys]), kind="stable")  # two runs, which are merged
+            keys = keys[np.append(True, keys[1:] != keys[:-1])]
             one, at = one._on(keys), np.searchsorted(keys, two.keys)
         wide = two.cells.spread(at, one.keys.size)
         return Distinct(one.keys, one.cells + wide, drop, self.most)._fitting()
@@ -112,12 +119,21 @@ class Distinct:
     def _dropping(self, drop: int) -> Distinct:
         if drop == self.drop:
             return self
-        keys, at = np.unique(_coarser(self.keys, self.drop, drop), return_inverse=True)
-        return Distinct(keys, self.cells.gathered(at, keys.size), drop, self.most)
+        codes = _coarser(self.keys, self.drop, drop)
+        new = np.append(True, codes[1:] != codes[:-1])[: codes.size]  # they rise still
+        return Distinct(codes[new], self.cells.gathered(np.cumsum(new) - 1, int(new.sum())), drop, self.most)
 
     def _fitting(self) -> Distinct:
-        """The finest of these cells that there is room for."""
-        drop, keys = self.drop, self.keys
-        while keys.size > self.most:
-            keys, drop = np.unique(_coarser(keys, drop, drop + 1)), drop + 1
-        return self._dropping(drop)
+        """The finest of these cells that there is room for.
+
+        Neighbours fall together once as many bits are dropped as it takes to reach the highest in which they differ;
+        those on either side of 1/2 never do.
+        """
+        if self.keys.size <= self.most:
+            return self
+        upper = self.keys > (_HALF >> self.drop)
+        near = np.where(upper, 2 * (_HALF >> self.drop) + 1 - self.keys, self.keys)
+        bits = _length(near[1:] ^ near[:-1])
+        bits[upper[1:] != upper[:-1]] = 64
+        left = 1 + np.array([np.count_nonzero(bits > more) for more in range(64)])
+        return self._dropping(self.drop + int(np.argmax(left <= self.most)))

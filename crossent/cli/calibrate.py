@@ -185,9 +185,8 @@ def _show(console: Console, found: Calibrator, notes: tuple[str, ...]) -> None:
             console.print()
             console.print(grid)
             say("Each candidate on rows it was not fitted to; all intervals hold together with 95 %.", "dim")
-        for why in dict.fromkeys(choice.left_out.values()):
-            names = [name for name, reason in choice.left_out.items() if reason == why]
-            say(f"Left out: {', '.join(names)}. {why[0].upper()}{why[1:].rstrip('.')}.", "dim")
+        for sentence in choice.absent:
+            say(sentence, "dim")
     for note in (*(choice.notes if choice is not None else ()), *notes):
         console.print()
         say(f"Note: {note}", "yellow")

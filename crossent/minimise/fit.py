@@ -104,6 +104,8 @@ def fit(
     calibrator = Calibrator()
     if calibrated:
         calibrator = choose_calibrator(plain[1], choose.encoded, seed=seed, classes=found.classes)
+        for sentence in [calibrator.choice.sentence, *calibrator.choice.absent] if calibrator.choice else []:
+            said(sentence)
     log_p = [calibrator.of_logits(rows) for rows in plain]
     predicted = Predicted(
         rows=np.concatenate([part.rows for part in parts]),

@@ -282,6 +282,7 @@ def test_without_the_extra_structured_scaling_is_left_out_and_said(monkeypatch):
     assert found.kind in (*FEW, "ensemble temperature", "Venn–Abers")
     assert "pip install 'crossent[calibrate]'" in found.choice.left_out["structured vector"]
     assert "crossent[calibrate]" in found.choice.left_out["structured matrix"]
+    assert found.choice.absent[0].startswith("Left out: structured vector, structured matrix. Structured scaling needs")
 
 
 def test_candidates_with_more_numbers_than_rows_are_left_out():

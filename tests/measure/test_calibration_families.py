@@ -85,7 +85,7 @@ def test_curves_are_the_minimum_of_what_they_say_they_minimise(name):
 
 @pytest.mark.parametrize("name", ["structured vector", "structured matrix"])
 def test_structured_scaling_is_that_of_probmetrics(name):
-    pytest.importorskip("torch")
+    pytest.importorskip("probmetrics")
     z, y = sample(800, 4, seed=1)
     rows = rows_of(z, y)
     steps = BY_NAME[name].fit(rows)

@@ -55,6 +55,15 @@ class Choice:
     left_out: dict[str, str]
     notes: tuple[str, ...] = ()
 
+    @property
+    def absent(self) -> list[str]:
+        """Sentences on the candidates that were left out, one for each reason."""
+        return [
+            f"Left out: {', '.join(name for name, reason in self.left_out.items() if reason == why)}. "
+            f"{why[0].upper()}{why[1:].rstrip('.')}."
+            for why in dict.fromkeys(self.left_out.values())
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         """Write it as plain data that JSON holds; an infinite cross-entropy as text."""
         plain = asdict(self)

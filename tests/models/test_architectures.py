@@ -74,7 +74,7 @@ def test_what_is_not_lazy_is_right_and_known(case: Case) -> None:
 @pytest.mark.parametrize("case", [c for c in ALL if c.kind in NOT_BUILT], ids=str)
 def test_what_is_not_built_cannot_be(case: Case) -> None:
     """When one of these can, its name leaves the list."""
-    with pytest.raises(Exception):  # noqa: B017, PT011 - each has its own
+    with pytest.raises(Exception):  # noqa: B017 - each has its own
         look(case)
 
 

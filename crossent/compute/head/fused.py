@@ -86,8 +86,8 @@ def log_softmax(z: LazyLogits, dim: int | None = None, _stacklevel: int = 3, dty
     """Lazy log-probabilities."""
     if dim is None or dimension(z, dim) != z.recipe.at or z.recipe.log:
         return NotImplemented
-    if dtype is None and z.dtype != torch.float64 and torch.is_autocast_enabled(z.device.type):
-        dtype = torch.float32  # where autocast would take it
+    if dtype is None and torch.is_autocast_enabled(z.device.type):
+        dtype = torch.ones(1, dtype=z.dtype, device=z.device).log_softmax(0).dtype  # some devices' is wider
     return stepped(z, Step("log_softmax", dtype), dtype)
 
 

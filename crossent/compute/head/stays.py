@@ -163,6 +163,11 @@ def iterated(z: LazyLogits) -> Any:
 # The same numbers.
 
 
+@answers(vars(torch._C.TensorBase)["grad"].__get__)
+def gradient(z: LazyLogits) -> None:
+    """None: a gradient is kept by logits that were made for it (``retain_grad``)."""
+
+
 @answers(Tensor.detach, vars(torch._C.TensorBase)["data"].__get__)
 def detached(z: LazyLogits) -> LazyLogits:
     """Without the graph."""

@@ -323,7 +323,7 @@ _PROPERTIES = """
     is_nested is_mkldnn is_vulkan is_ipu is_xla is_maia is_mtia itemsize nbytes output_nr name
     _version _base _backward_hooks
 """
-_OF_THE_GRAPH = {getattr(Tensor, name).__get__ for name in ("requires_grad", "is_leaf", "grad_fn", "grad")}
+_OF_THE_GRAPH = {getattr(Tensor, name).__get__ for name in ("requires_grad", "is_leaf", "grad_fn")}
 _LOOKS: set[Any] = {
     *(getattr(Tensor, name) for name in _METHODS.split() if hasattr(Tensor, name)),
     *(getattr(Tensor, name).__get__ for name in _PROPERTIES.split() if hasattr(Tensor, name)),

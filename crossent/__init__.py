@@ -22,10 +22,8 @@ if TYPE_CHECKING:
     from crossent.compute import CrossEntropyLoss as CrossEntropyLoss
     from crossent.compute import Fraction as Fraction
     from crossent.compute import HLGauss as HLGauss
-    from crossent.compute import LazyLogits as LazyLogits
     from crossent.compute import LinearCrossEntropyLoss as LinearCrossEntropyLoss
     from crossent.compute import Link as Link
-    from crossent.compute import Materialised as Materialised
     from crossent.compute import Ordinal as Ordinal
     from crossent.compute import Target as Target
     from crossent.compute import TwoHot as TwoHot
@@ -34,12 +32,10 @@ if TYPE_CHECKING:
     from crossent.compute import cross_entropy as cross_entropy
     from crossent.compute import cross_entropy_between as cross_entropy_between
     from crossent.compute import distillation as distillation
-    from crossent.compute import eager_head as eager_head
     from crossent.compute import entropy as entropy
     from crossent.compute import information_gain as information_gain
     from crossent.compute import js_divergence as js_divergence
     from crossent.compute import kl_divergence as kl_divergence
-    from crossent.compute import lazy_head as lazy_head
     from crossent.compute import linear_cross_entropy as linear_cross_entropy
     from crossent.compute import linear_distillation as linear_distillation
     from crossent.compute import linear_row_numbers as linear_row_numbers
@@ -48,6 +44,10 @@ if TYPE_CHECKING:
     from crossent.compute import renyi_entropy as renyi_entropy
     from crossent.compute import row_numbers as row_numbers
     from crossent.compute import sparse as sparse
+    from crossent.compute.head import LazyLogits as LazyLogits
+    from crossent.compute.head import Materialised as Materialised
+    from crossent.compute.head import eager_head as eager_head
+    from crossent.compute.head import lazy_head as lazy_head
     from crossent.measure import Calibrator as Calibrator
     from crossent.measure import calibrate as calibrate
     from crossent.measure import compare as compare
@@ -67,9 +67,9 @@ _HOME = {
     "Fraction": "crossent.compute",
     "HLGauss": "crossent.compute",
     "LinearCrossEntropyLoss": "crossent.compute",
-    "LazyLogits": "crossent.compute",
+    "LazyLogits": "crossent.compute.head",
     "Link": "crossent.compute",
-    "Materialised": "crossent.compute",
+    "Materialised": "crossent.compute.head",
     "Ordinal": "crossent.compute",
     "Target": "crossent.compute",
     "TwoHot": "crossent.compute",
@@ -78,12 +78,12 @@ _HOME = {
     "cross_entropy": "crossent.compute",
     "cross_entropy_between": "crossent.compute",
     "distillation": "crossent.compute",
-    "eager_head": "crossent.compute",
+    "eager_head": "crossent.compute.head",
     "entropy": "crossent.compute",
     "information_gain": "crossent.compute",
     "js_divergence": "crossent.compute",
     "kl_divergence": "crossent.compute",
-    "lazy_head": "crossent.compute",
+    "lazy_head": "crossent.compute.head",
     "linear_cross_entropy": "crossent.compute",
     "linear_distillation": "crossent.compute",
     "linear_row_numbers": "crossent.compute",

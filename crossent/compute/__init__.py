@@ -3,7 +3,7 @@
 functional · modules     the public faces
 fused                    row numbers and distillation without logits
 codes/                   a number in a range as a target, and logits as a number again
-head/                    lazy logits: that head in any model, by one line
+head/                    lazy logits: that head in any model, by one line (loaded when asked for: it loads Dynamo)
 linear                   the head that never stores its logits
 rows · binary            where autograd meets the kernels
 losses/ · backends/      what to make of a row · how to read it
@@ -24,10 +24,6 @@ from crossent.compute.functional import binary_cross_entropy_with_logits as bina
 from crossent.compute.functional import cross_entropy as cross_entropy
 from crossent.compute.functional import linear_cross_entropy as linear_cross_entropy
 from crossent.compute.functional import row_numbers as row_numbers
-from crossent.compute.head import LazyLogits as LazyLogits
-from crossent.compute.head import Materialised as Materialised
-from crossent.compute.head import eager_head as eager_head
-from crossent.compute.head import lazy_head as lazy_head
 from crossent.compute.fused import linear_distillation as linear_distillation
 from crossent.compute.fused import linear_row_numbers as linear_row_numbers
 from crossent.compute.information import cross_entropy_between as cross_entropy_between

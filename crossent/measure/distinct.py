@@ -133,7 +133,7 @@ class Distinct:
             return self
         upper = self.keys > (_HALF >> self.drop)
         near = np.where(upper, 2 * (_HALF >> self.drop) + 1 - self.keys, self.keys)
-        bits = _length(near[1:] ^ near[:-1])
+        bits = _length(np.bitwise_xor(near[1:], near[:-1]))
         bits[upper[1:] != upper[:-1]] = 64
         left = 1 + np.array([np.count_nonzero(bits > more) for more in range(64)])
         return self._dropping(self.drop + int(np.argmax(left <= self.most)))

@@ -378,10 +378,10 @@ def test_heads_of_another_kind_are_refused() -> None:
         def forward(self, input: Tensor) -> Tensor:
             return super().forward(input).round()
 
-    with pytest.raises(TypeError, match=r"is a .*Quantised and no torch.nn.Linear: only of that is it known"):
+    with pytest.raises(TypeError, match=r"is a .*Quantised and no torch\.nn\.Linear: only of that is it known"):
         lazy_head(nn.Sequential(Quantised(4, 7)))
     parametrised = nn.utils.parametrizations.weight_norm(nn.Linear(4, 7))
-    with pytest.raises(TypeError, match="and no torch.nn.Linear"):
+    with pytest.raises(TypeError, match=r"and no torch\.nn\.Linear"):
         lazy_head(parametrised)
 
 

@@ -34,6 +34,9 @@ from crossent.measure.sums import FLOORED, POWERS, RARE, USUAL, Sums
 from crossent.record import Number
 
 _Float = NDArray[np.float64]
+FEW_GROUPS = 20
+"""With fewer degrees of freedom than this the skewness of groups is anybody's guess, and is left out."""
+
 _AGREE = 64 * np.finfo(float).eps  # a variance below this share of the mean square is rounding
 
 
@@ -234,7 +237,7 @@ def clustered(residual: _Float, weight: _Float, size: float) -> Spread | None:
     freedom = 1 / float(np.sum(h * h) + q.sum() ** 2 - np.sum(q * q))
     # of_sums widens by one degree of freedom, which the leverages have done already.
     second = float(np.sum(pulls**2)) / (1 + 1 / freedom)
-    third = float(np.sum(pulls**3)) / (1 + 1 / freedom) ** 1.5
+    third = float(np.sum(pulls**3)) / (1 + 1 / freedom) ** 1.5 if freedom >= FEW_GROUPS else 0.0
     return Spread(second, third, total, freedom)
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from crossent.cli.reading import reading
 
-_COLUMNS, _MEANING, _OUTPUT = "Columns", "What they mean", "Output"
+_COLUMNS, _MEANING, _READING, _OUTPUT = "Columns", "What they mean", "Reading", "Output"
 
 
 def evaluate(
@@ -98,6 +98,14 @@ def evaluate(
             help="What probabilities are raised to in the second answer, if 0 met its label.", rich_help_panel=_MEANING
         ),
     ] = 1e-6,
+    engine: Annotated[
+        str,
+        typer.Option(
+            metavar="ENGINE",
+            help="local, or ray: the files are read by the workers of Ray (RAY_ADDRESS, or this machine).",
+            rich_help_panel=_READING,
+        ),
+    ] = "local",
     record: Annotated[
         Path | None,
         typer.Option(help="Where to write the record; else NAME-evaluation.json.", rich_help_panel=_OUTPUT),
@@ -109,11 +117,10 @@ def evaluate(
     """Measure what PREDICTIONS are worth: cross-entropy, what it is made of, and how sure one can be."""
     from crossent import report
     from crossent.measure import evaluate as measure
-    from crossent.measure.sources import batches
 
     console = Console(highlight=False, markup=False)
     with reading(console) as seen:
-        read = batches(
+        found = measure(
             predictions[0] if len(predictions) == 1 else predictions,
             label=label[0] if label and len(label) == 1 else label or None,
             probability=probability[0] if probability and len(probability) == 1 else probability or None,
@@ -130,9 +137,11 @@ def evaluate(
             form=form,
             truth=truth,
             normalise=normalise,
+            floor=floor,
+            title=f"What {_shown(predictions)} is worth",
+            engine=engine,
             progress=seen,
         )
-        found = measure(read, floor=floor, title=f"What {_shown(predictions)} is worth")
     record = record or _beside(predictions[0])
     found.write(record)
     report.show(found, console)

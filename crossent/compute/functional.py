@@ -129,7 +129,7 @@ def cross_entropy(
     if validate == "full":
         check_class_weight(whole)
     if reduction != "none" and link is None:
-        at_once = number(z, rows, whole, reduction, result_dtype(input), normaliser)
+        at_once = number(z, rows, whole, reduction, result_dtype(input), normaliser, empty)
         if at_once is not None:
             return at_once
     value, row_weight = row_losses(z, rows, whole, link)

@@ -29,6 +29,7 @@ def number(
     reduction: str,
     dtype: torch.dtype,
     normaliser: float | Tensor | None = None,
+    empty: str = "zero",
 ) -> Tensor | None:
     """The mean or sum over rows of z (n, v, l), or None where it takes the ordinary way."""
     wanted = z.requires_grad and torch.is_grad_enabled() and visible(z) and z.numel() > 0
@@ -39,19 +40,30 @@ def number(
         return None
     if not loss.affine or loss.class_weight is not None or loss.reads - {"uniform"}:
         return None
-    rows = target.rows if target.live is None else int(target.live.sum())
-    if rows == 0:
-        return None
-    if reduction == "mean" and normaliser is not None and float(normaliser) == 0:
-        return None
-    divisor = 1 if reduction != "mean" else rows if normaliser is None else float(normaliser)
-    return _Number.apply(z, target, loss, reduction, dtype, divisor)
+    divisor = _divisor(z, target, reduction, normaliser)
+    if isinstance(divisor, Tensor) and empty != "zero" and reduction == "mean":
+        return None  # nobody looks whether it is 0
+    return None if divisor is None else _Number.apply(z, target, loss, reduction, dtype, divisor)
+
+
+def _divisor(z: Tensor, target: Target, reduction: str, normaliser: float | Tensor | None) -> float | Tensor | None:
+    """What is divided by, None if that is nothing. On a device it is a number there, which nobody waits for."""
+    if z.device.type == "cpu":
+        rows = target.rows if target.live is None else int(target.live.sum())
+        divisor = 1.0 if reduction != "mean" else rows if normaliser is None else float(normaliser)
+        return divisor if rows and divisor else None
+    rows_there: float | Tensor = target.rows if target.live is None else target.live.sum()
+    among = 1.0 if reduction != "mean" else rows_there if normaliser is None else normaliser
+    if not isinstance(among, Tensor):
+        return torch.full((), among, dtype=torch.float64, device=z.device) if among else None
+    among = among.to(z.device, torch.float64)
+    return torch.where(among == 0, 1.0, among)
 
 
 class _Number(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, z: Tensor, target: Target, loss: Loss, reduction: str, dtype: torch.dtype, divisor: float
+        ctx: Any, z: Tensor, target: Target, loss: Loss, reduction: str, dtype: torch.dtype, divisor: float | Tensor
     ) -> Tensor:
         ctx.target, ctx.divisor, ctx.slopes = target, divisor, slopes(loss)
         uniform = "uniform" in loss.reads
@@ -68,12 +80,17 @@ class _Number(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         z, fields = ctx.saved_tensors
         made, ctx.dz = ctx.dz, None  # given away once: whoever accumulates gradients may keep it without a copy
-        if made is not None and not torch.is_grad_enabled() and visible(g) and float(g) == 1.0:
+        given = made is not None and not torch.is_grad_enabled() and visible(g)
+        if given and g.device.type == "cpu" and float(g) == 1.0:
             return made, None, None, None, None, None
         each = g.to(fields.dtype) / ctx.divisor
         a, c = (each * slope for slope in ctx.slopes)
-        rows = fields.shape[1]
-        dz = pulled(z, ctx.target, fields, a.expand(rows, 1), c.expand(rows) if ctx.uniform else None)
+        a, c = a.expand(fields.shape[1], 1), c.expand(fields.shape[1]) if ctx.uniform else None
+        if given and g.device.type != "cpu":  # nobody waits to hear what g is: the device makes it anew unless it is 1
+            live, index = ctx.target.live, ctx.target.index
+            dz = backends.of(z).pull(z, live, index, None, None, fields, a, None, c, None, out=made, unless=g)
+        else:
+            dz = pulled(z, ctx.target, fields, a, c)
         return dz, None, None, None, None, None
 
 

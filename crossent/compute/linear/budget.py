@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 
 BUDGET = 64 * 2**20
+ON_A_GPU = 1000 * 2**20
+"""There no chunk is in cache, and each adds once to all of the head's gradient: a GiB, less what else is needed."""
 LINKED = 64
 """Bytes for each logit where plain torch works in float64: a link, a loss of columns, some eight copies."""
 TWO_ROWS = 384

@@ -171,16 +171,15 @@ def _is_affine(target: Target, loss: Loss) -> bool:
 def _affine(target: Target, loss: Loss) -> OfChunk:
     """Every row has the same cotangents: its gradient is made while it is read."""
     uniform, slope = "uniform" in loss.reads, slopes(loss)
-    index = target.index
-    assert index is not None
 
     def of_chunk(chunk: Chunk, each: Tensor) -> tuple[Tensor, Tensor]:
-        z = chunk.z.unsqueeze(-1)
-        a, c = (float(each) * s for s in slope)
-        fields, gap, dz = backends.of(z).both(z, None, index[chunk.at], uniform, a, c, out=z)
+        z, of_rows = chunk.z.unsqueeze(-1), target_at(target, chunk.at)
+        a, c = (s * (float(each) if each.device.type == "cpu" else each) for s in slope)
+        fields, gap, dz = backends.of(z).both(z, of_rows.live, of_rows.index, uniform, a, c, out=z)
         part = unpack(fields, gap, dense=False, uniform=uniform, entropy=False)
         nll, lse, even, _ = finish(part)
-        return loss(plain_stats(nll, lse, even, part.count, z.shape[1])), dz.squeeze(-1)
+        value, _ = losses_of(plain_stats(nll, lse, even, part.count, z.shape[1]), of_rows, loss)
+        return value, dz.squeeze(-1)
 
     return of_chunk
 

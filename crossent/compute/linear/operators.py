@@ -76,11 +76,9 @@ def pull_over(
     fields: Tensor,
     *cotangents: Tensor | None,
 ) -> Tensor:
-    """``pull`` of rows z (m, v), written over them where the backend can."""
+    """``pull`` of rows z (m, v), written over them."""
     rows = z.unsqueeze(-1)
-    into = {"out": rows} if z.device.type == "cpu" else {}
-    dz = backends.of(z).pull(rows, live, index, q, column_weight, fields, *cotangents, **into)
-    return dz.squeeze(-1)
+    return backends.of(z).pull(rows, live, index, q, column_weight, fields, *cotangents, out=rows).squeeze(-1)
 
 
 def linked(link: Link | None, z: Tensor) -> Tensor:

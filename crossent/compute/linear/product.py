@@ -15,12 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from crossent.compute import backends
-from crossent.compute.linear.budget import BUDGET
+from crossent.compute.linear.budget import BUDGET, ON_A_GPU
 
 WIDENED = 2**21
 """Numbers of a block that is widened to float32: 8 MiB, so that they are multiplied while in cache."""
@@ -118,7 +120,7 @@ class Gradients:
             else:
                 self.dx[chunk.at] = (dz @ w if _is_native(x) else _times(dz, w)).to(x.dtype)
         if self.dw is not None:
-            if dz.dtype == self.dw.dtype:
+            if dz.dtype == self.dw.dtype or _adds_up_wide(dz.device):
                 _add(self.dw, dz, x, self._first)
             else:
                 x = x.to(self.dw.dtype)
@@ -137,7 +139,7 @@ class Gradients:
         for name, x in zip(("dx", "dw", "db"), of, strict=True):
             d = getattr(self, name)
             setattr(self, name, None)
-            found.append(None if d is None or x is None else (d if factor is None else d.mul_(factor)).to(x.dtype))
+            found.append(None if d is None or x is None else _times_rounded(d, factor, x.dtype))
         return found[0], found[1], found[2]
 
 
@@ -152,7 +154,9 @@ def rows_at_once(x: Tensor, w: Tensor, rows: int, size: int) -> int:
     A head of 16 bits needs 4 · v · d bytes for that sum, unless there is but one chunk; 2 · n · v for all logits are
     less up to n = 2 d, and the products stay in 16 bits, twice as fast.
     """
-    narrow = x.element_size() == 2 and x.device.type == "cpu" and _is_native(x)
+    if x.device.type == "cuda":
+        size = max(size, ON_A_GPU // (w.shape[0] * x.element_size()))
+    narrow = x.element_size() == 2 and x.device.type in ("cpu", "cuda") and _is_native(x)
     fits = 2 * rows * w.shape[0] <= 4 * w.numel() + BUDGET
     return max(size, rows) if narrow and fits else size
 
@@ -165,11 +169,32 @@ def rows_kept(live: Tensor | None) -> Tensor | None:
 
 
 def _add(total: Tensor, dz: Tensor, x: Tensor, first: bool) -> None:
-    """total += dzᵀ x; the first time, total holds nothing yet."""
+    """total += dzᵀ x; the first time, total holds nothing yet. It may be float32 where dz and x are not."""
+    wide: dict[str, Any] = {} if dz.dtype == total.dtype else {"out_dtype": total.dtype}
     if first:
-        torch.mm(dz.T, x, out=total)
+        torch.mm(dz.T, x, out=total, **wide)
     else:
-        total.addmm_(dz.T, x)
+        torch.addmm(total, dz.T, x, out=total, **wide)
+
+
+@cache
+def _adds_up_wide(device: torch.device) -> bool:
+    """Whether products of 16-bit matrices can be added to a float32 one there, as the device itself does inside."""
+    if device.type != "cuda":
+        return False
+    narrow, wide = torch.zeros(8, 8, dtype=torch.bfloat16, device=device), torch.zeros(8, 8, device=device)
+    try:
+        _add(wide, narrow, narrow, True)
+        _add(wide, narrow, narrow, False)
+    except (RuntimeError, TypeError):  # torch before 2.10
+        return False
+    return True
+
+
+def _times_rounded(d: Tensor, factor: Tensor | None, dtype: torch.dtype) -> Tensor:
+    if factor is None or d.dtype == dtype or d.device.type == "cpu":
+        return (d if factor is None else d.mul_(factor)).to(dtype)
+    return torch.mul(d, factor, out=torch.empty_like(d, dtype=dtype))  # in one pass over memory
 
 
 def _times(dz: Tensor, w: Tensor) -> Tensor:

@@ -35,19 +35,20 @@ def tile_of(v: int, inner: int, along: int) -> Tile:
     """The tile for rows of v columns.
 
     ``lanes`` decides in which order a row is added up, so it depends on v alone; how many rows stand beside each other,
-    and how many threads share them, changes no bit. Up to 4096 columns are one tile, read once. Wider rows are read in
-    steps of 8 logits to a thread, by as many threads as let the rows that are being worked on stay in the second-level
-    cache, where ``pull`` finds them again: one row of 128k in bfloat16 for each of 132 multiprocessors is 34 MB.
+    and how many threads share them, changes no bit. Up to 4096 columns are one tile, read once, 16 logits to a thread:
+    more, and registers run out where a loss reads several statistics. Wider rows are read in steps of 8 logits to a
+    thread, by as many threads as let the rows that are being worked on stay in the second-level cache, where their
+    gradient finds them again: one row of 128k in bfloat16 for each of 132 multiprocessors is 34 MB.
     """
     if v > 4096:
         lanes = 2048 if v <= 32768 else 4096 if v <= 65536 else 8192
         return Tile(1, lanes, lanes // 256)
     lanes = triton.next_power_of_2(v)
-    rows = max(1, 1024 // lanes)
+    rows = max(1, 512 // lanes)
     if along == ROWS:  # a sector of memory holds 8 to 16 of them
         rows = max(rows, min(16, 8192 // lanes))
     rows = min(rows, triton.next_power_of_2(inner))
-    return Tile(rows, lanes, max(1, rows * lanes // 1024))
+    return Tile(rows, lanes, max(1, rows * lanes // 512))
 
 
 @dataclass(frozen=True)

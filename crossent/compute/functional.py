@@ -36,6 +36,7 @@ from crossent.compute.backends.reference import wide
 from crossent.compute.link import Link
 from crossent.compute.losses import Loss
 from crossent.compute.number import number
+from crossent.compute.override import overridable
 from crossent.compute.reduce import check_reduction, reduce
 from crossent.compute.rows import is_learned, row_losses
 from crossent.compute.rows import row_numbers as rows_of
@@ -43,6 +44,7 @@ from crossent.compute.stats import Stats
 from crossent.compute.target import Target
 
 
+@overridable
 def cross_entropy(
     input: Tensor,
     target: Tensor | Target,
@@ -152,6 +154,7 @@ class RowNumbers(NamedTuple):
     rank: Tensor
 
 
+@overridable
 def row_numbers(
     input: Tensor,
     target: Tensor,

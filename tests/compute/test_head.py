@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crossent import LazyLogits, Materialised, cross_entropy, lazy_head
+import crossent
+from crossent import LazyLogits, Link, Materialised, cross_entropy, lazy_head
+from crossent.compute.losses import Focal, LogZ
 from tests.compare import faults
 
 B, T, D, V = 2, 5, 6, 11
@@ -22,6 +24,7 @@ Q = torch.rand(B, T, V, generator=G).double().softmax(-1)
 W = torch.rand(V, generator=G).double() + 0.5
 SHIFT = torch.randn(V, generator=G).double()
 MASK = torch.rand(B, T, generator=G) < 0.6
+FEW = crossent.sparse(torch.stack([Y.view(-1), (Y.view(-1) + 3) % V], 1), torch.tensor([[0.7, 0.3]]).expand(10, 2), V)
 ROWS, COLUMNS = torch.tensor([0, 3, 3, 9]), torch.tensor([4, 0, -1, 10])
 
 
@@ -79,6 +82,12 @@ LAZY: dict[str, Callable[[Tensor], Any]] = {
     "logsumexp": lambda z: z.logsumexp(-1),
     "logsumexp, kept": lambda z: torch.logsumexp(z.mT, (1,), keepdim=True),
     "TRL": lambda z: z.gather(-1, Y[..., None]).squeeze(-1) - torch.stack([torch.logsumexp(row, -1) for row in z]),
+    "crossent": lambda z: crossent.cross_entropy(flat(z), Y_IGNORED.view(-1), loss=Focal(2.0) + 0.1 * LogZ()),
+    "crossent, soft, in the middle": lambda z: crossent.cross_entropy(input=z.mT, target=Q.mT, label_smoothing=0.1),
+    "crossent, sparse": lambda z: crossent.cross_entropy(flat(z), FEW, reduction="none"),
+    "crossent, link": lambda z: crossent.cross_entropy(flat(z), Y.view(-1), link=Link(temperature=2.0, softcap=3.0)),
+    "crossent, module": lambda z: crossent.CrossEntropyLoss(label_smoothing=0.1)(z.mT, Y),
+    "row_numbers": lambda z: crossent.row_numbers(z.mT, Y_IGNORED),
     "argmax": lambda z: z.argmax(-1),
     "argmax, kept": lambda z: z.transpose(1, 2).argmax(dim=1, keepdim=True),
     "max": lambda z: z.max(-1),
@@ -129,6 +138,10 @@ MADE: dict[str, Callable[[Tensor], Any]] = {
     "argmax of all": lambda z: z.argmax(),
     "gather along rows": lambda z: z.gather(1, Y[:, :1, None].expand(B, 1, V) % T),
     "infinite factor": lambda z: (z * 0.0).sum(),
+    "crossent, two links": lambda z: crossent.cross_entropy(flat(z.tanh()), Y.view(-1), link=Link(softcap=3.0)),
+    "crossent, of log-probabilities": lambda z: crossent.cross_entropy(
+        flat(z.log_softmax(-1)), Y.view(-1), loss=LogZ()
+    ),
     "numbers added": lambda z: (z + 1).exp(),
     "rows added": lambda z: (z + X[..., :1]).exp(),
     "a second tanh": lambda z: z.tanh().tanh(),

@@ -15,10 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossent.compute.functional import linear_cross_entropy
+from crossent.compute import functional
+from crossent.compute.functional import RowNumbers, linear_cross_entropy
+from crossent.compute.fused import linear_row_numbers
 from crossent.compute.head.recipe import Step
 from crossent.compute.head.stays import dimension, sliced, stepped
 from crossent.compute.head.tensor import LazyLogits, answers
+from crossent.compute.link import Link
 from crossent.compute.losses.algebra import Loss
 from crossent.compute.stats import Stats
 from crossent.compute.target import Target, visible
@@ -26,13 +29,13 @@ from crossent.compute.target import Target, visible
 CHUNK_BYTES = 64 * 2**20
 
 
-def _linear(z: LazyLogits, target: Tensor | Target, **options: Any) -> Tensor:
-    """``linear_cross_entropy`` of the recipe, in the dtype of a loss of z."""
-    # On an accelerator nobody waits for the device.
-    validate = "full" if z.device.type == "cpu" else "async"
+def _linear(z: LazyLogits, target: Tensor | Target, *, link: Link | None = None, **options: Any) -> Tensor:
+    """``linear_cross_entropy`` of the recipe, in the dtype of a loss of z; one of the two links at most."""
+    # On an accelerator nobody waits for the device, unless asked to.
+    options = {"validate": "full" if z.device.type == "cpu" else "async", **options}
     with z.at_hand():
-        hidden, weight, bias, link = z.recipe.folded()
-        value = linear_cross_entropy(hidden, weight, target, linear_bias=bias, link=link, validate=validate, **options)
+        hidden, weight, bias, own = z.recipe.folded()
+        value = linear_cross_entropy(hidden, weight, target, linear_bias=bias, link=own or link, **options)
     return z.sharding.awaits(value.double() if z.dtype == torch.float64 else value.float())
 
 
@@ -53,7 +56,7 @@ def cross_entropy(
     learned = (weight is not None and weight.requires_grad) or target.requires_grad
     if z.recipe.at != (0 if z.dim() == 1 else 1) or z.recipe.sign < 0 or learned:
         return NotImplemented
-    options = {"weight": weight, "reduction": reduction, "label_smoothing": label_smoothing}
+    options: dict[str, Any] = {"weight": weight, "reduction": reduction, "label_smoothing": label_smoothing}
     if not target.is_floating_point():
         return _linear(z, target, ignore_index=ignore_index, **options)
     if target.shape != z.shape:
@@ -89,6 +92,36 @@ def log_softmax(z: LazyLogits, dim: int | None = None, _stacklevel: int = 3, dty
     if dtype is None and torch.is_autocast_enabled(z.device.type):
         dtype = torch.ones(1, dtype=z.dtype, device=z.device).log_softmax(0).dtype  # some devices' is wider
     return stepped(z, Step("log_softmax", dtype), dtype)
+
+
+def _takes(z: LazyLogits, link: Link | None) -> bool:
+    """Whether a function of this package can have the recipe: classes second, logits, and a single link."""
+    return z.recipe.at == (0 if z.dim() == 1 else 1) and not z.recipe.log and (link is None or not z.recipe.capped)
+
+
+@answers(functional.cross_entropy)
+def any_cross_entropy(
+    z: LazyLogits, target: Any, weight: Tensor | None = None, *, link: Link | None = None, **options: Any
+) -> Any:
+    """``crossent.cross_entropy``, with any loss."""
+    if not _takes(z, link):
+        return NotImplemented
+    if isinstance(target, Tensor) and target.is_floating_point() and target.shape == z.shape:
+        target = target.movedim(z.recipe.at, -1)
+    return _linear(z, target, weight=weight, link=link, **options)
+
+
+@answers(functional.row_numbers)
+def row_numbers(
+    z: LazyLogits, target: Tensor, weight: Tensor | None = None, *, link: Link | None = None, **options: Any
+) -> Any:
+    """``crossent.row_numbers``."""
+    if not _takes(z, link):
+        return NotImplemented
+    with z.at_hand():
+        hidden, head, bias, own = z.recipe.folded()
+        numbers = linear_row_numbers(hidden, head, target, linear_bias=bias, weight=weight, link=own or link, **options)
+    return RowNumbers(*(z.sharding.awaits(number) for number in numbers))
 
 
 # A few columns of every row.

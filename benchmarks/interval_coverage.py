@@ -97,7 +97,7 @@ def _binary(rng: np.random.Generator, true: np.ndarray, stated: np.ndarray, grou
     return Tally.like(rows).add(rows)
 
 
-def of_parts(repetitions: int, group: int = 1, sizes: tuple[int, ...] = (100, 300, 1000, 10_000)) -> None:
+def of_parts(repetitions: int, group: int = 1, sizes: tuple[int, ...] = (100, 1000)) -> None:
     """Two classes; in groups of ``group`` rows the log-odds are the same and most of the draws too."""
     print("| model | rows | uncertainty | discrimination | miscalibration | mean − truth | looks miscalibrated, % |")
     print("|---|---|---|---|---|---|---|")
@@ -168,7 +168,7 @@ def main(what: str = "means", repetitions: str = "1000") -> None:
     kinds: dict[str, Callable[[int], None]] = {
         "means": of_means,
         "parts": of_parts,
-        "grouped": lambda count: of_parts(count, group=10, sizes=(1000, 10_000)),
+        "grouped": lambda count: of_parts(count, group=10, sizes=(1000, 3000)),
         "classes": of_classes,
     }
     print(f"{repetitions} repetitions; % of intervals that hold the truth (below it · above it)\n")

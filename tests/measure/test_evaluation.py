@@ -13,8 +13,8 @@ from scipy.special import softmax
 import crossent.measure
 from crossent.errors import DataError
 from crossent.measure import Predictions, evaluate
-from crossent.measure.calibration.scaling import cross_fit_log
-from crossent.measure.likelihood import costs
+from crossent.measure.calibration.scaling import KINDS, cross_fit_log, recalibrate
+from crossent.measure.likelihood import costs, costs_of_logs
 from crossent.measure.reliability import MOST_GROUPS
 from crossent.measure.tally import Tally
 from crossent.record import Record
@@ -99,19 +99,21 @@ def test_cross_entropy_is_uncertainty_less_discrimination_plus_miscalibration(ta
 
 
 def test_the_parts_are_those_of_the_cheaper_cross_fitted_calibrator():
+    """C* between what the calibrator costs the rows of the other folds and its own, 4 to 5: too dear and too cheap."""
     sure = P**2 / (P**2).sum(axis=1, keepdims=True)
     record = evaluate(sure, Y)
     loss = np.mean([-math.log(sure[i, Y[i]]) for i in range(400)])
     rows = Predictions.from_arrays(sure, Y)
     sample = Tally.like(rows, capacity=400).add(rows).sample  # all rows, in the order in which they were drawn
-    best = min(
-        np.mean([-q[i, sample.labels[i]] for i in range(400)])
-        for q in (cross_fit_log(sample.logs, sample.labels, kind) for kind in ("temperature", "temperature and bias"))
-    )
+    z, y = sample.logs, sample.labels
+    kinds = {kind: np.mean(costs_of_logs(cross_fit_log(z, y, kind), y)) for kind in KINDS[1:]}
+    kind = min(kinds, key=kinds.get)
+    own = np.mean(costs_of_logs(recalibrate(z, y, kind, logits=True).of_logits(z), y))
+    assert own < kinds[kind]
+    best = (4 * kinds[kind] + 5 * own) / 9
     assert record["miscalibration"].value == pytest.approx(loss - best, abs=1e-6)
     assert record["miscalibration"].low > 0
-    own = crossent.measure.recalibrate(sure, Y)(sure)  # in-sample calibration would say more is to be won
-    assert loss - costs(own, Y).mean() > record["miscalibration"].value + 1e-3
+    assert abs(loss - own - record["miscalibration"].value) > 1e-4  # it can fail
 
 
 def test_tables_against_loops():

@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-transformers = pytest.importorskip(
-    "transformers", reason="transformers is not installed: pip install 'crossent[models]'"
-)
+ABSENT = "transformers is not installed: pip install 'crossent[models]'"
+transformers = pytest.importorskip("transformers", reason=ABSENT)
 
 from crossent import LazyLogits, Materialised, eager_head, lazy_head  # noqa: E402
 

@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-transformers = pytest.importorskip(
-    "transformers", reason="transformers is not installed: pip install 'crossent[models]'"
-)
+ABSENT = "transformers is not installed: pip install 'crossent[models]'"
+transformers = pytest.importorskip("transformers", reason=ABSENT)
 
 from crossent import Materialised, lazy_head  # noqa: E402
 from tests.models.test_llama import llama  # noqa: E402

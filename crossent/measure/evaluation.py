@@ -100,7 +100,7 @@ def evaluate(
             "high": high, "normalise": normalise,
         }  # fmt: skip
         if engine == "ray":
-            tally, first, notes = tallied_by_ray(predictions, named, lambda batch: _empty(batch, floor), progress)
+            tally, first, notes = tallied_by_ray(predictions, named, lambda batch: tally_for(batch, floor), progress)
             return record_of(tally, first.source, first.split, notes, title)
         read = batches(predictions, **named, progress=progress)
     elif isinstance(predictions, Iterator):
@@ -135,7 +135,7 @@ def tallied(read: Iterable[Predictions], floor: float = FLOOR) -> tuple[Tally, P
         for turn, batch in zip(cycle(range(THREADS)), read, strict=False):
             if first is None or empty is None:
                 first = batch
-                empty = _empty(batch, floor)
+                empty = tally_for(batch, floor)
             notes |= dict.fromkeys(batch.notes)
             before = running[turn]
             running[turn] = pool.submit((empty if before is None else before.result()).add, batch)
@@ -148,7 +148,8 @@ def tallied(read: Iterable[Predictions], floor: float = FLOOR) -> tuple[Tally, P
     return tally, first, list(notes)
 
 
-def _empty(batch: Predictions, floor: float) -> Tally:
+def tally_for(batch: Predictions, floor: float = FLOOR) -> Tally:
+    """Give the tally of no rows, with room for the sample that classes are recalibrated on."""
     return Tally.like(batch, floor, capacity=_capacity(batch.probabilities.shape[1]))
 
 

@@ -1,0 +1,98 @@
+"""A tally as one row of bytes and back: what ranks of a training send each other, and what a checkpoint keeps.
+
+A header of JSON (what kind of value stands where, the shape and dtype of each array) and behind it the arrays as they
+lie in memory, each from a multiple of 8 bytes on. Nothing of it can run when it is read, which could not be said of a
+pickle that hides in a checkpoint's tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossent.errors import DataError
+from crossent.measure.cells import Cells
+from crossent.measure.compensated import Compensated
+from crossent.measure.distinct import Distinct
+from crossent.measure.groups import Groups
+from crossent.measure.sample import Sample
+from crossent.measure.slices import Slices
+from crossent.measure.sums import Layout, Sums
+from crossent.measure.tally import Tally
+
+_KINDS = {kind.__name__: kind for kind in (Tally, Sums, Layout, Compensated, Distinct, Cells, Sample, Groups, Slices)}
+_STEP = 8
+
+_Bytes = NDArray[np.uint8]
+
+
+def packed(tally: Tally) -> _Bytes:
+    """Write a tally as bytes, uint8 (n,); some hundred kB, whatever the number of rows.
+
+    >>> from crossent.measure.predictions import Predictions
+    >>> rows = Predictions.from_arrays([0.9, 0.2], [1, 0])
+    >>> again = unpacked(packed(Tally.like(rows).add(rows)))
+    >>> again.rows, again.classes
+    (2, ('0', '1'))
+    """
+    arrays: list[NDArray[Any]] = []
+    header = json.dumps(_plain(tally, arrays)).encode()
+    parts = [np.array([len(header)]).tobytes(), header, *(array.tobytes() for array in arrays)]
+    return np.frombuffer(b"".join(part + bytes(-len(part) % _STEP) for part in parts), np.uint8).copy()
+
+
+def unpacked(row: _Bytes) -> Tally:
+    """Read a tally from its bytes; raises DataError, a sentence, where they are none."""
+    try:
+        size = int(row[:_STEP].view(np.int64)[0])
+        found, end = _value(json.loads(row[_STEP : _STEP + size].tobytes()), row, _STEP + size + -size % _STEP)
+        if not isinstance(found, Tally) or end != row.size:
+            raise ValueError("there is more or less than a tally")
+    except (ValueError, TypeError, KeyError, IndexError) as trouble:
+        raise DataError(
+            f"these {row.size:,} bytes are no tally of this version of crossent ({trouble}): it was saved by another "
+            "version, or is damaged. Measure again."
+        ) from trouble
+    return found
+
+
+def _plain(value: Any, arrays: list[NDArray[Any]]) -> Any:
+    """What JSON can say of a value; its arrays are put aside, in the order they come in."""
+    if isinstance(value, np.ndarray):
+        arrays.append(value)
+        return {"array": [value.dtype.str, *value.shape]}
+    if is_dataclass(value) and not isinstance(value, type):
+        held = {field.name: _plain(getattr(value, field.name), arrays) for field in fields(value)}
+        return {"is": type(value).__name__, "with": held}
+    if isinstance(value, tuple):
+        return {"tuple": [_plain(part, arrays) for part in value]}
+    if isinstance(value, dict):
+        return {"dict": {name: _plain(part, arrays) for name, part in value.items()}}
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _value(plain: Any, row: _Bytes, place: int) -> tuple[Any, int]:
+    """The value again, and where the arrays behind its own begin."""
+    if not isinstance(plain, dict):
+        return plain, place
+    if "array" in plain:
+        dtype, shape = np.dtype(plain["array"][0]), plain["array"][1:]
+        if dtype.hasobject:
+            raise ValueError("an array of objects")
+        size = math.prod(shape) * dtype.itemsize
+        return row[place : place + size].view(dtype).reshape(shape), place + size + -size % _STEP
+    if "tuple" in plain:
+        parts = []
+        for part in plain["tuple"]:
+            value, place = _value(part, row, place)
+            parts.append(value)
+        return tuple(parts), place
+    held = {}
+    for name, part in plain["with" if "is" in plain else "dict"].items():
+        held[name], place = _value(part, row, place)
+    return (_KINDS[plain["is"]](**held) if "is" in plain else held), place

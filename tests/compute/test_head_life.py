@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from crossent import LazyLogits, Materialised, eager_head, lazy_head
+from tests.compute.test_machine import peak
 
 G = torch.Generator().manual_seed(0)
 X, Y = torch.randn(6, 4, generator=G).double(), torch.randint(7, (6,), generator=G)
@@ -264,6 +265,22 @@ def test_logits_are_not_made_from_hidden_states_that_have_changed() -> None:
     hidden.zero_()
     with pytest.raises(RuntimeError, match="the hidden states changed in place"):
         z.argmax(-1)
+
+
+def test_no_logits_are_held_forwards_or_backwards() -> None:
+    def step(head: nn.Linear) -> None:
+        z = head(torch.ones(2048, 8))
+        F.cross_entropy(z.float().view(-1, 16384), torch.arange(2048)).backward()
+
+    torch.manual_seed(0)
+    head = nn.Linear(8, 16384, bias=False)
+    logits = 2048 * 16384 * 4
+    step(head)  # the kernels are compiled, the gradient has its memory
+    assert peak(lambda: step(head)) > 2 * logits
+    lazy_head(head)
+    step(head)
+    # 64 MiB of them at a time, half of all that there are here, and their gradient in the same place.
+    assert peak(lambda: step(head)) < 0.6 * logits
 
 
 # Told.

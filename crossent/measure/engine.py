@@ -9,8 +9,8 @@
 Rows are read by this package's readers and not by those of Ray Data, whose blocks forget which row of which file a row
 was; so that a file is worth the same here and there, and a bad row is refused in the same sentence. Shares and the
 order of merging depend on the files alone: the same files give the same bits on two cores and on a thousand, and the
-numbers of one process to 10⁻¹². What workers send back is a few hundred kB for a share (``Tally``), and the row ids of
-the first 8,388,608 rows if there is a column of them.
+numbers of one process to 10⁻¹². What workers send back for a share is its tally, some hundred kB (of several classes
+some MB), and the row ids of 8,388,608 rows at most if there is a column of them.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ calibration                      better probabilities where that can be shown; k
 decomposition · reliability      what calibration could still win; the curve that shows it
 slices                           by class; the costliest rows
 evaluation                       all of it in one record
+engine · metric · packing        the same on many machines, and inside training
 cluster · join · rival           means of rows that belong together; the same rows of several models; what they cost one
 contrast · ranking · comparison  a model against the baseline; all of them in one record; which is better
 """

@@ -56,7 +56,10 @@ def pull(
     one = like(1.0, x)
     whole = one + e
     lost = e - (whole - one)
-    guess = tl.div_rn(tl.zeros_like(whole) + one, whole)
+    if x.dtype == tl.float64:
+        guess = one / whole
+    else:
+        guess = tl.div_rn(tl.zeros_like(whole) + one, whole)  # what "/" means for float32 is off by 2 ulp
     likely = guess - lost * guess * guess  # 1 / (1 + e), with what the sum had lost
     unlikely = e * likely
     p, q = tl.where(x > 0, likely, unlikely), tl.where(x > 0, unlikely, likely)

@@ -366,7 +366,7 @@ def linear_cross_entropy(
 
     A few rows of logits exist at a time; for a vocabulary of 256k that is the difference between gigabytes and
     megabytes. Of a mean or a sum the gradients are made there and then; of rows they are made in the backward pass,
-    from logits that are made once more. The bits are the same.
+    from logits that are made once more. The bits are the same, if what comes from above is.
 
     Args:
         input: hidden states (…, D).
@@ -377,7 +377,7 @@ def linear_cross_entropy(
             ``cross_entropy``.
         ignore_index: None means -100 for class indices, as in PyTorch.
         budget: how much memory the logits of one chunk may take: bytes, or a text like ``"256 MiB"``; 64 MiB by
-            default, which is near the best for the time, too (docs/decisions/016). A link, and a loss that looks at
+            default, which was near the best for the time, too (docs/decisions/016). A link, and a loss that looks at
             the logits themselves, count 64 bytes for each logit, since plain torch works them out.
         chunk_rows: how many rows make a chunk, instead of a budget.
 

@@ -1,9 +1,8 @@
 """How many rows of logits are made at a time: as many as a budget of memory has room for.
 
 A chunk is read by two matrix products after it was written by one, so that it ought to be in cache; and each chunk adds
-once to all of the head's gradient, so that chunks ought to be few. Measured (docs/decisions/016, one thread, float32,
-three bare products = 1): a budget of 32 to 64 MiB is within 3 % of the best from V = 16k to 128k; 16 MiB costs 3 to
-18 % and whole batches of 128 MiB and more cost 12 to 30 %, most of it fresh pages.
+once to all of the head's gradient, so that chunks ought to be few. Of the budgets tried from 8 to 250 MiB, with V from
+32k to 128k (docs/decisions/016), 64 MiB was within 7 % of the best for each shape, which no other was.
 """
 
 from __future__ import annotations

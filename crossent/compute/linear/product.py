@@ -7,7 +7,7 @@ Only rows that count are made: the others are left out before the first product,
 Narrow numbers. Logits have the dtype of the hidden states, as those of ``F.linear``, and so has their gradient. The
 head's gradient is added up over the chunks in float32 (float64 for float64), and rounded once: products of 16-bit
 numbers are exact in float32. If there is but one chunk, the product adds up inside itself, in float32 again, and there
-is no sum to be kept. A processor without instructions for a dtype takes ten to seventy times as long for its products
+is no sum to be kept. A processor without instructions for a dtype takes five to seventy times as long for its products
 as for those of float32; there all operands are widened, a block of the head's rows at a time.
 """
 

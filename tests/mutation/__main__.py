@@ -74,7 +74,8 @@ def in_the_copy(copy: Path, fault: Fault, answer: Connection) -> None:
 
     assert Path(crossent.__file__).is_relative_to(copy), f"{crossent.__file__} is tested, not the copy"
     first = FirstFailure()
-    options = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", *(["-k", fault.only] if fault.only else [])]
+    options = ["-n0", "-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0"]
+    options += ["-k", fault.only] if fault.only else []
     code = pytest.main([*options, *(f"tests/{test}" for test in fault.tests)], plugins=[first])
     answer.send(({0: "survived", 1: "killed"}.get(code, f"pytest ended with {code!r}"), first.by))
 

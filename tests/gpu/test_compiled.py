@@ -1,4 +1,4 @@
-"""What an assembler makes of the kernels for an H200: every road compiles, and nothing that ought not to be is in it."""
+"""What an assembler makes of the kernels for an H200: every road compiles, and nothing in it ought not to be there."""
 
 from __future__ import annotations
 

@@ -189,15 +189,16 @@ def page() -> str:
     ]
     absent = {case.kind for case, word in found if word == "not built"}
     lines += ["", "| not built | why |", "|---|---|", *(f"| {kind} | {NOT_BUILT[kind]} |" for kind in sorted(absent))]
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
 
 
-BETWEEN = re.compile(r"(<!-- architectures -->\n).*?(\n<!-- end -->)", re.DOTALL)
+BETWEEN = re.compile(r"(<!-- architectures -->\n).*?(<!-- end -->)", re.DOTALL)
 
 if __name__ == "__main__":
     os.environ["TRANSFORMERS_VERBOSITY"] = "critical"
     warnings.simplefilter("ignore")
     assert VOCABULARY == 99
     text = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(BETWEEN.sub(lambda between: between[1] + page() + between[2], text), encoding="utf-8")
-    sys.stdout.write(page() + "\n")
+    written = page()
+    PAGE.write_text(BETWEEN.sub(lambda between: between[1] + written + between[2], text), encoding="utf-8")
+    sys.stdout.write(written)

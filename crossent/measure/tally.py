@@ -8,11 +8,11 @@ by a hash are the largest, and the smallest, of a union (``slices``, ``sample``)
 (``groups``).
 
     state                 two classes      ten classes     grows with
-    sums                         1 kB             3 kB     classes
-    cells                      400 kB           300 kB     -
-    sample                          -           450 kB     its capacity
+    sums                         2 kB             6 kB     classes
+    cells                      260 kB           380 kB     -
+    sample                          -           260 kB     its capacity
     groups, if given           600 kB           560 kB     -
-    a column of slices       400 B each         3 kB each  classes, values of the column (1,000 at most)
+    a column of slices       2 kB each        6 kB each    classes, values of the column (1,000 at most)
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from crossent.errors import DataError
 from crossent.measure.cells import COST_GRID, Cells, grid_for, place_of_cost
 from crossent.measure.compensated import Compensated
 from crossent.measure.decomposition import Calibrated, isotonic_parts, joint_parts
-from crossent.measure.distinct import Distinct
+from crossent.measure.distinct import MOST, Distinct
 from crossent.measure.groups import Groups
 from crossent.measure.likelihood import FLOOR, Rows, distributions
 from crossent.measure.means import Evidence, bits_per_byte, errors, likelihood, truth
@@ -44,7 +44,7 @@ CHUNK = 1 << 16
 
 BINS = 15
 MOST_BY_CLASS = 1000
-_SAMPLE_FLOATS = 1 << 16
+_SAMPLE_FLOATS = 1 << 15
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +94,7 @@ class Tally:
         if self.task in ("binary", "range"):
             start("predicted", Distinct.none())
         elif self.task == "multi-class":
-            start("predicted", Distinct.none())
+            start("predicted", Distinct.none(MOST // 2))
             if columns <= MOST_BY_CLASS:
                 start("by_class", Cells.zeros(columns, len(grid_for(columns))))
             room = self.capacity or max(64, _SAMPLE_FLOATS // (columns + 4))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from crossent import LazyLogits, Materialised, eager_head, lazy_head
-from tests.models.tiny import LABELS, VOCABULARY, built
+from tests.models.tiny import LABELS, built
 
 PAGE = Path(__file__).parents[2] / "docs" / "guides" / "lazy-logits.md"
 
@@ -197,8 +197,7 @@ BETWEEN = re.compile(r"(<!-- architectures -->\n).*?(<!-- end -->)", re.DOTALL)
 if __name__ == "__main__":
     os.environ["TRANSFORMERS_VERBOSITY"] = "critical"
     warnings.simplefilter("ignore")
-    assert VOCABULARY == 99
-    text = PAGE.read_text(encoding="utf-8")
     written = page()
+    text = PAGE.read_text(encoding="utf-8")
     PAGE.write_text(BETWEEN.sub(lambda between: between[1] + written + between[2], text), encoding="utf-8")
     sys.stdout.write(written)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-VOCABULARY = 99
 LABELS = 5
 
 OF_SIZE: list[tuple[Any, str]] = [

@@ -35,7 +35,7 @@ from crossent.compute.arguments import (
 from crossent.compute.backends.reference import wide
 from crossent.compute.link import Link
 from crossent.compute.losses import Loss
-from crossent.compute.number import number
+from crossent.compute.number import nobody_waits, number
 from crossent.compute.override import overridable
 from crossent.compute.reduce import check_reduction, reduce
 from crossent.compute.rows import is_learned, row_losses
@@ -420,7 +420,7 @@ def linear_cross_entropy(
     x, w, bias = under_autocast(input, linear_weight, linear_bias)
     x, dtype = x.reshape(-1, x.shape[-1]), result_dtype(x)
     size = linear.chunk_size(budget, chunk_rows, x, w, rows, whole, link)
-    if reduction != "none":
+    if reduction != "none" and (empty == "zero" or not nobody_waits(x)):
         at_once = linear.number(x, w, bias, rows, whole, link, size, reduction, dtype, normaliser)
         if at_once is not None:
             return at_once

@@ -35,20 +35,26 @@ def number(
     wanted = z.requires_grad and torch.is_grad_enabled() and visible(z) and z.numel() > 0
     if not wanted or torch.autograd.forward_ad._current_level >= 0 or not hasattr(backends.of(z), "both"):
         return None
-    labels = target.index is not None and target.index.shape[1] == 1
-    if not (labels and target.weight is None and target.row_weight is None):
+    # Which label nobody looked at is no class, only a backend that nobody waits for is asked.
+    labels = target.plain_labels if target.weight is None or nobody_waits(z) else None
+    if labels is None:
         return None
     if not loss.affine or loss.class_weight is not None or loss.reads - {"uniform"}:
         return None
     divisor = _divisor(z, target, reduction, normaliser)
     if isinstance(divisor, Tensor) and empty != "zero" and reduction == "mean":
         return None  # nobody looks whether it is 0
-    return None if divisor is None else _Number.apply(z, target, loss, reduction, dtype, divisor)
+    return None if divisor is None else _Number.apply(z, labels, target, loss, reduction, dtype, divisor)
+
+
+def nobody_waits(z: Tensor) -> bool:
+    """Whether these logits are read by a device that nobody waits for, and that takes cotangents from its memory."""
+    return getattr(backends.of(z), "NOBODY_WAITS", False)
 
 
 def _divisor(z: Tensor, target: Target, reduction: str, normaliser: float | Tensor | None) -> float | Tensor | None:
     """What is divided by, None if that is nothing. On a device it is a number there, which nobody waits for."""
-    if z.device.type == "cpu":
+    if not nobody_waits(z):
         rows = target.rows if target.live is None else int(target.live.sum())
         divisor = 1.0 if reduction != "mean" else rows if normaliser is None else float(normaliser)
         return divisor if rows and divisor else None
@@ -63,12 +69,19 @@ def _divisor(z: Tensor, target: Target, reduction: str, normaliser: float | Tens
 class _Number(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, z: Tensor, target: Target, loss: Loss, reduction: str, dtype: torch.dtype, divisor: float | Tensor
+        ctx: Any,
+        z: Tensor,
+        labels: Tensor,
+        target: Target,
+        loss: Loss,
+        reduction: str,
+        dtype: torch.dtype,
+        divisor: float | Tensor,
     ) -> Tensor:
         ctx.target, ctx.divisor, ctx.slopes = target, divisor, slopes(loss)
         uniform = "uniform" in loss.reads
         a, c = (slope * (1.0 / divisor) for slope in ctx.slopes)
-        fields, gap, ctx.dz = backends.of(z).both(z, target.live, target.index, uniform, a, c)
+        fields, gap, ctx.dz = backends.of(z).both(z, target.live, labels, uniform, a, c)
         ctx.save_for_backward(z, fields)
         ctx.uniform = uniform
         part = unpack(fields, gap, dense=False, uniform=uniform, entropy=False)
@@ -77,21 +90,23 @@ class _Number(torch.autograd.Function):
         return reduce(value, weight, reduction, "zero", torch.Size(), dtype, divisor)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         z, fields = ctx.saved_tensors
         made, ctx.dz = ctx.dz, None  # given away once: whoever accumulates gradients may keep it without a copy
         given = made is not None and not torch.is_grad_enabled() and visible(g)
-        if given and g.device.type == "cpu" and float(g) == 1.0:
-            return made, None, None, None, None, None
+        if given and not nobody_waits(z) and float(g) == 1.0:
+            return made, *(None,) * 6
         each = g.to(fields.dtype) / ctx.divisor
         a, c = (each * slope for slope in ctx.slopes)
         a, c = a.expand(fields.shape[1], 1), c.expand(fields.shape[1]) if ctx.uniform else None
-        if given and g.device.type != "cpu":  # nobody waits to hear what g is: the device makes it anew unless it is 1
+        if ctx.target.weight is not None:  # NaN where a label is no class
+            a = a * ctx.target.weight
+        if given and nobody_waits(z):  # to hear what g is: the device makes the gradient anew unless that is 1
             live, index = ctx.target.live, ctx.target.index
             dz = backends.of(z).pull(z, live, index, None, None, fields, a, None, c, None, out=made, unless=g)
         else:
             dz = pulled(z, ctx.target, fields, a, c)
-        return dz, None, None, None, None, None
+        return dz, *(None,) * 6
 
 
 def slopes(loss: Loss) -> tuple[float, float]:

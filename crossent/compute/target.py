@@ -8,6 +8,7 @@ meant is refused here, in a sentence, before a kernel reads anything.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,8 @@ class Target:
 
     In the second case ``index`` is None and ``weight`` has the shape of the logits, (n, v) or (n, v, l). ``weight``
     None is a weight of 1 for every column of ``index``. A row that is not ``live`` (n,) is ignored and never read; None
-    says that all are live. ``row_weight`` (n,) multiplies the losses of rows and their share in a mean. Build one with
+    says that all are live. ``row_weight`` (n,) multiplies the losses of rows and their share in a mean. ``unchecked``
+    says of labels that nobody looked at that the weight is 1, or NaN where they are no class. Build one with
     ``labels``, ``probabilities`` or ``sparse``.
     """
 
@@ -29,6 +31,7 @@ class Target:
     weight: Tensor | None = None
     live: Tensor | None = None
     row_weight: Tensor | None = None
+    unchecked: bool = False
 
     def __post_init__(self) -> None:
         if self.index is None and self.weight is None:
@@ -44,14 +47,28 @@ class Target:
 
     def slice(self, start: int, stop: int) -> Target:
         """The targets of rows start to stop."""
+        return self[start:stop]
+
+    def __getitem__(self, rows: Any) -> Target:
+        """The targets of some rows: a slice, or their numbers."""
         fields = (self.index, self.weight, self.live, self.row_weight)
-        return Target(*(None if field is None else field[start:stop] for field in fields))
+        index, weight, live, row_weight = (None if field is None else field[rows] for field in fields)
+        return Target(index, weight, live, row_weight, self.unchecked)
 
     def weighted(self, row_weight: Tensor | None = None, mask: Tensor | None = None) -> Target:
         """The same with weights (n,) for rows, and with only the rows of ``mask`` (n,) counting."""
         if mask is not None:
             mask = mask if self.live is None else self.live & mask
-        return Target(self.index, self.weight, self.live if mask is None else mask, row_weight)
+        return Target(self.index, self.weight, self.live if mask is None else mask, row_weight, self.unchecked)
+
+    @property
+    def plain_labels(self) -> Tensor | None:
+        """Labels (n, 1) of weight 1, -1 where nobody looked and they are no class; None for any other target."""
+        if self.index is None or self.index.shape[1] != 1 or self.row_weight is not None:
+            return None
+        if self.weight is None:
+            return self.index
+        return torch.where(self.weight.isnan(), -1, self.index) if self.unchecked else None
 
 
 def labels(y: Tensor, classes: int, ignore_index: int, mask: Tensor | None = None, *, validate: str = "full") -> Target:
@@ -78,7 +95,7 @@ def labels(y: Tensor, classes: int, ignore_index: int, mask: Tensor | None = Non
     index = torch.where(live & inside, y, 0).unsqueeze(-1)
     if validate == "full" and visible(y):
         return Target(index, live=live)
-    return Target(index, torch.where(outside, torch.nan, 1.0).unsqueeze(-1), live)
+    return Target(index, torch.where(outside, torch.nan, 1.0).unsqueeze(-1), live, unchecked=True)
 
 
 def probabilities(q: Tensor, mask: Tensor | None = None, *, validate: str = "full") -> Target:

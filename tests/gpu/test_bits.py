@@ -239,3 +239,62 @@ def test_addresses_are_those_of_the_strides() -> None:
     assert {along for along, _, _ in seen} == {0, 1, 2}
     assert {unit for _, unit, _ in seen} >= {1, 2, 8}
     assert {grouped for _, _, grouped in seen} == {False, True}
+
+
+def of_a_number(call, *tensors: Tensor) -> tuple[Tensor, ...]:
+    leaves = [there(t).clone().requires_grad_() for t in tensors]
+    value = call(*leaves)
+    return value.detach(), *torch.autograd.grad(value, leaves)
+
+
+@pytest.mark.parametrize("validate", ["full", "off"])
+def test_a_number_has_the_bits_of_the_long_way_whatever_it_is_multiplied_by(validate: str) -> None:
+    z, y = random(9, 37).float(), torch.arange(9) * 4
+    y[3] = -100
+    ones = there(torch.ones(37))
+    for reduction in ("mean", "sum"):
+        for scale in (1.0, 4.0):  # a power of two, so that it does not matter when it is multiplied in
+
+            def call(z: Tensor, weight: Tensor | None, reduction: str = reduction, scale: float = scale) -> Tensor:
+                given = {"label_smoothing": 0.1, "reduction": reduction, "validate": validate}
+                return scale * cross_entropy(z, there(y), weight, **given)
+
+            at_once = of_a_number(lambda z, call=call: call(z, None), z)
+            apart = of_a_number(lambda z, call=call: call(z, ones), z)  # weights of 1 take the long way
+            for a, b in zip(at_once, apart, strict=True):
+                torch.testing.assert_close(a, b, rtol=3e-7, atol=0)  # 1 / n, n with a rounding more or less
+            assert torch.equal(bits(at_once[0]), bits(apart[0]))
+            assert not bits(at_once[1][3]).any()
+    leaf = there(z).requires_grad_()
+    value = cross_entropy(leaf, there(y), validate=validate)
+    first = torch.autograd.grad(value, leaf, retain_graph=True)[0]
+    assert torch.equal(torch.autograd.grad(value, leaf)[0], first)
+
+
+def test_a_label_that_nobody_looked_at_makes_its_row_nan() -> None:
+    z, x, w = random(4, 7).float(), random(4, 3).float(), random(7, 3, seed=1).float()
+    y = there(torch.tensor([0, 7, -100, 6]))
+    value, dz = of_a_number(lambda z: cross_entropy(z, y, reduction="sum", validate="off"), z)
+    assert value.isnan()
+    assert dz.isnan().all(-1).tolist() == [False, True, False, False]
+    assert dz[[0, 2, 3]].isfinite().all()
+    value, dx, _ = of_a_number(lambda x, w: linear_cross_entropy(x, w, y, reduction="sum", validate="off"), x, w)
+    assert value.isnan()
+    assert dx.isnan().any(-1).tolist() == [False, True, False, False]
+    right = there(torch.tensor([0, 5, -100, 6]))
+    checked, unchecked = (
+        of_a_number(lambda x, w, v=v: linear_cross_entropy(x, w, right, validate=v), x, w) for v in ("full", "off")
+    )
+    assert all(torch.equal(bits(a), bits(b)) for a, b in zip(checked, unchecked, strict=True))
+
+
+@pytest.mark.parametrize("validate", ["full", "off"])
+def test_nothing_that_counts_is_0_or_what_was_asked_for(validate: str) -> None:
+    z, x, w, y = random(3, 7).float(), random(3, 2).float(), random(7, 2).float(), there(torch.full((3,), -100))
+    for call, tensors in ((cross_entropy, (z,)), (linear_cross_entropy, (x, w))):
+        value, *gradients = of_a_number(lambda *t, call=call: call(*t, y, validate=validate), *tensors)
+        assert value == 0
+        assert not any(bits(g.abs()).any() for g in gradients)
+        assert of_a_number(lambda *t, call=call: call(*t, y, empty="nan", validate=validate), *tensors)[0].isnan()
+        with pytest.raises(ValueError, match="no row has any weight"):
+            call(*(there(t).requires_grad_() for t in tensors), y, empty="raise", validate=validate)

@@ -8,6 +8,7 @@ a function of a chunk of logits, called forwards for its value and backwards onc
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -48,14 +49,13 @@ def counting(target: Target) -> Target:
         return target
     weighty = target.row_weight.detach() != 0
     live = weighty if target.live is None else target.live & weighty
-    return Target(target.index, target.weight, live, target.row_weight)
+    return Target(target.index, target.weight, live, target.row_weight, target.unchecked)
 
 
 def target_at(target: Target, rows: Rows) -> Target:
     """The targets of some rows; where only those that count were chosen, nothing says so any more."""
     live = target.live if target.live is not None and target.live.device.type != "cpu" else None
-    fields = (target.index, target.weight, live, target.row_weight)
-    return Target(*(None if field is None else field[rows] for field in fields))
+    return replace(target, live=live)[rows]
 
 
 def row_losses(

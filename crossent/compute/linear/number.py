@@ -27,7 +27,7 @@ from crossent.compute.linear.operators import back_through, by_itself, lift_of, 
 from crossent.compute.linear.product import Chunk, Gradients
 from crossent.compute.link import Link
 from crossent.compute.losses.algebra import Loss
-from crossent.compute.number import plain_stats, slopes
+from crossent.compute.number import nobody_waits, plain_stats, slopes
 from crossent.compute.reduce import reduce
 from crossent.compute.rows import is_learned, losses_of, stats_of
 from crossent.compute.rows import row_losses as of_logits
@@ -74,7 +74,7 @@ def number(
     divisor = _divisor(_weights(target, loss, x), x, reduction, normaliser)
     if needs_columns(target, loss):
         of_chunk = by_autograd(lambda z, rows: of_logits(z, target_at(target, rows), loss, link))
-    elif link is None and _is_affine(target, loss) and hasattr(backends.of(x), "both"):
+    elif link is None and _is_affine(target, loss, x) and hasattr(backends.of(x), "both"):
         of_chunk = _affine(target, loss)
     else:
         of_chunk = _by_statistics(target, loss, link)
@@ -162,10 +162,9 @@ def _made(
 # --- a chunk's losses and gradient, in three ways -----------------------------------------------------------------
 
 
-def _is_affine(target: Target, loss: Loss) -> bool:
-    labels = target.index is not None and target.index.shape[1] == 1
-    plain = target.weight is None and target.row_weight is None and loss.class_weight is None
-    return labels and plain and loss.affine and not loss.reads - {"uniform"}
+def _is_affine(target: Target, loss: Loss, x: Tensor) -> bool:
+    labels = target.plain_labels is not None and (target.weight is None or nobody_waits(x))
+    return labels and loss.class_weight is None and loss.affine and not loss.reads - {"uniform"}
 
 
 def _affine(target: Target, loss: Loss) -> OfChunk:
@@ -174,8 +173,10 @@ def _affine(target: Target, loss: Loss) -> OfChunk:
 
     def of_chunk(chunk: Chunk, each: Tensor) -> tuple[Tensor, Tensor]:
         z, of_rows = chunk.z.unsqueeze(-1), target_at(target, chunk.at)
-        a, c = (s * (float(each) if each.device.type == "cpu" else each) for s in slope)
-        fields, gap, dz = backends.of(z).both(z, of_rows.live, of_rows.index, uniform, a, c, out=z)
+        a, c = ((each if nobody_waits(z) else float(each)) * s for s in slope)
+        labels = of_rows.plain_labels
+        assert labels is not None
+        fields, gap, dz = backends.of(z).both(z, of_rows.live, labels, uniform, a, c, out=z)
         part = unpack(fields, gap, dense=False, uniform=uniform, entropy=False)
         nll, lse, even, _ = finish(part)
         value, _ = losses_of(plain_stats(nll, lse, even, part.count, z.shape[1]), of_rows, loss)
@@ -252,5 +253,7 @@ def _divisor(weight: Tensor | None, x: Tensor, reduction: str, normaliser: float
     if reduction == "sum":
         return torch.ones((), dtype=wide(x), device=x.device)
     if normaliser is not None:
-        return torch.as_tensor(normaliser, dtype=wide(x), device=x.device)
-    return torch.full((), x.shape[0], dtype=wide(x), device=x.device) if weight is None else weight.sum()
+        divisor = torch.as_tensor(normaliser, dtype=wide(x), device=x.device)
+    else:
+        divisor = torch.full((), x.shape[0], dtype=wide(x), device=x.device) if weight is None else weight.sum()
+    return torch.where(divisor == 0, 1.0, divisor) if nobody_waits(x) else divisor  # nothing over nothing is 0

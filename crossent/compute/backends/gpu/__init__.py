@@ -30,6 +30,8 @@ from crossent.compute.stats import field_names
 
 # Steps that are exact only if nothing is fused would be broken by a compiler that fuses; fma is written where meant.
 _EXACT = {"enable_fp_fusion": False}
+NOBODY_WAITS = True
+"""Cotangents that are the same for all rows are read from the device's memory, and labels that are no class allowed."""
 _TARGETS = 16  # columns of an index that are read together
 
 

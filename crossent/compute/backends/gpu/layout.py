@@ -43,7 +43,7 @@ def tile_of(v: int, inner: int, along: int) -> Tile:
     if v > 4096:
         lanes = 2048 if v <= 32768 else 4096 if v <= 65536 else 8192
         return Tile(1, lanes, lanes // 256)
-    lanes = triton.next_power_of_2(v)
+    lanes = max(2, triton.next_power_of_2(v))  # some versions of Triton fail to compile tiles of one column
     rows = max(1, 512 // lanes)
     if along == ROWS:  # a sector of memory holds 8 to 16 of them
         rows = max(rows, min(16, 8192 // lanes))

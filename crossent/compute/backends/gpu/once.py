@@ -41,7 +41,9 @@ def both(
     tl.store(gap + r[:, None], tl.where(alive[:, None], own, 0.0), mask=there[:, None])
 
     nothing = tl.zeros((TILE,), tl.float64)
-    a_row, c_row, measure = nothing + tl.load(a), nothing, nothing
+    # A label that is no class makes its row NaN.
+    a_row = tl.where(tl.reshape(inside, (TILE,)), nothing + tl.load(a), float("nan"))
+    c_row, measure = nothing, nothing
     if UNIFORM:
         all_columns = nothing + v
         total, count, measure = evens(peak, row, v, last, alive, zc, z, False, LANES, UNIT, Z_ALONG, FAR)

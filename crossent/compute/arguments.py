@@ -5,6 +5,7 @@ Everything is looked at here and nowhere else: shapes and dtypes always, values 
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
@@ -100,8 +101,8 @@ def target_of(
                 f"ignore_index={ignore_index} is for labels, and this target is ready: give it to crossent.sparse, or "
                 "pass mask=, True for each row that counts."
             )
-        if target.rows != shape.numel():
-            raise ValueError(f"the target has {target.rows} rows, and the logits have {shape.numel()}.")
+        if target.rows != math.prod(shape):
+            raise ValueError(f"the target has {target.rows} rows, and the logits have {math.prod(shape)}.")
         return target
     got, dtype = tuple(target.shape), str(target.dtype).removeprefix("torch.")
     if target.is_floating_point():
@@ -112,7 +113,7 @@ def target_of(
                     "pass mask=, True for each row that counts."
                 )
             rows_last = like_logits == (*shape, classes)
-            q = target.reshape(shape.numel(), classes) if rows_last else columns(target)
+            q = target.reshape(math.prod(shape), classes) if rows_last else columns(target)
             return targets.probabilities(q, mask, validate=validate)
         if got == tuple(shape):
             raise TypeError(

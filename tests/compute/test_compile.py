@@ -81,7 +81,8 @@ def test_the_operators_are_what_they_say(backend: str) -> None:
     for name, arguments in samples():
         torch.library.opcheck(getattr(operators, name), arguments)
         seen.add(f"crossent::{name}")
-    assert seen == {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("crossent::")}
+    ours = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("crossent::")}
+    assert seen == {name for name in ours if not name.startswith("crossent::linear_")}  # test_linear_derivatives.py
 
 
 def test_a_fake_that_tells_something_else_is_noticed() -> None:

@@ -55,11 +55,9 @@ def fit(
     Ctrl-C ends the training and keeps the best so far; --resume goes on after a kill.
     """
     from crossent import report
-    from crossent.minimise import fit as train_and_test
     from crossent.record import Record
 
     console = Console(highlight=False, markup=False)
-    recipe = _recipe(set_ or [])
     folder = _folder(data, output, resume)
     if resume and (folder / "model.json").exists():
         console.print(f"{folder} is finished; nothing is left to do.")
@@ -67,8 +65,11 @@ def fit(
         return
     checkpoint = folder / "checkpoint"
     made = [place for place in (checkpoint, *checkpoint.parents) if not os.path.exists(place)]
+    _probe(checkpoint, made)  # before torch is imported: on a full disk a library that torch takes in says less
     try:
-        _probe(checkpoint)
+        from crossent.minimise import fit as train_and_test
+
+        recipe = _recipe(set_ or [])
         with Training(console) as training:
             run = train_and_test(
                 data,
@@ -145,13 +146,17 @@ def _free(numbered: list[Path]) -> int:
     return next(place for place, folder in enumerate(numbered) if not os.path.exists(folder))
 
 
-def _probe(folder: Path) -> None:
+def _probe(folder: Path, made: list[Path]) -> None:
     """Find out before the training, not after it, that the folder cannot be written."""
     from crossent.files import replacing
 
-    with replacing(folder / ".probe") as temporary:
-        temporary.write_text("crossent was here")
-    (folder / ".probe").unlink()
+    try:
+        with replacing(folder / ".probe") as temporary:
+            temporary.write_text("crossent was here")
+        (folder / ".probe").unlink()
+    except BaseException:
+        _remove(made)
+        raise
 
 
 def _take_back(folder: Path, made: list[Path]) -> None:
@@ -162,7 +167,12 @@ def _take_back(folder: Path, made: list[Path]) -> None:
         for name in ("report.html", *FILES):
             with contextlib.suppress(OSError):
                 (folder / name).unlink()
-    for place in made:
+    _remove(made)
+
+
+def _remove(folders: list[Path]) -> None:
+    """Remove folders, the innermost first, as far as they are empty."""
+    for place in folders:
         try:
             place.rmdir()
         except OSError:

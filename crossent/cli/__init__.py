@@ -27,9 +27,7 @@ def main() -> None:
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (
-        OSError
-    ) as trouble:  # importing can need the disk: a library of torch's looks for a temporary folder
+    except OSError as trouble:  # importing can need the disk: a library of torch's looks for a temporary folder
         print(f"crossent: the system refuses what is needed here: {trouble}.", file=sys.stderr)
         sys.exit(2)
 

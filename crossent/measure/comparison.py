@@ -26,7 +26,7 @@ from crossent.errors import DataError, some
 from crossent.measure.contrast import Ground
 from crossent.measure.join import Head, Joined, join
 from crossent.measure.likelihood import FLOOR
-from crossent.measure.predictions import Predictions
+from crossent.measure.predictions import Predictions, slices_by
 from crossent.measure.ranking import ranking
 from crossent.measure.rival import rival
 from crossent.measure.sources import read_predictions, samples
@@ -55,16 +55,13 @@ def compare(
     probability: str | Sequence[str] | None = None,
     row: str | None = None,
     split: str | None = None,
-    weight: str | None = None,
-    group: str | None = None,
-    by: str | Sequence[str] | None = None,
+    weight: Any = None,
+    group: Any = None,
+    by: Any = None,
     bytes: str | None = None,
     form: str | None = None,
     truth: str | None = None,
     rows: Any = None,
-    weights: Any = None,
-    groups: Any = None,
-    slices: Mapping[str, Any] | None = None,
     floor: float = FLOOR,
     title: str | None = None,
     normalise: bool = False,
@@ -78,9 +75,10 @@ def compare(
     ``predictions`` are two or more files, with ``label``, ``probability``, ``row``, ``split``, ``weight``, ``group``,
     ``by``, ``bytes``, ``form`` and ``truth`` naming columns and kinds as in ``read_predictions``; or one file and in
     ``probability`` one column for each model, that of class 1; or arrays (n,) or (n, classes) of probabilities, with
-    ``labels``, ``rows``, ``weights``, ``groups`` and ``slices`` as in ``Predictions.from_arrays``; or ``Predictions``;
-    or one mapping of any of these by name. Files are joined on their row ids. Weights, groups and slices are the
-    baseline's; of a file that is not the baseline these columns are not read.
+    ``labels`` and ``rows``, and in ``weight``, ``group`` and ``by`` (a mapping of names to values) the values (n,)
+    themselves, as in ``evaluate``; or ``Predictions``; or one mapping of any of these by name. Files are joined on
+    their row ids. Weights, groups and slices are the baseline's; of a file that is not the baseline these columns are
+    not read.
 
     The first model is the baseline unless ``baseline`` names another, or gives its place. Differences are model minus
     baseline, in nats: below 0 the model is the better one. ``floor`` is what probabilities are raised to, those of all
@@ -98,8 +96,7 @@ def compare(
     """
     models = _named(predictions, names, probability)
     order = _baseline_first(list(models), baseline)
-    columns = (label, row, split, form, truth)
-    arrays = {"rows": rows, "weights": weights, "groups": groups, "slices": slices}
+    beside: dict[str, Any] = {"weight": weight, "group": group, "by": by, "bytes": bytes}
 
     def source(name: str) -> Source:
         what, own = models[name]
@@ -108,27 +105,34 @@ def compare(
         if isinstance(what, Predictions):
             return Source(lambda: what)
         if isinstance(what, str | os.PathLike):
-            if labels is not None or any(cells is not None for cells in arrays.values()):
+            if labels is not None or rows is not None or not _are_names(weight, group, by):
                 raise DataError(
                     "files bring their own labels, row ids, weights, groups and slices: name their columns with "
                     "label=, row=, weight=, group= and by=."
                 )
-            beside: dict[str, Any] = (
-                {"weight": weight, "group": group, "by": by, "bytes": bytes} if name == order[0] else {}
-            )
             asked: dict[str, Any] = {"label": label, "probability": own, "row": row, "split": split}
-            return Source(lambda: read_predictions(what, **asked, **beside, **settings), _has_ids(what, row))
+            asked |= beside if name == order[0] else {}
+            return Source(lambda: read_predictions(what, **asked, **settings), _has_ids(what, row))
         if labels is None:
             raise DataError("probabilities without labels cannot be compared: pass labels=, one per row, as well.")
-        if any(column is not None for column in (*columns[:3], probability, weight, group, by)):
+        named = (column for column in (weight, group, by) if isinstance(column, str))
+        if any(column is not None for column in (label, row, split, probability, *named)):
             raise DataError(
-                "label=, probability=, row=, split=, weight=, group= and by= name columns of files, and what came are "
-                "arrays: pass labels=, rows=, weights=, groups= and slices=."
+                "label=, probability=, row= and split= name columns of files, and what came are arrays: pass labels= "
+                "and rows=, and the values themselves in weight=, group= and by=."
             )
-        found = Predictions.from_arrays(what, labels, **arrays, **settings)
+        found = Predictions.from_arrays(
+            what, labels, rows=rows, weights=weight, groups=group, slices=slices_by(by), **settings
+        )
         return Source(lambda: found, rows is not None)
 
     return rank({name: source(name) for name in order}, floor, title)
+
+
+def _are_names(*columns: Any) -> bool:
+    """Whether these name columns of a file, or are not given."""
+    names = [name for column in columns for name in (column if isinstance(column, list | tuple) else [column])]
+    return all(name is None or isinstance(name, str) for name in names)
 
 
 def _has_ids(path: str | os.PathLike[str], row: str | None) -> bool | None:

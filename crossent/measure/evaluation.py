@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from itertools import cycle
@@ -14,7 +14,7 @@ import numpy as np
 from crossent.errors import DataError, some
 from crossent.measure.engine import ENGINES, tallied_by_ray
 from crossent.measure.likelihood import FLOOR
-from crossent.measure.predictions import Predictions
+from crossent.measure.predictions import Predictions, slices_by
 from crossent.measure.reliability import axis_names, curves, reliability
 from crossent.measure.slices import concentration, costliest, per_class, slices
 from crossent.measure.sources import batches
@@ -115,7 +115,7 @@ def evaluate(
         read = [
             Predictions.from_arrays(
                 predictions, labels, classes, rows, task, low, high, form=form, truth=truth, weights=weight,
-                groups=group, slices=_slices(by), bytes=bytes, normalise=normalise,
+                groups=group, slices=slices_by(by), bytes=bytes, normalise=normalise,
             )
         ]  # fmt: skip
     tally, first, notes = tallied(read, floor)
@@ -168,13 +168,6 @@ def _is_files(predictions: Any) -> bool:
     )
 
 
-def _slices(by: Any) -> Mapping[str, Any] | None:
-    if by is None or isinstance(by, Mapping):
-        return by
-    name = getattr(by, "name", None)
-    return {str(name) if name else "slice": by}
-
-
 def record_of(
     tally: Tally,
     source: str | None = None,
@@ -193,7 +186,8 @@ def record_of(
         tables["per_class"] = per_class(tally.evidence(), tally.classes, tally.by_class, floored)
     if tally.slices:
         tables["slices"] = slices(tally.slices, floored, tally.task)
-    tables["costliest"] = costliest(tally.costliest, tally.task, classes, low, high)
+    usual = tally.evidence().usual_confidence if tally.task in ("binary", "multi-class") and not tally.soft else None
+    tables["costliest"] = costliest(tally.costliest, tally.task, classes, low, high, usual)
     drawn: dict[str, Curve] = {}
     if calibrated is not None:
         names = axis_names(tally.task, tally.classes)

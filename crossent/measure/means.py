@@ -119,6 +119,12 @@ class Evidence:
         return self.sums.total("label", self.which) / self.weight
 
     @property
+    def usual_confidence(self) -> _Float:
+        """The mean probability that each class got over the rows labelled with it, (classes,); inf where none is."""
+        label = self.sums.total("label", self.which)
+        return np.where(label > 0, self.sums.total("own", self.which) / np.where(label > 0, label, 1.0), np.inf)
+
+    @property
     def entropy(self) -> float:
         """The plug-in entropy of the labels' frequencies, nats."""
         return max(float(entr(self.frequencies).sum()), 0.0)

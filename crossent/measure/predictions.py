@@ -400,3 +400,15 @@ def _same_index(probabilities: Any, labels: Any) -> None:
             "the probabilities and the labels have different indices, so that rows may not belong together. "
             "Sort them alike, or drop both indices with reset_index(drop=True)."
         )
+
+
+def slices_by(by: Any) -> Mapping[str, Any] | None:
+    """The columns of slices by name, of what a caller gives: a mapping, a named series, or a single array.
+
+    >>> slices_by(["Rome", "Oslo"])
+    {'slice': ['Rome', 'Oslo']}
+    """
+    if by is None or isinstance(by, Mapping):
+        return by
+    name = getattr(by, "name", None)
+    return {str(name) if name else "slice": by}

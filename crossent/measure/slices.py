@@ -26,8 +26,9 @@ MOST_SLICES = 1000
 """Beyond so many values a column is an id, not a slice."""
 
 _Float = NDArray[np.float64]
-Costly = tuple[float, bool, Any, int, int, float, float, float]
-"""−cost, whether the id is text, the id, label and predicted class, probability of the label, both in the range."""
+Costly = tuple[float, bool, Any, int, int, float, float, float, float]
+"""−cost, whether the id is text, the id, label and predicted class, probability of the label, both in the range, and
+the probability of the predicted class."""
 
 
 def per_class(of: Evidence, classes: tuple[str, ...], cells: Cells | None = None, floor: float | None = None) -> Table:
@@ -87,23 +88,38 @@ def costliest_of(batch: Predictions, rows: Rows, dearer_than: float = -math.inf)
         here = here[order[: 4 * COSTLIEST]]
     p, y, soft = batch.probabilities[here], rows.label[here], batch.labels.dtype.kind == "f"
     truth = batch.labels[here] if batch.labels.ndim == 1 else y
-    given = p[np.arange(here.size), y]
+    given, greatest = p[np.arange(here.size), y], p[np.arange(here.size), rows.predicted[here]]
     return tuple(
         sorted(
-            (-c, isinstance(i, str), i, int(label), int(best), float(chance), float(t) if soft else 0.0, float(mean))
-            for c, i, label, best, chance, t, mean in zip(
-                cost[here].tolist(), ids[here].tolist(), y, rows.predicted[here], given, truth, p[:, -1], strict=True
+            (-c, isinstance(i, str), i, int(label), int(best), float(chance), float(t) if soft else 0.0, mean, most)
+            for c, i, label, best, chance, t, mean, most in zip(
+                cost[here].tolist(),
+                ids[here].tolist(),
+                y,
+                rows.predicted[here],
+                given,
+                truth,
+                p[:, -1].tolist(),
+                greatest.tolist(),
+                strict=True,
             )
         )[:COSTLIEST]
     )
 
 
-def costliest(kept: tuple[Costly, ...], task: str, classes: tuple[str, ...], low: float, high: float) -> Table:
+def costliest(
+    kept: tuple[Costly, ...], task: str, classes: tuple[str, ...], low: float, high: float, usual: _Float | None = None
+) -> Table:
     """Give the 20 rows that cost most as a table.
 
     ``predicted`` is the most probable class and ``probability`` what the label was given; for a range
     ``label`` and ``predicted`` are in the target's own unit and there is no ``probability``. Costs are in
     nats.
+
+    With ``usual`` (classes,), the mean probability that each class was given over the rows labelled with it,
+    ``suspect`` says whether the label may be mistaken: another class is the most probable, and was given as much as it
+    usually gets where it is the label (Northcutt, Jiang and Chuang 2021, *Confident learning*, eq. 1 and 2, with the
+    most probable class alone as candidate). A class that no row is labelled with makes no row suspect.
     """
     table: Table = {"row": [row[2] for row in kept]}
     if task == "range":
@@ -114,6 +130,8 @@ def costliest(kept: tuple[Costly, ...], task: str, classes: tuple[str, ...], low
         table["predicted"] = [classes[row[4]] for row in kept]
         table["probability"] = [row[5] for row in kept]
     table["cross_entropy"] = [-row[0] + 0.0 for row in kept]
+    if usual is not None:
+        table["suspect"] = [row[4] != row[3] and bool(row[8] >= usual[row[4]]) for row in kept]
     return table
 
 

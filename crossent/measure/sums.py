@@ -50,6 +50,7 @@ class Layout:
             "probability": (k,),
             "predicted": (k,),
             "right": (k,),
+            "own": (k,),  # Σ w p(label) by label, of labels that are classes
             "squared": (powers,),
             "absolute": (powers,),
             "hit": (3,),  # Σ wh, Σ w²h, Σ w²h²
@@ -167,6 +168,7 @@ class Sums:
         else:
             put("label", by(rows.label, k, w))
             put("right", by(rows.label, k, weighted(rows.hit)))
+            put("own", by(rows.label, k, weighted(batch.probabilities[np.arange(n), rows.label])))
         put("predicted", by(rows.predicted, k, w))
         plain = w is None and code is None
         put("probability", _columns(batch.probabilities) if plain else over(weighted(batch.probabilities)))

@@ -81,6 +81,7 @@ def page(record: Record) -> str:
         slices=table.slices(record, _MOST_SLICES),
         per_class=table.per_class(record, _MOST_CLASSES),
         costliest=table.costliest(record, _MOST_ROWS),
+        suspected=_suspected(record),
         calibrators=table.calibrators(record),
         done=_done(record),
         recipe=_pairs(record.facts.get("recipe")),
@@ -136,6 +137,12 @@ def _done(record: Record) -> list[tuple[str, str]]:
         ("Made", record.made),
     ]
     return [(question, printable(answer)) for question, answer in answers if answer not in (None, "")]
+
+
+def _suspected(record: Record) -> int | None:
+    """How many of the rows shown have a suspect label; None if nobody asked."""
+    found = record.tables.get("costliest", {}).get("suspect")
+    return None if found is None else sum(map(bool, found[:_MOST_ROWS]))
 
 
 def _listed(pairs: dict[str, Any] | None, form: str) -> str:

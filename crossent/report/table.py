@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from crossent.record import Record, Table
@@ -20,6 +20,8 @@ class Column:
     cells: list[str]
     numeric: bool
     essential: bool
+    explained: str = ""
+    """Where on the page it is explained: an anchor."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ _COSTLIEST: Titles = {
     "predicted": ("predicted", names, True),
     "probability": ("P(label)", digits.column, True),
     "cross_entropy": ("cross-entropy", nats, True),
+    "suspect": ("label suspect", _yes, False),
 }
 _SLICES: Titles = {
     "column": ("by", names, False),
@@ -140,8 +143,11 @@ def intervals(table: Table, low: str = "low", high: str = "high") -> list[str | 
 
 def costliest(record: Record, most: int) -> Sheet | None:
     """The rows that cost most, dearest first, at most ``most`` of them."""
-    table = record.tables.get("costliest", {})
-    return sheet(select(table, range(most)), _COSTLIEST)
+    found = sheet(select(record.tables.get("costliest", {}), range(most)), _COSTLIEST)
+    if found is None:
+        return None
+    linked = [replace(c, explained="suspicion") if c.title == _COSTLIEST["suspect"][0] else c for c in found.columns]
+    return replace(found, columns=linked)
 
 
 def calibrators(record: Record) -> Sheet | None:

@@ -70,7 +70,7 @@ def test_clusters_weights_and_slices_are_written_out():
     rng = np.random.default_rng(1)
     w, g, city = rng.uniform(0, 2, 400), rng.integers(0, 40, 400), rng.choice(["Oslo", "Rome", "Bath"], 400)
     w[:7] = 0.0
-    record = compare(true, sure, labels=y, weights=w, groups=g, slices={"city": city})
+    record = compare(true, sure, labels=y, weight=w, group=g, by={"city": city})
     d = costs(sure, y) - costs(true, y)
     assert record["difference"].value == pytest.approx(np.average(d, weights=w), rel=1e-12)
     assert (record["difference"].n, record.facts["clusters"]) == (393, 40)
@@ -84,10 +84,10 @@ def test_clusters_weights_and_slices_are_written_out():
         assert table["p_adjusted"][k] >= table["p_value"][k]
     assert sum(table["contribution"]) == pytest.approx(record["difference"].value, rel=1e-12)
     # Intervals of three slices are wider than one of its own would be; planted faults: weights or clusters forgotten.
-    alone = compare(true[city == "Rome"], sure[city == "Rome"], labels=y[city == "Rome"], weights=w[city == "Rome"],
-                    groups=g[city == "Rome"])["difference"]  # fmt: skip
+    alone = compare(true[city == "Rome"], sure[city == "Rome"], labels=y[city == "Rome"], weight=w[city == "Rome"],
+                    group=g[city == "Rome"])["difference"]  # fmt: skip
     assert table["high"][2] - table["low"][2] > 1.15 * (alone.high - alone.low)
-    for fault in ({"groups": g}, {"weights": w}):
+    for fault in ({"group": g}, {"weight": w}):
         other = compare(true, sure, labels=y, **fault)["difference"]
         assert (other.low, other.high) != pytest.approx((record["difference"].low, record["difference"].high), rel=1e-3)
 
@@ -207,7 +207,7 @@ def test_what_the_rows_cannot_tell_is_said_to_be_so():
     assert same.facts["verdict"] == "same"
     assert "rows" not in same.tables
     assert "p_value" not in same
-    one = compare(true, near, labels=y, groups=np.zeros(200, int))
+    one = compare(true, near, labels=y, group=np.zeros(200, int))
     assert one["difference"].low is None
     assert "All rows are in one group" in " ".join(one.facts["notes"])
 
@@ -237,8 +237,8 @@ def refusals():
     yield (p, p), {"labels": y, "baseline": 2}, "in place 2, and the places are 0 to 1"
     yield (p, [0.5, 0.6]), {"labels": y}, "2 rows of probabilities and 3 labels"
     yield (p, [0.5, math.nan, 0.5]), {"labels": y}, "row 1: nan"
-    yield (p, p), {"labels": y, "weights": [0, 0, 0]}, "all weights are 0"
-    yield (p, p), {"labels": y, "weights": [1, -1, 1]}, "row 1"
+    yield (p, p), {"labels": y, "weight": [0, 0, 0]}, "all weights are 0"
+    yield (p, p), {"labels": y, "weight": [1, -1, 1]}, "row 1"
 
 
 @pytest.mark.parametrize(("models", "options", "sentence"), list(refusals()))
@@ -261,7 +261,7 @@ def test_published_forecasts_are_better_than_their_frequency_and_than_sharper_on
     frame = pd.read_csv(real / "forecasts/nba_games.csv")
     p, y = frame.prob1.to_numpy(), frame.prob1_outcome.to_numpy()
     models = {"published": p, "frequency": np.full(p.size, y.mean()), "sharper": expit(1.2 * logit(p))}
-    record = compare(models, labels=y, groups=frame.season.to_numpy(), slices={"season": frame.season.to_numpy()})
+    record = compare(models, labels=y, group=frame.season.to_numpy(), by={"season": frame.season.to_numpy()})
     assert record.facts["verdicts"] == {"frequency": "worse", "sharper": "worse"}
     assert record.facts["clusters"] == frame.season.nunique()
     own = evaluate(p, y)
@@ -274,7 +274,7 @@ def test_forecasts_of_one_season_are_not_independent(real):
     p, y = frame.make_playoffs.to_numpy(), frame.make_playoffs_outcome.to_numpy().astype(int)
     group = (frame.season.astype(str) + " " + frame.team).to_numpy()
     models = {"published": p, "flatter": expit(0.8 * logit(np.clip(p, 1e-4, 1 - 1e-4)))}
-    rows, teams = compare(models, labels=y), compare(models, labels=y, groups=group)
+    rows, teams = compare(models, labels=y), compare(models, labels=y, group=group)
     assert teams["difference"].value == rows["difference"].value
     assert teams.facts["clusters"] == frame.groupby(["season", "team"]).ngroups
     width = [record["difference"].high - record["difference"].low for record in (teams, rows)]
@@ -328,7 +328,7 @@ def test_files_are_joined_and_say_what_arrays_say(files):
     frame = pd.read_parquet(files / "a.parquet")
     found = compare(files / "a.parquet", files / "b.parquet", group="game", by="segment")
     y, p, q = pair(300)
-    truth = compare(p, q, labels=y, groups=frame.game.to_numpy(), slices={"segment": frame.segment.to_numpy()})
+    truth = compare(p, q, labels=y, group=frame.game.to_numpy(), by={"segment": frame.segment.to_numpy()})
     assert found["difference"] == truth["difference"]
     assert found.tables["slices"]["difference"] == truth.tables["slices"]["difference"]
     assert found.facts["models"] == ["a", "b"]

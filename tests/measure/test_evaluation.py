@@ -265,3 +265,18 @@ def test_a_csv_of_game_forecasts_is_read_by_its_own_column_names(real):
         evaluate(real / "forecasts/mlb_games.csv", label="prob1_outcome", probability="prob1")
     drawn = evaluate(real / "forecasts/mlb_games.csv", label="prob1_outcome", probability="prob1", task="range")
     assert drawn.facts["rows"] == 15_748
+
+
+def test_a_label_is_suspect_where_another_class_got_what_it_usually_gets():
+    """Confident learning written out: the mean probability of class j over rows labelled j is the bar for j."""
+    p = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.1, 0.9], [0.95, 0.05], [0.45, 0.55]])
+    y = np.array([0, 0, 1, 1, 1, 0])
+    bar = np.array([p[y == j, j].mean() for j in (0, 1)])  # 0.72 and 0.55
+    by_hand = {i: int(p[i].argmax() != y[i] and p[i].max() >= bar[p[i].argmax()]) for i in range(6)}
+    table = evaluate(p, y).tables["costliest"]
+    assert dict(zip(table["row"], map(int, table["suspect"]), strict=True)) == by_hand
+    assert by_hand == {0: 0, 1: 0, 2: 0, 3: 0, 4: 1, 5: 1}
+    p[5] = 0.48, 0.52  # below the bar of class 1: unlikely, and no suspicion
+    table = evaluate(p, y).tables["costliest"]
+    assert [i for i, suspect in zip(table["row"], table["suspect"], strict=True) if suspect] == [4]
+    assert "suspect" not in evaluate([0.2, 0.7], [0.1, 0.9], task="range").tables["costliest"]

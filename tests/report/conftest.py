@@ -176,7 +176,7 @@ def binary():
                 "brier": [0.18, 0.11, 0.17, 0.03],
                 "impossible_rows": [0, 0, 0, 2],
             },
-            "costliest": _costliest(["stays", "leaves"], 8),
+            "costliest": _costliest(["stays", "leaves"], 8) | {"suspect": [True, False, True, *[False] * 5]},
         },
         curves={
             "reliability": Curve(

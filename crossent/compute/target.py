@@ -45,10 +45,6 @@ class Target:
         assert self.weight is not None
         return self.weight.shape[0] * self.weight.shape[2:].numel()
 
-    def slice(self, start: int, stop: int) -> Target:
-        """The targets of rows start to stop."""
-        return self[start:stop]
-
     def __getitem__(self, rows: Any) -> Target:
         """The targets of some rows: a slice, or their numbers."""
         fields = (self.index, self.weight, self.live, self.row_weight)

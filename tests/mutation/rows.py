@@ -60,8 +60,8 @@ ROWS = (
           "one mask at a time", PLANTED, "a_mask_adds"),
     Fault("small negative weights pass", "target.py", "weight.detach().amin() >= 0", "weight.detach().amin() >= -1e-3",
           "a tolerance for rounding", PLANTED, "below_0"),
-    Fault("slices one row short", "target.py", "field[start:stop]", "field[start : stop - 1]", "inclusive ends",
-          LINEAR, "upstream"),
+    Fault("chunks one row short", "linear/product.py", "slice(start, min(start + size, rows))",
+          "slice(start, min(start + size, rows) - 1)", "inclusive ends", LINEAR, "upstream"),
     # --- reductions
     Fault("mean of float16", "reduce.py", "return value.sum().to(dtype)", "return value.half().sum().to(dtype)",
           "in the dtype of the logits", (CONTRACT + "many_rows_of_float16_neither_overflow_nor_vanish",)),

@@ -29,6 +29,7 @@ from crossent.compute.arguments import (
     check_validate,
     result_dtype,
     target_of,
+    under_autocast,
     weights_of_rows,
     whole_loss,
 )
@@ -237,10 +238,7 @@ def linear_cross_entropy(
     told = agreed(check, facts, given, validate, [own, slice_size], input.device, group)
     sizes, slices = zip(*told, strict=True)
     shard = Shard(sizes, group)
-    if torch.is_autocast_enabled(input.device.type):
-        narrow = torch.get_autocast_dtype(input.device.type)
-        input, linear_weight = input.to(narrow), linear_weight.to(narrow)
-        linear_bias = None if linear_bias is None else linear_bias.to(narrow)
+    input, linear_weight, linear_bias = under_autocast(input, linear_weight, linear_bias)
     x = copied(input, group) if along is None else assembled(input, along, slices, group)
     shape = x.shape[:-1]
     columns = own if is_dense(target) else shard.classes

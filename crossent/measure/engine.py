@@ -182,6 +182,7 @@ def spread(work: Callable[[Share], Any], shares: list[Share]) -> Iterator[Any]:
         tasks = data.range(len(shares), override_num_blocks=len(shares)).map(task)
         tasks.context.enable_progress_bars = False
         for row in tasks.iter_rows():
+            # What our own task pickled a moment ago, on a worker of the user's own cluster: no file, no stranger.
             early[int(row["share"])] = pickle.loads(row["answer"])
             while wanted in early:
                 yield early.pop(wanted)

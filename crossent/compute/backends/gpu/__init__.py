@@ -141,9 +141,10 @@ def elements(z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing: flo
     if not n:
         return reference.elements(z, share, pos_weight, smoothing, summed)
     cost = torch.empty(-(-n // ELEMENTS) if summed else n, dtype=torch.float64, device=z.device)
+    weight, period = _repeated(z, pos_weight)
     with _on(z):
         element.part[(triton.cdiv(n, _BLOCKS * ELEMENTS),)](
-            z.contiguous(), share.contiguous(), *_repeated(z, pos_weight)[:1], cost, n, *_repeated(z, pos_weight)[1:],
+            z.contiguous(), share.contiguous(), weight, cost, n, period,
             SMOOTHING=float(smoothing), POS=pos_weight is not None, SUMMED=summed, **_OF_ELEMENTS,
         )  # fmt: skip
     return cost
@@ -155,11 +156,11 @@ def pull_elements(z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing
     if not n:
         return torch.empty_like(z)
     dz = torch.empty_like(z, memory_format=torch.contiguous_format)
+    weight, period = _repeated(z, pos_weight)
     with _on(z):
         element.pull[(triton.cdiv(n, _BLOCKS * ELEMENTS),)](
-            z.contiguous(), share.contiguous(), *_repeated(z, pos_weight)[:1], a, a.stride(0), dz, n,
-            *_repeated(z, pos_weight)[1:], SMOOTHING=float(smoothing), POS=pos_weight is not None,
-            EACH=a.shape == z.shape, **_OF_ELEMENTS,
+            z.contiguous(), share.contiguous(), weight, a, a.stride(0), dz, n, period, SMOOTHING=float(smoothing),
+            POS=pos_weight is not None, EACH=a.shape == z.shape, **_OF_ELEMENTS,
         )  # fmt: skip
     return dz
 

@@ -151,7 +151,7 @@ def test_asked_kept_joined_and_written(bench, sets, peers, tmp_path, monkeypatch
         return np.tile(np.bincount(known.y) / len(known.y), (len(new), 1))
 
     page, record, cache = tmp_path / "minimise.md", tmp_path / "minimise.json", tmp_path / "cache"
-    page.write_text(f"before\n\n{bench.MARKERS[0]}\nold\n{bench.MARKERS[1]}\n\nafter\n", encoding="utf-8")
+    page.write_text(f"before\n\n{bench.MARKERS[0]}\nstale figures\n{bench.MARKERS[1]}\n\nafter\n", encoding="utf-8")
     monkeypatch.setattr(bench, "PAGE", page)
     monkeypatch.setitem(bench.PEERS, "hgb", peers.Peer(uniform, ("numpy",)))
     monkeypatch.setitem(bench.PEERS, "logistic", peers.Peer(frequencies, ("numpy",)))
@@ -175,7 +175,7 @@ def test_asked_kept_joined_and_written(bench, sets, peers, tmp_path, monkeypatch
     written = page.read_text(encoding="utf-8")
     assert written.startswith("before\n\n")
     assert written.endswith("\n\nafter\n")
-    assert "old" not in written
+    assert "stale" not in written
     assert f"| hgb | {math.log(2):.4f} | +" in written
     here = sets.SETS["iris"]()
     with pytest.raises(AssertionError, match="other rows or splits"):

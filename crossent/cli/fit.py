@@ -8,16 +8,13 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from crossent.cli.training import Training
 from crossent.errors import DataError
-
-if TYPE_CHECKING:
-    from crossent.minimise import Recipe
 
 
 def fit(
@@ -44,6 +41,9 @@ def fit(
     ] = None,
     seed: Annotated[int, typer.Option(help="Two runs with one seed are equal to the bit.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Train no longer than this: 90s, 10m or 2h.", show_default=False)
+    ] = None,
     calibrate: Annotated[bool, typer.Option(help="Calibrate where validation says it helps.")] = True,
     set_: Annotated[
         list[str] | None,
@@ -69,7 +69,7 @@ def fit(
     try:
         from crossent.minimise import fit as train_and_test
 
-        recipe = _recipe(set_ or [])
+        settings = [*(set_ or []), *([] if calibrate else ["calibration=none"])]
         with Training(console) as training:
             run = train_and_test(
                 data,
@@ -77,8 +77,8 @@ def fit(
                 test=test,
                 kind=task,
                 limits=range_,
-                recipe=recipe,
-                calibrated=calibrate,
+                settings=settings,
+                budget=None if budget is None else _seconds(budget),
                 seed=seed,
                 checkpoint=checkpoint,
                 progress=training.show,
@@ -96,22 +96,16 @@ def fit(
     console.print(f"Model, record and predictions: {folder}{os.sep}", soft_wrap=True)
 
 
-def _recipe(settings: list[str]) -> Recipe:
-    from crossent.minimise import Recipe
-
-    known = Recipe().to_dict()
-    chosen: dict[str, Any] = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals or name not in known:
-            raise DataError(f"--set takes NAME=VALUE with one of the names {', '.join(known)}; got {setting!r}.")
-        kind = type(known[name])
-        try:
-            chosen[name] = kind(value)
-        except ValueError as trouble:
-            wanted = "a whole number" if kind is int else "a number"
-            raise DataError(f"--set {name} needs {wanted}; got {value!r}.") from trouble
-    return Recipe(**chosen)
+def _seconds(text: str) -> float:
+    """A time as it is written on the command line: 90s, 10m, 2h, or seconds."""
+    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
+    try:
+        seconds = float(text[:-1] if unit else text) * (unit or 1)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < float("inf"):
+        raise DataError(f"--budget takes a time such as 90s, 10m or 2h; got {text!r}.")
+    return seconds
 
 
 def _folder(data: str, output: Path | None, resume: bool) -> Path:

@@ -1,11 +1,12 @@
-"""The way through: data → task → split → preparation → training → calibration → one test → a record."""
+"""The way through: data → task → split → preparation → problem → learning → calibration → one test → a record."""
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,10 +20,12 @@ from crossent.measure import Calibrator, Predictions, evaluate
 from crossent.measure.calibration import choose as choose_calibrator
 from crossent.measure.likelihood import costs_of_logs
 from crossent.minimise import data, split, task
+from crossent.minimise.learn import Factory, learn
 from crossent.minimise.preparation import Preparation
+from crossent.minimise.problem import Problem
 from crossent.minimise.recipe import Recipe
 from crossent.minimise.run import Predicted, Run
-from crossent.minimise.train import History, Progress, log_probabilities, train
+from crossent.minimise.train import History, Progress
 from crossent.record import Curve, Number, Record, Table
 
 FEW_ROWS = 10
@@ -37,8 +40,11 @@ def fit(
     kind: str | None = None,
     limits: tuple[float, float] | None = None,
     recipe: Recipe | None = None,
-    calibrated: bool = True,
+    settings: Sequence[str] = (),
+    model: Factory | None = None,
+    budget: float | None = None,
     seed: int = 0,
+    fabric: Any = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
     said: Callable[[str], None] = lambda _: None,
@@ -54,9 +60,12 @@ def fit(
         test: rows to test on instead of a drawn fifth: a file, or a pair (x, y).
         kind: "classes" or "range", to overrule what the labels look like.
         limits: (low, high) of a range; by default the smallest and largest label.
-        recipe: the settings of the training.
-        calibrated: whether to calibrate on the validation rows if that helps there.
+        recipe: the settings of the training; by default ``Recipe.usual``, by what the rows are.
+        settings: changes to the recipe as on the command line: ``["epochs=50", "loss=focal(2)"]``.
+        model: makes a network of your own, ``model(shape_of_a_row, logits) -> torch.nn.Module``.
+        budget: seconds after which no epoch begins.
         seed: of the split, the start and the batches; the same seed gives the same bits on one machine.
+        fabric: a launched Lightning Fabric; by default one process on the CPU, or those that torchrun started.
         checkpoint: a folder to write the state of the training to, and to go on from.
         progress: called after each epoch, and twice a second within long ones.
         said: called with sentences about what was found.
@@ -72,72 +81,78 @@ def fit(
     >>> run.record["cross_entropy"].value < 0.3
     True
     """
-    recipe = recipe or Recipe()
     if not 0 <= seed < 2**63:
         raise DataError(f"the seed must be a whole number from 0 to 2⁶³ - 1, and is {seed}.")
     if y is not None and isinstance(x, (str, os.PathLike)):
         raise DataError(
             f"{os.fspath(x)!r} brings its own labels; leave out y, or pass the features as a table or array."
         )
+    began = time.monotonic()
     own, other = _data(x, y, target, test)
     found = task.look(own.y, own.source, own.target, kind, limits)
     said(found.found)
-    parts = _parts(found, own, other, seed)
-    learn, choose, judge = parts
+    rest, judge = _parts(found, own, other, seed)
+    preparation, features = Preparation.fit(rest.x, own.source)
+    problem = Problem(found, features, found.target(rest.encoded))
+    recipe = (recipe or Recipe.usual(features)).parsed(settings)
     all_of = "" if other is None else f" (all of {other.source})"
-    said(f"{len(learn):,} rows to train, {len(choose):,} to choose by, {len(judge):,} to test once{all_of}.")
-
-    preparation, features = Preparation.fit(learn.x, own.source)
-    inputs = [features, preparation(choose.x, own.source), preparation(judge.x, judge.data.source)]
-    network, history = train(
-        inputs[0],
-        found.target(learn.encoded),
-        inputs[1],
-        found.target(choose.encoded),
-        found.columns,
+    said(f"{len(rest):,} rows to learn from, {recipe.says_of_folds}; {len(judge):,} to test once{all_of}.")
+    learned = learn(
+        problem,
         recipe,
         seed,
+        factory=model,
+        fabric=fabric,
         checkpoint=None if checkpoint is None else Path(checkpoint),
         progress=progress,
+        deadline=math.inf if budget is None else began + budget,
     )
-    plain = [log_probabilities(network, rows).numpy() for rows in inputs]
+    known = ~learned.held_out[:, 0].isnan().numpy()
+    plain = [
+        learned.held_out.numpy()[known],
+        learned.log_probabilities(preparation(judge.x, judge.data.source)).numpy(),
+    ]
     calibrator = Calibrator()
-    if calibrated:
-        calibrator = choose_calibrator(plain[1], choose.encoded, seed=seed, classes=found.classes)
+    if recipe.calibration == "guarded":
+        calibrator = choose_calibrator(plain[0], rest.encoded[known], seed=seed, classes=found.classes)
         for sentence in [calibrator.choice.sentence, *calibrator.choice.absent] if calibrator.choice else []:
             said(sentence)
     log_p = [calibrator.of_logits(rows) for rows in plain]
+    parts = (rest.take(known), judge)
     predicted = Predicted(
         rows=np.concatenate([part.rows for part in parts]),
-        splits=np.repeat(["train", "validation", "test"], [len(part) for part in parts]),
+        splits=np.repeat(["held out", "test"], [len(part) for part in parts]),
         labels=np.concatenate([_labels(found, part.data.y[part.rows]) for part in parts]),
         probabilities=np.exp(np.concatenate(log_p)),
     )
-
     measured = _test(found, own, judge, predicted)
     record = _record(
         measured,
-        history,
+        learned.history,
         calibrator.choice.table if calibrator.choice else None,
         numbers={
-            "validation_cross_entropy": _mean(log_p[1], choose.encoded),
-            "uncalibrated_cross_entropy": _mean(plain[2], judge.encoded),
+            "validation_cross_entropy": _mean(log_p[0], parts[0].encoded),
+            "uncalibrated_cross_entropy": _mean(plain[1], judge.encoded),
         },
         facts={
             "source": own.source,
             "target": own.target,
             "found": found.found,
-            "splits": {"train": len(learn), "validation": len(choose), "test": len(judge)},
+            "splits": {"learn": len(rest), "test": len(judge)},
             "features": preparation.features,
             "calibration": calibrator.kind,
             "seed": seed,
             "recipe": recipe.to_dict(),
             "command": command,
             "versions": versions(),
-            "notes": [*measured.facts.get("notes", []), *preparation.notes, *_rare(found, parts)],
+            "notes": [
+                *measured.facts.get("notes", []), *preparation.notes, *learned.history.trouble, *_rare(found, parts)
+            ],
         },
+    )  # fmt: skip
+    return Run(
+        found, recipe, preparation, learned.network, learned.objective, calibrator, record, problem.counts(), predicted
     )
-    return Run(found, recipe, preparation, network, calibrator, record, predicted)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +165,10 @@ class _Part:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def take(self, which: np.ndarray) -> _Part:
+        """Some of them."""
+        return _Part(self.data, self.rows[which], self.encoded[which])
 
     @property
     def x(self) -> Any:
@@ -173,20 +192,23 @@ def _data(x: Any, y: Any, target: str | None, test: Any) -> tuple[data.Data, dat
     return own, other
 
 
-def _parts(found: task.Task, own: data.Data, other: data.Data | None, seed: int) -> tuple[_Part, _Part, _Part]:
-    """Rows to learn from, to choose by, and to judge by."""
-    encoded = found.encode(own.y, np.arange(len(own)), own.source)
-    drawn = split.draw(encoded, seed, with_test=other is None)
-    learn, choose, judge = (_Part(own, rows, encoded[rows]) for rows in (drawn.train, drawn.validation, drawn.test))
-    if other is not None:
-        rows = np.arange(len(other))
-        judge = _Part(other, rows, found.encode(other.y, rows, other.source))
-    if len(own) < FEW_ROWS or not (len(learn) > 1 and len(choose) and len(judge)):
+def _parts(found: task.Task, own: data.Data, other: data.Data | None, seed: int) -> tuple[_Part, _Part]:
+    """Rows to learn from, and rows to judge by."""
+    rows = np.arange(len(own))
+    encoded = found.encode(own.y, rows, own.source)
+    if other is None:
+        rest, tested = split.draw(encoded, seed)
+        judge = _Part(own, tested, encoded[tested])
+    else:
+        rest, tested = rows, np.arange(len(other))
+        judge = _Part(other, tested, found.encode(other.y, tested, other.source))
+    learn = _Part(own, rest, encoded[rest])
+    if len(own) < FEW_ROWS or not (len(learn) > 1 and len(judge)):
         raise DataError(
-            f"{own.source}: {len(own):,} rows are too few to train on some, choose by others and test on the rest; "
-            f"it takes at least {FEW_ROWS}."
+            f"{own.source}: {len(own):,} rows are too few to learn from most, choose by some in turn and test on the "
+            f"rest; it takes at least {FEW_ROWS}."
         )
-    return learn, choose, judge
+    return learn, judge
 
 
 def _test(found: task.Task, own: data.Data, judge: _Part, predicted: Predicted) -> Record:

@@ -2,71 +2,215 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, fields
+import difflib
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from torch import Tensor
+
 from crossent.errors import DataError
+from crossent.minimise.objective import Objective
+from crossent.minimise.task import Task
+
+CHOICES = {
+    "model": ("network", "linear", "residual"),
+    "optimiser": ("adamw", "muon", "schedulefree", "sgd", "lbfgs"),
+    "schedule": ("constant", "cosine", "one-cycle"),
+    "stop": ("loss", "refinement", "none"),
+    "calibration": ("guarded", "none"),
+}
+LEAST = {"members": 1, "folds": 1, "width": 1, "depth": 0, "bins": 0, "crop": 0, "batch": 0, "epochs": 0, "patience": 0}
+BOUNDS = {
+    "dropout": (0.0, 0.95),
+    "label_smoothing": (0.0, 1.0),
+    "mixup": (0.0, 10.0),
+    "cutmix": (0.0, 10.0),
+    "noise": (0.0, 10.0),
+    "learning_rate": (1e-9, 10.0),
+    "weight_decay": (0.0, 100.0),
+    "sharpness": (0.0, 10.0),
+    "averaging": (0.0, 1000.0),
+}
+
+
+IMAGES: dict[str, Any] = {
+    "model": "residual", "folds": 1, "members": 1, "width": 32, "depth": 2, "dropout": 0.0, "flip": False, "crop": 2,
+    "schedule": "one-cycle", "epochs": 15, "batch": 128, "weight_decay": 0.05, "averaging": 1.0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Recipe:
     """The settings of one training.
 
-    ``members`` networks are trained side by side on the same batches from different starts, and their probabilities
-    are averaged. ``batch``, ``epochs`` and ``patience`` 0 mean by the number of rows. ``averaging`` is how many
-    epochs' worth of steps the moving average of the weights, which is what is kept, trails behind.
+    Network: ``model`` is "network" (for a table or an array, several perceptrons side by side), "linear", "residual"
+    (for images), or "package.module:factory". Rows are parted into ``folds``, and for each fold ``members`` networks
+    learn from the others; the probabilities of all are averaged. With one fold a part of the rows is held out once.
+    ``bins`` are the ramps by which a number enters, 0 for none.
+
+    What is minimised: ``loss`` as ``Objective`` reads it, such as "focal(2)"; ``label_smoothing``; the ``code`` of a
+    number in a range; ``imbalance``. What is done to the rows: ``mixup`` and ``cutmix`` (their Beta's parameter),
+    ``noise`` (standard deviation), and for images ``flip`` and ``crop`` (pixels).
+
+    How: ``optimiser``, ``schedule``, ``sharpness`` (the radius of sharpness-aware steps), and ``averaging``, how many
+    epochs' worth of steps the moving average of the weights trails behind, which is what is kept. ``batch``, ``epochs``
+    and ``patience`` 0 mean by the number of rows. ``stop`` looks at the held-out "loss", or at its "refinement", what
+    of it is left by a temperature. With ``refit`` fresh networks learn from all rows, for as many epochs.
     """
 
-    members: int = 8
+    model: str = "network"
+    folds: int = 5
+    members: int = 2
     width: int = 192
     depth: int = 2
+    bins: int = 16
     dropout: float = 0.3
+    loss: str = "nll"
+    label_smoothing: float = 0.0
+    code: str = "fraction"
+    imbalance: str = "none"
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    noise: float = 0.0
+    flip: bool = False
+    crop: int = 0
+    optimiser: str = "adamw"
     learning_rate: float = 2e-3
     weight_decay: float = 0.1
+    schedule: str = "constant"
+    sharpness: float = 0.0
+    averaging: float = 2.0
     batch: int = 0
     epochs: int = 0
     patience: int = 0
-    averaging: float = 2.0
-    label_smoothing: float = 0.01
+    stop: str = "loss"
+    refit: bool = False
+    calibration: str = "guarded"
 
     def __post_init__(self) -> None:
-        for least, names in ((1, ("members", "width", "depth")), (0, ("batch", "epochs", "patience"))):
-            for name in names:
-                if getattr(self, name) < least:
-                    raise DataError(f"the recipe's {name} must be at least {least}, and is {getattr(self, name)}.")
-        for name, low, high in (
-            ("dropout", 0.0, 0.95),
-            ("learning_rate", 1e-9, 10.0),
-            ("weight_decay", 0.0, 100.0),
-            ("label_smoothing", 0.0, 1.0),
-        ):
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices and not (name == "model" and ":" in value):
+                close = difflib.get_close_matches(str(value), choices, n=1)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise DataError(f"the recipe's {name} is one of {', '.join(choices)}; it is {value!r}.{hint}")
+        for name, least in LEAST.items():
+            if getattr(self, name) < least:
+                raise DataError(f"the recipe's {name} must be at least {least}, and is {getattr(self, name)}.")
+        for name, (low, high) in BOUNDS.items():
             if not low <= getattr(self, name) <= high:
                 raise DataError(
                     f"the recipe's {name} must lie between {low:g} and {high:g}, and is {getattr(self, name)}."
                 )
 
+    @classmethod
+    def usual(cls, x: Tensor) -> Recipe:
+        """The recipe for rows (n, d), or for images (n, channels, height, width), that nobody chose another for."""
+        return cls(**IMAGES) if x.dim() > 2 else cls()
+
+    @property
+    def says_of_folds(self) -> str:
+        """How rows are held out, in words."""
+        return "a sixth of them held out" if self.folds == 1 else f"held out in turn in {self.folds} folds"
+
     def batch_for(self, rows: int) -> int:
-        """The batch size: as asked, or a power of two that makes some twenty steps an epoch, between 16 and 512."""
+        """The batch size: as asked, or a power of two that makes some thirty steps an epoch, between 16 and 512."""
+        if self.optimiser == "lbfgs":
+            return rows
         if self.batch > 0:
-            return self.batch
+            return min(self.batch, rows)
         size = 16
         while size < 512 and size * 30 < rows:
             size *= 2
-        return size
+        return min(size, rows)
 
     def patience_for(self, steps: int) -> int:
-        """Epochs to wait for a lower validation loss: as asked, or twelve, or the epochs that 300 steps fill.
+        """Epochs to wait for a lower held-out loss: as asked, or twelve, or the epochs that 300 steps fill.
 
         A step is the unit of patience on a small table, where an epoch is a handful of ``steps``; an epoch on a large
         one.
         """
-        return self.patience or max(12, math.ceil(300 / steps))
+        return self.patience or max(12, -(-300 // steps))
 
     def epochs_for(self, patience: int) -> int:
         """The most epochs: as asked, or 200, or four times the patience."""
         return self.epochs or max(200, 4 * patience)
 
+    def changed(self, **settings: Any) -> Recipe:
+        """The same recipe with some settings of other values; an unknown name is refused."""
+        known = self.to_dict()
+        for name in settings:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise DataError(f"a recipe has no setting {name!r}.{hint} It has {', '.join(known)}.")
+        return replace(self, **settings)
+
+    def parsed(self, settings: Sequence[str]) -> Recipe:
+        """The same recipe with settings written as NAME=VALUE, as on the command line.
+
+        >>> Recipe().parsed(["epochs=50", "loss=focal(2)", "flip=yes"]).flip
+        True
+        """
+        known = self.to_dict()
+        chosen: dict[str, Any] = {}
+        for setting in settings:
+            name, equals, text = setting.partition("=")
+            if not equals or name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise DataError(
+                    f"--set takes NAME=VALUE with one of the names {', '.join(known)}; got {setting!r}.{hint}"
+                )
+            chosen[name] = _value(name, type(known[name]), text)
+        return self.changed(**chosen)
+
+    def command(self, base: Recipe | None = None) -> str:
+        """What to add to ``crossent fit DATA`` to use this recipe: the settings that differ from ``base``.
+
+        >>> Recipe(epochs=50, loss="focal(2)").command()
+        "--set 'loss=focal(2)' --set epochs=50"
+        """
+        usual = (base or Recipe()).to_dict()
+        written = [f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+                   for name, value in self.to_dict().items() if value != usual[name]]  # fmt: skip
+        return " ".join(f"--set {shlex.quote(setting)}" for setting in written)
+
+    def objective(self, task: Task, counts: Tensor | None = None) -> Objective:
+        """What is minimised for a task; ``counts`` (classes,) are the rows of each class to learn from."""
+        return Objective.of(
+            task,
+            loss=self.loss,
+            code=self.code,
+            label_smoothing=self.label_smoothing,
+            imbalance=self.imbalance,
+            prior=None if task.kind == "range" else counts,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The settings by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def _value(name: str, kind: type, text: str) -> Any:
+    if kind is bool:
+        words = {
+            "yes": True,
+            "true": True,
+            "on": True,
+            "1": True,
+            "no": False,
+            "false": False,
+            "off": False,
+            "0": False,
+        }
+        if text.lower() not in words:
+            raise DataError(f"--set {name} needs yes or no; got {text!r}.")
+        return words[text.lower()]
+    try:
+        return kind(text)
+    except ValueError as trouble:
+        wanted = "a whole number" if kind is int else "a number"
+        raise DataError(f"--set {name} needs {wanted}; got {text!r}.") from trouble

@@ -9,20 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from crossent.errors import DataError, require
 from crossent.files import replacing
 from crossent.measure import Calibrator, write_predictions
 from crossent.minimise import data
-from crossent.minimise.model import Network
+from crossent.minimise.learn import Factory
+from crossent.minimise.networks import rebuilt, settings_of
+from crossent.minimise.objective import Objective
 from crossent.minimise.preparation import Preparation
 from crossent.minimise.recipe import Recipe
 from crossent.minimise.task import Task
-from crossent.minimise.train import log_probabilities
+from crossent.minimise.train import averaged, logits_of
 from crossent.record import Record
 
-MODEL_FORMAT = "crossent model 1"
+MODEL_FORMAT = "crossent model 2"
 MODEL, WEIGHTS, TABLE, RECORD, PREDICTIONS = (
     "model.json", "model.safetensors", "table.skops", "record.json", "predictions.parquet",
 )  # fmt: skip
@@ -56,9 +60,11 @@ class Run:
     task: Task
     recipe: Recipe
     preparation: Preparation
-    network: Network
+    network: nn.Module
+    objective: Objective
     calibrator: Calibrator
     record: Record
+    counts: Tensor
     predicted: Predicted | None = None
 
     @property
@@ -74,7 +80,11 @@ class Run:
         """
         rows = x if isinstance(x, data.Data) else data.from_arrays(x, None, "x")
         features = self.preparation(rows.x, rows.source)
-        return np.exp(self.calibrator.of_logits(log_probabilities(self.network, features).numpy()))
+        return np.exp(self.calibrator.of_logits(self.log_probabilities(features).numpy()))
+
+    def log_probabilities(self, features: Tensor) -> Tensor:
+        """Log-probabilities (n, classes), float64, of prepared features, before they are calibrated."""
+        return averaged(self.objective.log_probabilities(logits_of(self.network, features)))
 
     def predict(self, x: Any) -> NDArray[Any]:
         """The most probable class by name (n,), or the expected number of a range (n,)."""
@@ -126,14 +136,18 @@ class Run:
             "task": {**vars(self.task), "classes": list(self.task.classes)},
             "recipe": self.recipe.to_dict(),
             "preparation": self.preparation.to_dict(),
-            "gaps": len(self.network.gaps),
+            "network": settings_of(self.network),
+            "counts": self.counts.tolist(),
             "calibrator": self.calibrator.to_dict(),
             "versions": self.record.facts.get("versions", {}),
         }
 
 
-def load(folder: str | os.PathLike[str]) -> Run:
-    """Read a model back from the folder that ``Run.save`` or ``crossent fit`` wrote; nothing in it is unpickled."""
+def load(folder: str | os.PathLike[str], *, model: Factory | None = None) -> Run:
+    """Read a model back from the folder that ``Run.save`` or ``crossent fit`` wrote; nothing in it is unpickled.
+
+    ``model`` is the factory of a network of the user's own: a folder never says which code is to be run.
+    """
     folder = Path(folder)
     if not (folder / MODEL).exists():
         raise DataError(
@@ -150,13 +164,16 @@ def load(folder: str | os.PathLike[str]) -> Run:
         task = Task(**{**about["task"], "classes": tuple(about["task"]["classes"])})
         recipe = Recipe(**about["recipe"])
         preparation = Preparation.load(about["preparation"], folder / TABLE)
-        network = Network(
-            preparation.features, about["gaps"], task.columns, recipe.members, recipe.width, recipe.depth
-        ).requires_grad_(False)
+        counts = torch.tensor(about["counts"], dtype=torch.float64)
+        objective = recipe.objective(task, counts)
+        network = rebuilt(
+            about["network"], None if model is None else lambda: model((preparation.features,), objective.columns)
+        )
         network.load_state_dict(safetensors.load_file(folder / WEIGHTS))
+        network.requires_grad_(False).eval()
         calibrator = Calibrator.from_dict(about["calibrator"])
     except DataError:
         raise
     except Exception as trouble:  # JSON, safetensors and torch each have their own way to say that a file is damaged
         raise DataError(f"the model in {str(folder)!r} is damaged: {' '.join(str(trouble).split())}") from trouble
-    return Run(task, recipe, preparation, network, calibrator, Record.read(folder / RECORD))
+    return Run(task, recipe, preparation, network, objective, calibrator, Record.read(folder / RECORD), counts)

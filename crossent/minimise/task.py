@@ -59,11 +59,9 @@ class Task:
         return np.array([place[name] for name in names], dtype=np.int64)
 
     def target(self, encoded: np.ndarray) -> Tensor:
-        """What ``cross_entropy`` takes: labels (n,), or for a range soft targets (n, 2)."""
-        if self.kind == "range":
-            share = torch.from_numpy(encoded).float()
-            return torch.stack((1 - share, share), -1)
-        return torch.from_numpy(encoded)
+        """What a network learns: labels (n,) int64, or for a range the share (n,) float32."""
+        labels = torch.from_numpy(encoded)
+        return labels.float() if self.kind == "range" else labels
 
 
 def class_name(value: Any) -> str:

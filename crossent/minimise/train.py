@@ -1,11 +1,13 @@
 """The training loop: one file, read from top to bottom.
 
-Mini-batches by AdamW at a constant rate; what is validated, kept and used is a moving average of the weights, which
-does the work of a schedule and needs no end date (Polyak & Juditsky 1992; Izmailov et al. 2018). The stop is early:
-the epoch of the lowest validation cross-entropy wins.
+Mini-batches on Lightning Fabric, from one core to many machines. What is judged, kept and used is a moving average of
+the weights, which does the work of a schedule and needs no end date (Polyak & Juditsky 1992; Izmailov et al. 2018).
+After each epoch the average says what it thinks of the rows that were held out; the epoch that did so at the lowest
+cross-entropy wins.
 
-Every epoch draws from a generator seeded with (seed, epoch) and from nothing else. So a run that was killed and
-resumed makes the same batches, the same dropout and the same bits as one that was not.
+Every epoch seeds torch with (seed, epoch) and draws from nothing else. So a run that was killed and resumed makes the
+same batches, the same dropout and the same bits as one that was not. On several processes each reads its share of
+every batch, and the loss is divided by the rows of the whole batch, however raggedly it was shared out.
 """
 
 from __future__ import annotations
@@ -13,24 +15,32 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import json
+import io
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, update_bn
 
-from crossent.compute import cross_entropy
-from crossent.errors import DataError, require
+from crossent.errors import DataError
 from crossent.files import replacing
-from crossent.minimise.model import Network, averaged
+from crossent.measure.calibration.scaling import recalibrate
+from crossent.minimise.augment import Augment
+from crossent.minimise.objective import Objective
+from crossent.minimise.optimiser import optimisers, rate, sharpen
+from crossent.minimise.problem import Problem
 from crossent.minimise.recipe import Recipe
 
-MOST_ROWS_FOR_THE_CURVE = 10_000
+MOST_ROWS_FOR_THE_CURVE = 4_000
+MOST_ROLLBACKS = 5
+SLOWER = 0.3
+"""By how much the learning rate falls when a loss was no longer finite."""
 LEAST_WORK_FOR_THREADS = 2e8
 """Multiplications in a forward pass below which one thread does it: threads that wait for each other a thousand
 times a second gain little on a quiet machine, and made a run fifty times slower on one that was busy (LOG.md)."""
@@ -41,7 +51,7 @@ class Progress:
     """Where a training stands: after an epoch, or, with ``share`` below 1, within one.
 
     ``expected`` is the last epoch if none improves on the best so far; ``seconds_left`` is the time until then.
-    Cross-entropies are those after the last whole epoch, NaN before the first.
+    Cross-entropies are those after the last whole epoch, NaN before the first. ``network`` of ``networks`` is trained.
     """
 
     epoch: int
@@ -52,94 +62,114 @@ class Progress:
     best: float
     best_epoch: int
     seconds_left: float
+    network: int = 1
+    networks: int = 1
 
 
 @dataclass
 class History:
-    """What happened: cross-entropy on training and validation rows after each epoch, the best epoch, why it ended."""
+    """What happened: cross-entropy on learnt and held-out rows after each epoch, the best epoch, why it ended."""
 
     train: list[float] = field(default_factory=list)
     validation: list[float] = field(default_factory=list)
     best_epoch: int = 0
     stopped: str = ""
     seconds: float = 0.0
+    trouble: list[str] = field(default_factory=list)
 
     @property
     def best(self) -> float:
-        """The lowest validation cross-entropy so far."""
+        """The lowest held-out cross-entropy so far."""
         return self.validation[self.best_epoch - 1] if self.best_epoch else math.inf
 
 
-def log_probabilities(network: Network, x: Tensor, rows: int = 8192) -> Tensor:
-    """Log-probabilities (n, columns) in float64 of prepared, unscaled features, a few thousand rows at a time."""
-    with torch.no_grad():
-        pieces = [averaged(network(network.scaled(piece))) for piece in x.split(rows)] if len(x) else []
-    return torch.cat(pieces) if pieces else torch.zeros(0, network.biases[-1].shape[-1], dtype=torch.float64)
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """The best network, what happened, and log-probabilities (n, classes) of each row by members it was held out from.
+
+    Rows that no member had held out are NaN.
+    """
+
+    network: nn.Module
+    history: History
+    held_out: Tensor
 
 
 def train(
-    x: Tensor,
-    target: Tensor,
-    validation_x: Tensor,
-    validation_target: Tensor,
-    columns: int,
+    network: nn.Module,
+    problem: Problem,
+    objective: Objective,
+    fold: Tensor,
     recipe: Recipe,
     seed: int,
     *,
+    fabric: Any,
     checkpoint: Path | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
-) -> tuple[Network, History]:
-    """Train on x (n, d), choose the epoch on the validation rows, and give back the best network and its history.
+    deadline: float = math.inf,
+) -> Trained:
+    """Train a network, choose the epoch on the rows held out, and give back the best.
 
-    ``KeyboardInterrupt`` (Ctrl-C) ends the training and keeps the best so far. With ``checkpoint``, a folder, the state
-    is written there about once a second, and a state that is found there is gone on from.
+    Args:
+        network: features (n, …) → logits (n, columns); or, with an attribute ``members``, features (members, n, …) →
+            logits (members, n, columns). It is trained in place.
+        problem: the rows.
+        objective: what is minimised, and how logits become log-probabilities.
+        fold: (repeats, n) int64 of ``folds``; member m = repeat · folds + f learns from the rows not in fold f.
+        recipe: the settings.
+        seed: of batches, dropout and augmentation.
+        fabric: a launched ``lightning_fabric.Fabric``.
+        checkpoint: a file for the state, written about once a second; one that is found is gone on from.
+        progress: called after each epoch, and twice a second within long ones.
+        deadline: ``time.monotonic()`` after which no epoch begins.
+
+    ``KeyboardInterrupt`` (Ctrl-C) ends the training and keeps the best so far.
     """
-    start = _generator(seed, 0)
-    network = Network.for_features(x, columns, recipe.members, recipe.width, recipe.depth, start)
-    scaled = network.scaled(x)
-    state = _State(network, recipe, _fingerprint(x, target, validation_x, validation_target, recipe, seed))
+    members = _members(problem, fold, network)
+    rows = min(len(learnt) for learnt, _ in members)
+    batch = recipe.batch_for(rows)
+    steps = math.ceil(rows / batch)
+    patience = recipe.patience_for(steps)
+    epochs = recipe.epochs_for(patience)
+    state = _State(network, recipe, steps, fabric, _fingerprint(problem, fold, recipe, seed))
     if checkpoint is not None:
         state.resume(checkpoint)
     history = state.history
-    sample = torch.linspace(0, len(x) - 1, min(len(x), MOST_ROWS_FOR_THE_CURVE)).long()
-    batch = min(recipe.batch_for(len(x)), len(x))
-    patience = recipe.patience_for(math.ceil(len(x) / batch))
-    epochs = recipe.epochs_for(patience)
-    began, already, saved = time.monotonic(), history.seconds, time.monotonic()
-    interrupted = False
+    began, already, saved, interrupted = time.monotonic(), history.seconds, time.monotonic(), False
+
+    def report(epoch: int, share: float) -> None:
+        history.seconds = already + time.monotonic() - began
+        progress(_progress(history, epoch, share, epochs, patience))
+
+    held_out = _held_out(state.best, objective, problem, members) if history.best_epoch else torch.empty(0)
     try:
-        for epoch in range(len(history.train) + 1, epochs + 1):
-            if history.train and (epoch - 1 - history.best_epoch >= patience or not math.isfinite(history.train[-1])):
-                break  # only after a resume: the training had ended when the checkpoint was written
-            with _threads(network, batch):
-                _one_epoch(
-                    state, scaled, target, batch, recipe, _generator(seed, epoch), epoch, epochs, patience, progress
-                )
+        while len(history.train) < epochs and not history.stopped:
+            epoch = len(history.train) + 1
+            if history.train and time.monotonic() > deadline:
+                history.stopped = "the time allowed was over"
+                break
+            with _threads(network, batch), _seeded(seed, epoch, len(history.trouble), fabric.global_rank) as draw:
+                finite = _one_epoch(state, problem, objective, members, rows, batch, epochs, draw, report)
+            if not finite:
+                if not state.roll_back():
+                    break
+                continue
             # Ctrl-C may come between any two lines: what belongs together is computed first, then set at once.
-            losses = (
-                _measure(state.average, x[sample], target[sample]),
-                _measure(state.average, validation_x, validation_target),
-            )
-            better = losses[1] < history.best
-            copied = copy.deepcopy(state.average) if better else state.best
+            said = _held_out(state.judged(problem.x, batch), objective, problem, members)
+            losses = (_learnt(state.average.module, objective, problem, members), _score(said, problem, recipe.stop))
+            better = losses[1] < history.best or recipe.stop == "none"
+            kept = (copy.deepcopy(state.average.module), said, epoch) if better else (state.best, held_out, None)
             history.train.append(losses[0])
             history.validation.append(losses[1])
-            state.best, history.best_epoch = copied, epoch if better else history.best_epoch
-            history.seconds = already + time.monotonic() - began
-            progress(_progress(history, epoch, 1.0, epochs, patience))
+            state.best, held_out, history.best_epoch = kept[0], kept[1], kept[2] or history.best_epoch
+            state.remember()
+            report(epoch, 1.0)
+            if recipe.stop != "none" and epoch - history.best_epoch >= patience:
+                history.stopped = f"no lower held-out loss in {patience} epochs"
             if checkpoint is not None and time.monotonic() - saved > 1.0:
                 state.save(checkpoint)
                 saved = time.monotonic()
-            if not math.isfinite(history.train[-1]):
-                history.stopped = "the training loss was no longer finite"
-                break
-            if epoch - history.best_epoch >= patience:
-                break
-        history.stopped = history.stopped or (
-            f"no lower validation loss in {patience} epochs"
-            if len(history.train) - history.best_epoch >= patience
-            else f"the most epochs allowed, {epochs}, were done"
-        )
+        history.stopped = history.stopped or f"the most epochs allowed, {epochs}, were done"
     except KeyboardInterrupt:
         if not history.best_epoch:
             raise
@@ -148,66 +178,168 @@ def train(
     if not history.best_epoch:
         raise DataError(
             "the training loss was never finite: the features hold numbers too large to learn from, or the learning "
-            f"rate, {recipe.learning_rate:g}, is too high."
+            f"rate, {recipe.learning_rate:g}, is too high even {SLOWER**MOST_ROLLBACKS:.1g} times as high."
         )
     history.seconds = already + time.monotonic() - began
     if checkpoint is not None and not interrupted:  # in the middle of an epoch: the last whole one stays saved
         state.save(checkpoint)
-    return state.best, history
+    return Trained(state.best.requires_grad_(False).eval(), history, held_out)
+
+
+def logits_of(network: nn.Module, x: Tensor, rows: int = 8192) -> Tensor:
+    """Logits (members, n, columns) of rows (n, …), or (members, n, d) where members read their own; piece by piece."""
+    many = hasattr(network, "members")
+    own = many and x.dim() == 3
+    pieces = []
+    with torch.no_grad():
+        for piece in x.split(max(1, rows), 1 if own else 0):
+            logits = network(piece)
+            pieces.append(logits if many else logits.unsqueeze(0))
+    return torch.cat(pieces, 1)
+
+
+def averaged(log_p: Tensor) -> Tensor:
+    """Log-probabilities (n, classes) of the mean of the members' probabilities (members, n, classes)."""
+    return log_p.logsumexp(0) - math.log(log_p.shape[0])
+
+
+Members = list[tuple[Tensor, Tensor]]
+"""For each member the rows it learns from and the rows it does not."""
+
+
+def _members(problem: Problem, fold: Tensor, network: nn.Module) -> Members:
+    parts = int(fold.max()) + 1
+    found = [((part != f).nonzero().flatten(), (part == f).nonzero().flatten()) for part in fold for f in range(parts)]
+    if len(found) != getattr(network, "members", 1):
+        raise ValueError(
+            f"{len(found)} members are parted by fold, and the network has {getattr(network, 'members', 1)}."
+        )
+    return found
 
 
 def _one_epoch(
     state: _State,
-    x: Tensor,
-    target: Tensor,
+    problem: Problem,
+    objective: Objective,
+    members: Members,
+    rows: int,
     batch: int,
-    recipe: Recipe,
-    generator: torch.Generator,
-    epoch: int,
     epochs: int,
-    patience: int,
-    progress: Callable[[Progress], None],
-) -> None:
-    order = torch.randperm(len(x), generator=generator)
-    said = time.monotonic()
-    for step, rows in enumerate(order.split(batch), 1):
-        logits = state.network(x[rows], recipe.dropout, generator)
-        members, n, columns = logits.shape
-        # Every member learns by itself: the mean over members and rows is the mean of their own losses.
-        labels = target[rows].repeat(members, *[1] * (target.dim() - 1))
-        loss = cross_entropy(
-            logits.reshape(members * n, columns), labels, label_smoothing=recipe.label_smoothing, validate="off"
-        )
-        state.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(state.network.parameters(), 1.0 * math.sqrt(members))
-        state.optimizer.step()
-        state.follow(recipe.averaging * math.ceil(len(x) / batch))
-        now = time.monotonic()
-        if now - said > 0.5:
-            said = now
-            progress(_progress(state.history, epoch, min(step * batch / len(x), 1.0), epochs, patience))
+    draw: torch.Generator,
+    report: Callable[[int, float], None],
+) -> bool:
+    """One pass over the rows; whether every loss on the way was finite."""
+    recipe, fabric, epoch = state.recipe, state.fabric, len(state.history.train) + 1
+    many = hasattr(state.network, "members")
+    order = torch.stack([_order(learnt, rows, problem.target, objective, draw) for learnt, _ in members])
+    share = slice(fabric.global_rank, None, fabric.world_size)
+    images = problem.x.dim() > 2  # a table's noise is in units that its network knows
+    augment = Augment(recipe.mixup, recipe.cutmix, recipe.noise if images else 0.0, recipe.flip, recipe.crop)
+    total, said, steps = torch.zeros((), dtype=torch.float64), time.monotonic(), math.ceil(rows / batch)
+    state.train()
+    for step, whole in enumerate(order.split(batch, 1)):
+        mine = whole[:, share] if many else whole[0, share]
+        # The mean over all rows of all members, wherever they are: Fabric divides by the number of processes.
+        divisor = whole.numel() / fabric.world_size
+        x, target = augment(problem.x[mine], problem.target[mine], torch.default_generator)
+        weight = None if problem.weight is None else problem.weight[mine]
+
+        def gradients(
+            x: Tensor = x, target: Any = target, weight: Tensor | None = weight, divisor: float = divisor
+        ) -> Tensor:
+            for optimiser in state.optimisers:
+                optimiser.zero_grad(set_to_none=True)
+            loss = objective.loss(state.model(x), target, weight).sum() / divisor
+            fabric.backward(loss)
+            return loss
+
+        state.pace((epoch - 1 + step / steps) / epochs)
+        if recipe.optimiser == "lbfgs":
+            loss = state.optimisers[0].step(gradients)
+        else:
+            loss = gradients()
+            if recipe.sharpness > 0:
+                sharpen(state.network, recipe.sharpness, gradients)
+            torch.nn.utils.clip_grad_norm_(state.network.parameters(), math.sqrt(len(members)))
+            for optimiser in state.optimisers:
+                optimiser.step()
+        state.average.update_parameters(state.network)
+        total += loss.detach().double()
+        if time.monotonic() - said > 0.5:
+            said = time.monotonic()
+            report(epoch, (step + 1) / steps)
+    return math.isfinite(float(fabric.all_reduce(total, reduce_op="sum")))
 
 
-def _measure(network: Network, x: Tensor, target: Tensor) -> float:
-    """Cross-entropy of the averaged members, in nats: the same function that is minimised."""
-    with _threads(network, len(x)):
-        return float(cross_entropy(log_probabilities(network, x), target, validate="off"))
+def _order(learnt: Tensor, rows: int, target: Tensor, objective: Objective, draw: torch.Generator) -> Tensor:
+    """As many of a member's rows, in an order of its own; drawn by class where classes are to be balanced."""
+    if objective.imbalance.shares is not None:
+        return learnt[objective.imbalance.rows(target[learnt], rows, draw)]
+    return learnt[torch.randperm(len(learnt), generator=draw)[:rows]]
+
+
+def _held_out(network: nn.Module, objective: Objective, problem: Problem, members: Members) -> Tensor:
+    """Log-probabilities (n, classes) of each row, averaged over the members that had not learned from it."""
+    network.eval()
+    most = max(len(held) for _, held in members)
+    # Folds differ by a row or so: shorter ones repeat a row, whose answer is written twice.
+    rows = torch.stack([torch.cat((held, held[:1].expand(most - len(held)))) for _, held in members])
+    with _threads(network, most):
+        if hasattr(network, "members"):
+            log_p = objective.log_probabilities(logits_of(network, problem.x[rows], 8192 // len(members) + 1))
+        else:
+            log_p = objective.log_probabilities(logits_of(network, problem.x[rows[0]]))
+    sum_p = torch.full((len(problem), log_p.shape[-1]), -math.inf, dtype=torch.float64)
+    times = torch.zeros(len(problem), 1, dtype=torch.float64)
+    for held, said in zip([held for _, held in members], log_p, strict=True):
+        sum_p[held] = torch.logaddexp(sum_p[held], said[: len(held)])
+        times[held] += 1
+    return torch.where(times > 0, sum_p - times.log(), math.nan)
+
+
+def _learnt(network: nn.Module, objective: Objective, problem: Problem, members: Members) -> float:
+    """Cross-entropy on a sample of the rows, by members that learned from them."""
+    sample = torch.linspace(0, len(problem) - 1, min(len(problem), MOST_ROWS_FOR_THE_CURVE)).long()
+    with _threads(network, len(sample)):
+        log_p = objective.log_probabilities(logits_of(network, problem.x[sample], 8192 // len(members) + 1))
+    learnt = torch.ones(len(members), len(problem), dtype=torch.bool)
+    for member, (_, held) in enumerate(members):
+        learnt[member, held] = False
+    learnt = learnt[:, sample]
+    known = learnt.any(0)
+    log_p = torch.where(learnt.unsqueeze(-1), log_p, -math.inf)[:, known]
+    log_p = log_p.logsumexp(0) - learnt.sum(0)[known].double().log().unsqueeze(-1)
+    return problem.take(sample[known]).cross_entropy(log_p)
+
+
+def _score(log_p: Tensor, problem: Problem, stop: str) -> float:
+    """What the stop looks at: held-out cross-entropy, or what a fitted temperature leaves of it.
+
+    The second is the refinement part, which goes on falling while over-confidence, which a calibrator mends later,
+    makes the whole rise (Berta, Holzmüller, Jordan & Bach 2025, §4).
+    """
+    known = ~log_p[:, 0].isnan()
+    if stop == "refinement" and problem.target.dim() == 1:
+        said, labels = log_p[known].numpy(), problem.target[known].double().numpy()
+        labels = labels if problem.task.kind == "range" else labels.astype(np.int64)
+        log_p = log_p.clone()
+        log_p[known] = torch.from_numpy(recalibrate(said, labels, "temperature", logits=True).of_logits(said))
+    return problem.cross_entropy(log_p, known)
 
 
 def _progress(history: History, epoch: int, share: float, epochs: int, patience: int) -> Progress:
     done = len(history.train)
     expected = min(epochs, history.best_epoch + patience)
-    left = history.seconds / done * (expected - epoch + 1 - share) if done else math.nan
+    left = history.seconds / done * max(0.0, expected - epoch + 1 - share) if done else math.nan
     last = (history.train[-1], history.validation[-1]) if done else (math.nan, math.nan)
     return Progress(epoch, share, expected, *last, history.best, history.best_epoch, left)
 
 
 @contextlib.contextmanager
-def _threads(network: Network, rows: int) -> Iterator[None]:
+def _threads(network: nn.Module, rows: int) -> Iterator[None]:
     """One thread where there is too little work for more."""
     before = torch.get_num_threads()
-    if rows * sum(weight.numel() for weight in network.weights) < LEAST_WORK_FOR_THREADS:
+    if rows * sum(p.numel() for p in network.parameters()) < LEAST_WORK_FOR_THREADS:
         torch.set_num_threads(1)
     try:
         yield
@@ -215,97 +347,152 @@ def _threads(network: Network, rows: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _generator(seed: int, epoch: int) -> torch.Generator:
+@contextlib.contextmanager
+def _seeded(seed: int, epoch: int, again: int, rank: int) -> Iterator[torch.Generator]:
+    """Torch's own random numbers seeded for an epoch of this process; gives a generator that is alike on all."""
+    with torch.random.fork_rng():
+        torch.manual_seed(_stream(seed, epoch, again, rank))
+        yield torch.Generator().manual_seed(_stream(seed, epoch, again))
+
+
+def _stream(*parts: Any) -> int:
     """One stream for each epoch of each seed: a hash keeps (1, 12) apart from (11, 2)."""
-    digest = hashlib.sha256(f"crossent {seed} {epoch}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    digest = hashlib.sha256(" ".join(map(str, ("crossent", *parts))).encode()).digest()
+    return int.from_bytes(digest[:7], "big")
 
 
-def _fingerprint(*parts: Tensor | Recipe | int) -> str:
+def _fingerprint(problem: Problem, fold: Tensor, recipe: Recipe, seed: int) -> str:
     """What a checkpoint belongs to: these rows, this recipe, this seed."""
-    digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, Tensor):
+    digest = hashlib.sha256(repr((problem.task, recipe, seed)).encode())
+    for part in (problem.x, problem.target, problem.weight, fold):
+        if part is not None:
             digest.update(str(tuple(part.shape)).encode())
             digest.update(np.ascontiguousarray(part.numpy()).tobytes())
-        else:
-            digest.update(repr(part).encode())
     return digest.hexdigest()
 
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
 class _State:
-    """Everything that changes while training: network, its average, the best average, optimiser, history."""
+    """Everything that changes while training: network, its average, the best average, optimisers, history."""
 
-    def __init__(self, network: Network, recipe: Recipe, fingerprint: str) -> None:
-        self.network = network
-        self.average = copy.deepcopy(network).requires_grad_(False)
-        self.best = copy.deepcopy(network).requires_grad_(False)
-        decayed = [*network.weights]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": decayed, "weight_decay": recipe.weight_decay},
-                {"params": [*network.biases], "weight_decay": 0.0},
-            ],
-            lr=recipe.learning_rate,
-            betas=(0.9, 0.99),
-        )
+    def __init__(self, network: nn.Module, recipe: Recipe, steps: int, fabric: Any, fingerprint: str) -> None:
+        self.network, self.recipe, self.fabric, self.fingerprint = network, recipe, fabric, fingerprint
+        horizon = max(1.0, recipe.averaging * steps)
+
+        def follow(slow: Tensors, fast: Tensors, count: Tensor | int) -> None:
+            """A plain mean at first, then one with a memory of ``horizon`` steps."""
+            torch._foreach_lerp_(slow, fast, max(1 / (int(count) + 1), 1 / horizon))
+
+        self.model, *self.optimisers = fabric.setup(network, *optimisers(network, recipe))
+        self.average = AveragedModel(network, multi_avg_fn=follow if recipe.averaging > 0 else _newest)
+        self.average.requires_grad_(False)
+        self.best = copy.deepcopy(self.average.module)
+        self.rates = [[group["lr"] for group in optimiser.param_groups] for optimiser in self.optimisers]
+        self.slowed = 1.0
         self.history = History()
-        self.steps = 0
-        self.fingerprint = fingerprint
+        self.good: Any = None
+        self.remember()
 
-    def follow(self, horizon: float) -> None:
-        """Move the average towards the network: a plain mean at first, then one with a memory of ``horizon`` steps."""
-        self.steps += 1
-        pace = max(1 / self.steps, 1 / max(1.0, horizon))
-        for slow, fast in zip(self.average.parameters(), self.network.parameters(), strict=True):
-            slow.lerp_(fast.detach(), pace)
+    def train(self) -> None:
+        """Dropout and batch norm learn; schedule-free weights go to where gradients are taken."""
+        self.network.train()
+        for optimiser in self.optimisers:
+            if hasattr(optimiser.optimizer, "train"):
+                optimiser.optimizer.train()
 
-    def save(self, folder: Path) -> None:
-        """Write the state, whole or not at all: tensors and, in the same file's header, the history."""
-        safetensors = require("safetensors.torch", "cli", "saving a checkpoint")
-        tensors: dict[str, Tensor] = {}
-        for name, network in self._networks().items():
-            tensors |= {f"{name}.{key}": value for key, value in network.state_dict().items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in moments.items()}
-        about = {"fingerprint": self.fingerprint, "steps": str(self.steps), "history": json.dumps(vars(self.history))}
-        with replacing(folder / "training.safetensors") as temporary:
-            # Not save_file: that a disk is full has to arrive here as the OSError it is.
-            temporary.write_bytes(safetensors.save({key: value.contiguous() for key, value in tensors.items()}, about))
+    def judged(self, x: Tensor, batch: int) -> nn.Module:
+        """The averaged network as it would be used now."""
+        for optimiser in self.optimisers:
+            if hasattr(optimiser.optimizer, "eval"):
+                optimiser.optimizer.eval()
+                self.average.module.load_state_dict(self.network.state_dict())  # schedule-free has its own average
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.network.modules()):
+            some = torch.linspace(0, len(x) - 1, min(len(x), 64 * batch)).long()
+            update_bn((x[rows] for rows in some.split(batch) if len(rows) > 1), self.average.module)
+        return self.average.module.eval()
 
-    def resume(self, folder: Path) -> None:
+    def pace(self, done: float) -> None:
+        """Set the learning rates for a share of all steps done."""
+        if self.recipe.optimiser == "lbfgs":
+            return
+        for optimiser, rates in zip(self.optimisers, self.rates, strict=True):
+            for group, usual in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = usual * self.slowed * rate(self.recipe, done)
+
+    def remember(self) -> None:
+        """Keep a copy of the state, which is finite, to go back to."""
+        self.good = copy.deepcopy(self._tensors())
+
+    def roll_back(self) -> bool:
+        """Go back to the last finite state with a lower learning rate; not more than a few times."""
+        trouble = self.history.trouble
+        if len(trouble) >= MOST_ROLLBACKS:
+            self.history.stopped = (
+                f"the training loss was not finite, and {MOST_ROLLBACKS} lower learning rates did not help"
+            )
+            return False
+        self._restore(copy.deepcopy(self.good))
+        self.slowed *= SLOWER
+        trouble.append(
+            f"In epoch {len(self.history.train) + 1} the training loss was not finite; the epoch was undone, and the "
+            f"learning rate lowered to {self.recipe.learning_rate * self.slowed:.2g}."
+        )
+        return True
+
+    def save(self, path: Path) -> None:
+        """Write the state, whole or not at all; tensors and plain values, read back without unpickling anything."""
+        if self.fabric.global_rank:
+            return
+        whole = {
+            "fingerprint": self.fingerprint,
+            "state": self._tensors(),
+            "best": self.best.state_dict(),
+            "history": vars(self.history),
+            "slowed": self.slowed,
+        }
+        buffer = io.BytesIO()  # torch.save to a path would say less of a full disk
+        torch.save(whole, buffer)
+        with replacing(path) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
+
+    def resume(self, path: Path) -> None:
         """Take up a state that was saved, if there is one; one of other data or settings is refused."""
-        path = folder / "training.safetensors"
         if not path.exists():
             return
-        require("safetensors.torch", "cli", "reading a checkpoint")
-        from safetensors import SafetensorError, safe_open
-
         try:
-            with safe_open(path, framework="pt") as file:
-                about = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as trouble:
+            whole = torch.load(path, weights_only=True)
+        except Exception as trouble:  # a zip, a restricted pickle and torch each have their own way to say it
             raise DataError(
-                f"the checkpoint {str(path)!r} cannot be read: {trouble}. Delete it to start afresh."
+                f"the checkpoint {str(path)!r} cannot be read: {' '.join(str(trouble).split())[:200]} Delete it to "
+                "start afresh."
             ) from trouble
-        if about.get("fingerprint") != self.fingerprint:
+        if whole.get("fingerprint") != self.fingerprint:
             raise DataError(
                 f"the checkpoint {str(path)!r} belongs to other data, another recipe or another seed. Resume with what "
                 "it was started with, or choose another folder to start afresh."
             )
-        for name, network in self._networks().items():
-            prefix = f"{name}."
-            network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimizer."):
-                _, index, name = key.split(".")
-                moments.setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        self.steps = int(about["steps"])
-        vars(self.history).update(json.loads(about["history"]))
-        self.history.stopped = ""
+        self._restore(whole["state"])
+        self.best.load_state_dict(whole["best"])
+        self.slowed = whole["slowed"]
+        vars(self.history).update(whole["history"])
+        self.history.stopped = "" if self.history.stopped.startswith("the time") else self.history.stopped
+        self.remember()
 
-    def _networks(self) -> dict[str, Network]:
-        return {"network": self.network, "average": self.average, "best": self.best}
+    def _tensors(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+        }
+
+    def _restore(self, kept: dict[str, Any]) -> None:
+        self.network.load_state_dict(kept["network"])
+        self.average.load_state_dict(kept["average"])
+        for optimiser, own in zip(self.optimisers, kept["optimisers"], strict=True):
+            optimiser.load_state_dict(own)
+
+
+def _newest(slow: Tensors, fast: Tensors, count: Tensor | int) -> None:
+    torch._foreach_copy_(slow, fast)

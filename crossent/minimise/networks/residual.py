@@ -53,6 +53,9 @@ class Residual(nn.Module):
         ):  # fmt: skip
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, and is {value}.")
+        self.settings = {
+            "channels": channels, "side": side, "columns": columns, "width": width, "depth": depth, "dropout": dropout
+        }  # fmt: skip
         self.register_buffer("mean", torch.zeros(channels, 1, 1))
         self.register_buffer("deviation", torch.ones(channels, 1, 1))
         stride = 1

@@ -1,0 +1,173 @@
+"""From a problem and a recipe to networks that have learnt it, and what they say of rows they had not seen.
+
+For tables and arrays all members of all folds are one batched network. Images and networks of the user's own are
+trained one after another. Every row is held out from some of the members; what those say of it is what epochs and
+calibrators are chosen by, so that no row has to be given up for that.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crossent.errors import DataError, require
+from crossent.minimise.networks.several import Several
+from crossent.minimise.networks.tabular import Tabular
+from crossent.minimise.objective import Objective
+from crossent.minimise.problem import Problem, folds
+from crossent.minimise.recipe import Recipe
+from crossent.minimise.train import History, Progress, averaged, logits_of, train
+
+Factory = Callable[[tuple[int, ...], int], nn.Module]
+"""Makes a network for rows of a shape and so many logits: ``factory((features,), columns)``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """Networks that have learnt, and log-probabilities (n, classes) of every row by those that had not seen it."""
+
+    network: nn.Module
+    objective: Objective
+    held_out: Tensor
+    history: History
+
+    def log_probabilities(self, x: Tensor) -> Tensor:
+        """Log-probabilities (n, classes), float64, of prepared rows: of the mean of the members' probabilities."""
+        return averaged(self.objective.log_probabilities(logits_of(self.network, x)))
+
+
+def launched(devices: int | str = "auto", accelerator: str = "cpu", precision: str = "32-true", **more: Any) -> Any:
+    """A Lightning Fabric, launched: one process, or as many as ``torchrun`` or SLURM have started."""
+    fabric = require("lightning_fabric", "minimise", "training")
+    if devices == "auto":
+        devices = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        more.setdefault("num_nodes", int(os.environ.get("WORLD_SIZE", devices)) // devices)
+    made = fabric.Fabric(accelerator=accelerator, devices=devices, precision=precision, **more)
+    made.launch()
+    return made
+
+
+def learn(
+    problem: Problem,
+    recipe: Recipe,
+    seed: int = 0,
+    *,
+    factory: Factory | None = None,
+    fabric: Any = None,
+    checkpoint: Path | None = None,
+    progress: Callable[[Progress], None] = lambda _: None,
+    deadline: float = math.inf,
+) -> Learned:
+    """Train the networks of a recipe on a problem.
+
+    Args:
+        problem: the rows; none of them is kept for a test.
+        recipe: the settings.
+        seed: of folds, starts, batches and dropout: the same seed gives the same bits on one machine.
+        factory: makes the network, instead of the recipe's ``model``.
+        fabric: a launched Lightning Fabric; by default one process on the CPU.
+        checkpoint: a folder for the state of the training, to go on from.
+        progress: called after each epoch, and twice a second within long ones.
+        deadline: ``time.monotonic()`` at which training is to be over.
+    """
+    fabric = fabric or launched()
+    objective = recipe.objective(problem.task, problem.counts())
+    factory = factory or _factory(recipe)
+    together = factory is None and problem.x.dim() == 2
+    parts, members = min(recipe.folds, len(problem)), recipe.members
+    fold = folds(problem, parts, members, seed)
+    jobs = [fold] if together else [_only(repeat, part) for repeat in fold for part in range(parts)]
+    done: list[Any] = []
+    for number, job in enumerate(jobs, 1):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed * 1_000_003 + number)
+            network = _network(problem, recipe, objective, job, factory)
+        left = (deadline - time.monotonic()) / (len(jobs) - number + 1)
+        done.append(
+            train(
+                network,
+                problem,
+                objective,
+                job,
+                recipe,
+                seed * 1_000_003 + number,
+                fabric=fabric,
+                checkpoint=None if checkpoint is None else checkpoint / f"network-{number}.pt",
+                progress=_numbered(progress, number, len(jobs)),
+                deadline=time.monotonic() + left,
+            )
+        )
+        if "by hand" in done[-1].history.stopped:
+            break
+    if together:
+        return Learned(done[0].network, objective, done[0].held_out, done[0].history)
+    held_out = _mean([each.held_out for each in done])
+    return Learned(Several([each.network for each in done]), objective, held_out, done[0].history)
+
+
+def _factory(recipe: Recipe) -> Factory | None:
+    """The user's own function that a recipe names, or None where the network is one of ours."""
+    if ":" not in recipe.model:
+        return None
+    module, _, name = recipe.model.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as trouble:
+        raise DataError(
+            f"the model {recipe.model!r} cannot be imported: {trouble}. It is written package.module:function, and "
+            "Python looks for the package in its path (PYTHONPATH=. adds the folder you are in)."
+        ) from trouble
+    return found
+
+
+def _network(
+    problem: Problem, recipe: Recipe, objective: Objective, fold: Tensor, factory: Factory | None
+) -> nn.Module:
+    """A fresh network for a problem; draws from torch's own random numbers."""
+    shape, columns = tuple(problem.x.shape[1:]), objective.columns
+    if factory is not None:
+        network = factory(shape, columns)
+        if not isinstance(network, nn.Module):
+            raise DataError(f"a model's factory must give a torch.nn.Module; it gave {type(network).__name__}.")
+        return network
+    if problem.x.dim() > 2:
+        from crossent.minimise.networks.residual import Residual
+
+        return Residual.for_images(problem.x, columns, width=recipe.width, depth=recipe.depth, dropout=recipe.dropout)
+    linear = recipe.model == "linear"
+    return Tabular.for_features(
+        problem.x,
+        columns,
+        members=len(fold) * (int(fold.max()) + 1),
+        width=recipe.width,
+        depth=0 if linear else recipe.depth,
+        dropout=0.0 if linear else recipe.dropout,
+        bins=0 if linear else recipe.bins,
+        noise=recipe.noise,
+    )
+
+
+def _only(repeat: Tensor, part: int) -> Tensor:
+    """The plan of one network: rows of one fold held out (0), all others learnt (-1)."""
+    return torch.where(repeat == part, 0, -1).unsqueeze(0)
+
+
+def _mean(log_p: list[Tensor]) -> Tensor:
+    """Log of the mean of probabilities, for each row over those that say something of it."""
+    stacked = torch.stack(log_p)
+    known = ~stacked.isnan()
+    total = torch.where(known, stacked, -math.inf).logsumexp(0)
+    return torch.where(known.any(0), total - known.sum(0).double().log(), math.nan)
+
+
+def _numbered(progress: Callable[[Progress], None], number: int, of: int) -> Callable[[Progress], None]:
+    return lambda at: progress(replace(at, network=number, networks=of))

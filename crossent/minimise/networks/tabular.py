@@ -1,0 +1,163 @@
+"""The network for tables and plain arrays: several small ones side by side, from prepared features to logits.
+
+One member is a multi-layer perceptron; all members are one batched matrix product, so that ten cost little more than
+one on a small table. Each may read rows of its own, which is what bagging over folds needs. Their probabilities are
+averaged: the mean of a few independent networks has a lower cross-entropy than any of them (Lakshminarayanan et al.
+2017, §2.4).
+
+A number enters twice: as itself, and as its place among quantiles of the training rows, written as a ramp for each
+bin (piecewise-linear encoding; Gorishniy, Rubachev & Babenko 2022, eq. 1). A perceptron bends slowly in a number; in
+ramps it bends wherever there are rows, which on tables is worth more than depth.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+MOST_RAMPS = 1500
+"""Ramps of all columns together; more columns get fewer bins each."""
+
+
+class Tabular(nn.Module):
+    """Features (n, d), or (members, n, d) where members read rows of their own → logits (members, n, columns).
+
+    A number is centred on the median of the training rows, divided by their spread, and bent softly so that nothing
+    lies beyond ±3; a missing one becomes the median, and says that it was missing in a column of its own. Those figures
+    travel with the weights, so that the network takes prepared features as they are. ``noise`` is the deviation of
+    Gaussian noise that training adds to the bent numbers.
+    """
+
+    center: Tensor
+    spread: Tensor
+    gaps: Tensor
+    ramp_column: Tensor
+    ramp_start: Tensor
+    ramp_width: Tensor
+
+    def __init__(
+        self, features: int, gaps: int, ramps: int, columns: int, members: int, width: int, depth: int, dropout: float,
+        noise: float = 0.0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.register_buffer("center", torch.zeros(features))
+        self.register_buffer("spread", torch.ones(features))
+        self.register_buffer("gaps", torch.zeros(gaps, dtype=torch.long))
+        self.register_buffer("ramp_column", torch.zeros(ramps, dtype=torch.long))
+        self.register_buffer("ramp_start", torch.zeros(ramps))
+        self.register_buffer("ramp_width", torch.ones(ramps))
+        sizes = [features + gaps + ramps, *[width] * depth, columns]
+        self.weights = nn.ParameterList(
+            nn.Parameter(torch.empty(members, before, after)) for before, after in pairwise(sizes)
+        )
+        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(members, 1, after)) for after in sizes[1:])
+        self.dropout = nn.Dropout(dropout)
+        self.noise = noise
+
+    @property
+    def settings(self) -> dict[str, int | float]:
+        """What ``Tabular(**settings)`` takes to make a network that these weights fit."""
+        return {
+            "features": len(self.center),
+            "gaps": len(self.gaps),
+            "ramps": len(self.ramp_column),
+            "columns": self.weights[-1].shape[-1],
+            "members": self.members,
+            "width": self.weights[0].shape[-1],
+            "depth": len(self.weights) - 1,
+            "dropout": self.dropout.p,
+            "noise": self.noise,
+        }
+
+    @property
+    def members(self) -> int:
+        """How many networks stand side by side."""
+        return self.weights[0].shape[0]
+
+    @classmethod
+    def for_features(
+        cls,
+        x: Tensor,
+        columns: int,
+        *,
+        members: int,
+        width: int,
+        depth: int,
+        dropout: float,
+        bins: int,
+        noise: float = 0.0,
+    ) -> Tabular:
+        """A fresh network scaled to the rows x (n, d), NaN where a number is missing; draws from torch's own seed."""
+        gaps = x.isnan().any(0).nonzero().flatten()
+        center, spread = _center_and_spread(x)
+        ramps = _ramps(_bent(_sample(x), center, spread), min(bins, max(1, MOST_RAMPS // x.shape[1])))
+        network = cls(x.shape[1], len(gaps), ramps.shape[1], columns, members, width, depth, dropout, noise)
+        network.center.copy_(center)
+        network.spread.copy_(spread)
+        network.gaps.copy_(gaps)
+        network.ramp_column.copy_(ramps[0].long())
+        network.ramp_start.copy_(ramps[1])
+        network.ramp_width.copy_(ramps[2])
+        for weight in network.weights:
+            nn.init.normal_(weight, std=1 / math.sqrt(max(1, weight.shape[1])))
+        with torch.no_grad():
+            network.weights[-1].mul_(0.1)  # start near the prior: no member is sure of anything yet
+        return network
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the first layer reads: numbers on one scale, what was missing, and the ramps."""
+        z = _bent(x, self.center, self.spread)
+        if self.training and self.noise > 0:
+            z = z + self.noise * torch.randn_like(z)
+        ramps = ((z[..., self.ramp_column] - self.ramp_start) / self.ramp_width).clamp(0.0, 1.0)
+        return torch.cat((z.nan_to_num(0.0), x[..., self.gaps].isnan().to(z.dtype), ramps.nan_to_num(0.0)), -1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The members' logits (members, n, columns)."""
+        h = self.features(x)
+        if h.dim() == 2:
+            h = h.unsqueeze(0).expand(self.members, -1, -1)
+        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+            h = self.dropout(nn.functional.silu(torch.baddbmm(bias, h, weight)))
+        return torch.baddbmm(self.biases[-1], h, self.weights[-1])
+
+
+def _bent(x: Tensor, center: Tensor, spread: Tensor) -> Tensor:
+    z = (x - center) / spread
+    return z / torch.sqrt(1 + (z / 3).square())
+
+
+def _center_and_spread(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Median and quartile spread of each column, or mean and deviation of one that is mostly one value."""
+    low, middle, high = torch.nanquantile(_sample(x), torch.tensor([0.25, 0.5, 0.75]), dim=0).nan_to_num(0.0)
+    spread = (high - low) / 1.349  # the quartiles of a normal distribution are 1.349 of its sigmas apart
+    present = torch.where(x.isnan(), middle, x)
+    deviation = present.double().std(0, correction=0).float()
+    rare = spread <= 1e-6 * deviation
+    center = torch.where(rare, present.double().mean(0).float(), middle)
+    spread = torch.where(rare, deviation, spread)
+    return center, torch.where(spread > 0, spread, 1.0)
+
+
+def _ramps(z: Tensor, bins: int) -> Tensor:
+    """(3, ramps): column, start and width of each bin between quantiles of the rows z; none for a two-valued column."""
+    found = []
+    for column in range(z.shape[1]):
+        values = z[:, column]
+        values = values[~values.isnan()]
+        distinct = values.unique()
+        if len(distinct) <= 2:
+            continue
+        edges = distinct if len(distinct) <= bins else values.quantile(torch.linspace(0, 1, bins + 1)).unique()
+        start, width = edges[:-1], edges.diff()
+        found.append(torch.stack((torch.full_like(start, column), start, width)))
+    return torch.cat(found, 1) if found else torch.zeros(3, 0)
+
+
+def _sample(x: Tensor) -> Tensor:
+    """Quantiles of a big table are those of evenly spaced rows of it (torch sorts at most 16 million numbers)."""
+    rows = min(20_000, 16_000_000 // max(1, x.shape[1]))
+    return x if len(x) <= rows else x[torch.linspace(0, len(x) - 1, rows).long()]

@@ -1,0 +1,91 @@
+"""What is to be learnt, ready for a network: rows of tensors, and which rows are held out from which network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crossent.compute import cross_entropy
+from crossent.minimise.task import Task
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Rows to learn from.
+
+    ``x`` float32: prepared features (n, d), NaN where a number is missing, or images (n, channels, height, width).
+    ``target``: labels (n,) int64, soft labels (n, classes) float32, or for a range the share (n,) float32 from 0 to 1.
+    ``weight`` (n,) float32, or None where all rows count alike.
+    """
+
+    task: Task
+    x: Tensor
+    target: Tensor
+    weight: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def distribution(self) -> Tensor:
+        """What log-probabilities (n, classes) are judged against: labels, soft labels, or (1 - f, f) of a range."""
+        if self.task.kind == "range":
+            share = self.target.double()
+            return torch.stack((1 - share, share), -1)
+        return self.target.double() if self.target.is_floating_point() else self.target
+
+    def take(self, rows: Tensor) -> Problem:
+        """Those rows of it."""
+        return Problem(self.task, self.x[rows], self.target[rows], None if self.weight is None else self.weight[rows])
+
+    def cross_entropy(self, log_p: Tensor, rows: Tensor | None = None) -> float:
+        """Mean cross-entropy in nats of log-probabilities (n, classes), or of those of some rows, weights included."""
+        target, weight = self.distribution, self.weight
+        if rows is not None:
+            log_p, target, weight = log_p[rows], target[rows], None if weight is None else weight[rows]
+        return float(cross_entropy(log_p, target, sample_weight=weight, validate="off"))
+
+    def counts(self) -> Tensor:
+        """Rows of each class, soft and weighted ones by their share: float64 (classes,)."""
+        target = self.distribution
+        if not target.is_floating_point():
+            target = torch.nn.functional.one_hot(target, self.task.columns).double()
+        return (target if self.weight is None else target * self.weight.double().unsqueeze(-1)).sum(0)
+
+
+def folds(problem: Problem, parts: int, repeats: int, seed: int) -> Tensor:
+    """Part the rows ``repeats`` times: int64 (repeats, n), the fold from 0 to ``parts`` - 1 in which a row is held out.
+
+    With one part a sixth of the rows is held out, in fold 0, and the others are held out nowhere (-1). Folds are drawn
+    by class, or by tenths of a range, so that each has its share of every one; with one part the last row of a class is
+    not held out.
+    """
+    strata = _strata(problem)
+    found = np.empty((repeats, len(problem)), dtype=np.int64)
+    for repeat in range(repeats):
+        generator = np.random.default_rng([seed, 2, repeat])
+        offset = 0
+        for stratum in np.unique(strata):
+            rows = generator.permutation(np.flatnonzero(strata == stratum))
+            place = np.arange(len(rows)) + offset
+            if parts > 1:
+                found[repeat, rows] = place % parts
+            else:
+                found[repeat, rows] = np.where((place % 6 == 5) & (np.arange(len(rows)) > 0), 0, -1)
+            offset += len(rows)  # what rounding kept from a fold in one class is owed to it in the next
+        if not (found[repeat] == 0).any():
+            found[repeat, generator.integers(len(problem))] = 0
+    return torch.from_numpy(found)
+
+
+def _strata(problem: Problem) -> np.ndarray:
+    target = problem.target
+    if problem.task.kind == "range":
+        order = np.argsort(target.numpy(), kind="stable")
+        strata = np.empty(len(problem), dtype=np.int64)
+        strata[order] = np.arange(len(problem)) * 10 // max(1, len(problem))
+        return strata
+    return (target.argmax(-1) if target.dim() > 1 else target).numpy()

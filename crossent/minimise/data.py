@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import fnmatch
 import os
 import re
 import warnings
@@ -22,25 +23,38 @@ EMBEDDED = ("digits", "breast_cancer", "iris", "wine", "diabetes")
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """Features ``x``, a pandas table or a float array (n, d), and labels ``y`` (n,), or None where there are none."""
+    """Features ``x`` and labels ``y``.
+
+    ``x`` is a pandas table, a float array (n, d), or images (n, channels, height, width) from 0 to 1. ``y`` (n,), or
+    (n, classes) of shares or counts with the ``names`` of the classes, or None where there are none. ``weight`` (n,)
+    float64, or None where all rows count alike.
+    """
 
     x: Any
     y: Any
     source: str
     target: str
+    names: tuple[str, ...] = ()
+    weight: Any = None
 
     def __len__(self) -> int:
         return len(self.x)
 
 
-def read(source: str | os.PathLike[str], target: str | None = None, *, labelled: bool = True) -> Data:
+def read(
+    source: str | os.PathLike[str], target: str | None = None, weight: str | None = None, *, labelled: bool = True
+) -> Data:
     """Read an embedded set by name, or a ``.csv``, ``.parquet`` or ``.npz`` file.
 
     ``target`` names the column of the labels; without it a table's column called target, label, class or y is taken,
-    and else its last. With ``labelled=False`` a table need not have the target, and it is left out of the features.
+    and else its last; a pattern such as ``votes_*`` names one column for each class, of shares or counts. ``weight``
+    names the column of the rows' weights. With ``labelled=False`` a table need not have these, and they are left out of
+    the features.
     """
     name = os.fspath(source)
     if name in EMBEDDED:
+        if weight is not None:
+            raise DataError(f"the embedded set {name!r} has no weights; leave out --weight.")
         return _embedded(name, target)
     path = Path(source)
     suffix = path.suffix.lower()
@@ -56,32 +70,108 @@ def read(source: str | os.PathLike[str], target: str | None = None, *, labelled:
         )
     check_content(path)
     if suffix == ".npz":
-        return _arrays(path, target, labelled)
-    return from_table(TABLES[suffix](path), target, name, labelled=labelled)
+        return _arrays(path, target, weight, labelled)
+    return from_table(TABLES[suffix](path), target, name, weight, labelled=labelled)
 
 
-def from_table(table: Any, target: str | None, source: str, *, labelled: bool = True) -> Data:
-    """Split a pandas table into features and target."""
+def from_table(
+    table: Any, target: str | None, source: str, weight: str | None = None, *, labelled: bool = True
+) -> Data:
+    """Split a pandas table into features, target and weights."""
     if len(table) == 0:
         raise DataError(f"{source!r} has a header and no rows. It needs at least one row to go on.")
     _name(table, source)
+    weights = None
+    if weight is not None and (labelled or weight in table.columns):
+        weights = _weights(table[_known(weight, table, source)], source, weight)
+        table = table.drop(columns=weight)
     column = target
+    if column is not None and column not in table.columns and "*" in column:
+        return _several(table, column, source, weights, labelled)
     if column is None:
         usual = [c for c in table.columns if c.strip().lower() in ("target", "label", "class", "y")]
         column = usual[0] if usual else table.columns[-1]
     if column not in table.columns:
         if not labelled:
-            return Data(table, None, source, column)
-        close = difflib.get_close_matches(column, table.columns, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise DataError(f"{source!r} has no column {column!r}.{hint} Its columns are {some(list(table.columns), 12)}.")
+            return Data(table, None, source, column, weight=weights)
+        _known(column, table, source)
     x = table.drop(columns=column)
     if x.shape[1] == 0:
         raise DataError(f"{source!r} has only one column, {column!r}: there is nothing to predict it from.")
-    return Data(x.reset_index(drop=True), _labels(table[column]), source, column)
+    return Data(x.reset_index(drop=True), _labels(table[column]), source, column, weight=weights)
 
 
-def from_arrays(x: Any, y: Any, source: str = "arrays") -> Data:
+def _several(table: Any, pattern: str, source: str, weights: Any, labelled: bool) -> Data:
+    """One column of shares or counts for each class."""
+    columns = [name for name in table.columns if fnmatch.fnmatchcase(name, pattern)]
+    if not columns and not labelled:
+        return Data(table, None, source, pattern, weight=weights)
+    if len(columns) < 2:
+        raise DataError(
+            f"{source!r} has {len(columns)} columns like {pattern!r}; labels in several columns need one for each "
+            f"class, two or more. Its columns are {some(list(table.columns), 12)}."
+        )
+    x, y = table.drop(columns=columns), table[columns]
+    if x.shape[1] == 0:
+        raise DataError(f"{source!r} has only columns like {pattern!r}: there is nothing to predict them from.")
+    before = pattern.partition("*")[0]
+    names = tuple(name.removeprefix(before) for name in columns)
+    return Data(x.reset_index(drop=True), _shares(y, source, columns), source, pattern, names, weights)
+
+
+def _known(column: str, table: Any, source: str) -> str:
+    if column not in table.columns:
+        close = difflib.get_close_matches(column, table.columns, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise DataError(f"{source!r} has no column {column!r}.{hint} Its columns are {some(list(table.columns), 12)}.")
+    return column
+
+
+def _shares(y: Any, source: str, columns: list[str]) -> np.ndarray:
+    """Labels (n, classes), shares or counts, as shares that add up to 1."""
+    try:
+        shares = np.asarray(y, dtype=np.float64)
+    except (TypeError, ValueError) as trouble:
+        raise DataError(
+            f"{source}: labels in several columns are shares or counts, and here they hold text."
+        ) from trouble
+    bad = ~(shares >= 0) | ~np.isfinite(shares)
+    if bad.any():
+        row, place = np.argwhere(bad)[0].tolist()
+        raise DataError(
+            f"{source}: shares and counts are numbers from 0 on; row {row} has {shares[row, place]} in "
+            f"{columns[place]!r}."
+        )
+    total = shares.sum(1)
+    if (total == 0).any():
+        raise DataError(f"{source}: row {int(np.argmin(total))} has no share of any class; leave such rows out.")
+    whole = bool(np.all(shares == np.floor(shares)))
+    off = np.abs(total - 1) > 1e-4
+    if off.any() and not whole:
+        row = int(np.argmax(off))
+        raise DataError(
+            f"{source}: shares of the classes must add up to 1; those of row {row} add up to {total[row]:g}. (Counts "
+            "of annotators, whole numbers, may add up to anything.)"
+        )
+    return shares / total[:, None]
+
+
+def _weights(values: Any, source: str, name: str = "weight") -> np.ndarray:
+    """Weights of rows: finite, not negative, not all 0."""
+    try:
+        weights = np.asarray(_array(values), dtype=np.float64)
+    except (TypeError, ValueError) as trouble:
+        raise DataError(f"{source}: {name!r} must hold numbers, the weights of the rows.") from trouble
+    bad = ~(weights >= 0) | ~np.isfinite(weights)
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise DataError(f"{source}: weights are finite numbers from 0 on; row {row} has {weights[row]} in {name!r}.")
+    if not weights.sum() > 0:
+        raise DataError(f"{source}: all weights in {name!r} are 0: no row counts.")
+    return weights
+
+
+def from_arrays(x: Any, y: Any, source: str = "arrays", weight: Any = None) -> Data:
     """Take what a Python caller has: arrays, tensors, or a pandas table with a series."""
     if hasattr(x, "__len__") and len(x) == 0:
         raise DataError(f"{source}: x has no rows.")
@@ -91,18 +181,28 @@ def from_arrays(x: Any, y: Any, source: str = "arrays") -> Data:
         x = table
     else:
         x = _numbers(_array(x), source)
+    weights, names = None, ()
+    if weight is not None:
+        weights = _weights(weight, source)
+        if weights.shape != (len(x),):
+            raise DataError(f"{source}: {len(x):,} rows need as many weights; their shape is {weights.shape}.")
     if y is not None:
         target = str(getattr(y, "name", None) or "y")
-        y = _labels(y) if hasattr(y, "isna") else _array(y)
+        if hasattr(y, "columns") and y.shape[1] > 1:
+            names = tuple(map(str, y.columns))
+        y = _labels(y) if hasattr(y, "isna") and not names else _array(y)
         if getattr(y, "ndim", 1) == 2 and y.shape[1] == 1:
             y = y[:, 0]
+        if y.ndim == 2 and len(y) == len(x):
+            names = names or tuple(map(str, range(y.shape[1])))
+            return Data(x, _shares(y, source, list(names)), source, target, names, weights)
         if y.ndim != 1 or len(y) != len(x):
             raise DataError(
                 f"{source}: y must hold one label for each of the {len(x):,} rows of x; its shape is {y.shape}."
             )
     else:
         target = "y"
-    return Data(x, y, source, target)
+    return Data(x, y, source, target, weight=weights)
 
 
 def _labels(y: Any) -> np.ndarray:
@@ -140,22 +240,34 @@ def _array(values: Any) -> np.ndarray:
 
 
 def _numbers(x: np.ndarray, source: str) -> np.ndarray:
-    """Features given as an array are all numbers, all finite, one row each."""
+    """Features given as an array are all numbers, one row each, finite or NaN where missing; images have a channel."""
     if x.ndim < 2:
         raise DataError(f"{source}: x must have a row for each example, shape (n, d); its shape is {x.shape}.")
     if x.dtype.kind not in "biuf":
         raise DataError(f"{source}: x must hold numbers; it holds {x.dtype}. Pass a pandas table for mixed columns.")
     with np.errstate(over="ignore"):  # what is too large for float32 is refused below
-        x = x.reshape(len(x), -1).astype(np.float32, copy=False)
-    bad = ~np.isfinite(x)
-    if bad.any():
-        row, column = np.argwhere(bad)[0].tolist()
+        numbers = x.astype(np.float32, copy=False)
+    if x.ndim > 4:
         raise DataError(
-            f"{source}: {int(bad.sum()):,} features are NaN, infinite or too large for float32, first at row {row}, "
-            f"column {column}. An array must be complete; in a table (CSV, Parquet, pandas) an empty cell or NaN is "
-            "taken as missing."
+            f"{source}: x holds rows (n, d) or images (n, height, width[, channels]); its shape is {x.shape}."
         )
-    return x
+    bad = np.isinf(numbers) if x.ndim == 2 else ~np.isfinite(numbers)
+    if bad.any():
+        row, column = np.argwhere(bad.reshape(len(x), -1))[0].tolist()
+        raise DataError(
+            f"{source}: {int(bad.sum()):,} features are infinite or too large for float32, first at row {row}, "
+            f"column {column}. Replace them by a number, or by NaN if they are missing (images must be complete)."
+        )
+    return numbers if x.ndim == 2 else _images(numbers, x.dtype)
+
+
+def _images(x: np.ndarray, was: np.dtype) -> np.ndarray:
+    """Images (n, h, w), (n, c, h, w) or (n, h, w, c) as (n, c, h, w); bytes are brought to 0 … 1."""
+    if x.ndim == 3:
+        x = x[:, None]
+    elif x.shape[1] > 4 and x.shape[3] <= 4:  # four channels at most, and the rest is not so thin
+        x = np.moveaxis(x, 3, 1)
+    return np.ascontiguousarray(x / 255 if was == np.uint8 else x, dtype=np.float32)
 
 
 def _embedded(name: str, target: str | None) -> Data:
@@ -209,17 +321,18 @@ TABLES: dict[str, Callable[[Path], Any]] = {".csv": _csv, ".tsv": _csv, ".parque
 SUFFIXES = (*TABLES, ".npz")
 
 
-def _arrays(path: Path, target: str | None, labelled: bool) -> Data:
+def _arrays(path: Path, target: str | None, weight: str | None, labelled: bool) -> Data:
     name = target or "y"
     try:
         with open(path, "rb") as file, np.load(file) as arrays:  # numpy would leave a file that is no zip open
             have = list(arrays)
-            for needed in ("x", name) if labelled else ("x",):
+            for needed in ["x", name, *([weight] if weight else [])] if labelled else ["x"]:
                 if needed not in have:
                     raise DataError(
                         f"{str(path)!r} needs the arrays 'x' (n, d) and {name!r} (n,); it has {some(have) or 'none'}."
                     )
             x, y = arrays["x"], arrays[name] if name in have else None
+            weights = arrays[weight] if weight in have else None
     except DataError:
         raise
     except Exception as trouble:  # zipfile, zlib and numpy each have their own way to fail
@@ -227,7 +340,7 @@ def _arrays(path: Path, target: str | None, labelled: bool) -> Data:
             f"{str(path)!r} is not a readable .npz of plain arrays: {trouble}. Objects in arrays are not read; "
             "save text labels as a text array."
         ) from trouble
-    return from_arrays(x, y, str(path))
+    return from_arrays(x, y, str(path), weights)
 
 
 def _beside(path: Path) -> list[Path]:

@@ -36,6 +36,7 @@ def fit(
     y: Any = None,
     *,
     target: str | None = None,
+    weight: Any = None,
     test: Any = None,
     kind: str | None = None,
     limits: tuple[float, float] | None = None,
@@ -56,7 +57,8 @@ def fit(
         x: features, a pandas table, array or tensor (n, d); or the name of an embedded set or a file, as on the
             command line.
         y: labels (n,), of two classes, of several, or numbers in a range; None if x names a file that has them.
-        target: the file's column of labels.
+        target: the file's column of labels, or a pattern of several, one for each class: ``votes_*``.
+        weight: of the rows: the file's column, or (n,) numbers from 0 on.
         test: rows to test on instead of a drawn fifth: a file, or a pair (x, y).
         kind: "classes" or "range", to overrule what the labels look like.
         limits: (low, high) of a range; by default the smallest and largest label.
@@ -88,12 +90,12 @@ def fit(
             f"{os.fspath(x)!r} brings its own labels; leave out y, or pass the features as a table or array."
         )
     began = time.monotonic()
-    own, other = _data(x, y, target, test)
-    found = task.look(own.y, own.source, own.target, kind, limits)
+    own, other = _data(x, y, target, weight, test)
+    found = task.look(own.y, own.source, own.target, kind, limits, own.names)
     said(found.found)
     rest, judge = _parts(found, own, other, seed)
     preparation, features = Preparation.fit(rest.x, own.source)
-    problem = Problem(found, features, found.target(rest.encoded))
+    problem = Problem(found, features, found.target(rest.encoded), rest.tensor_of_weights)
     recipe = (recipe or Recipe.usual(features)).parsed(settings)
     all_of = "" if other is None else f" (all of {other.source})"
     said(f"{len(rest):,} rows to learn from, {recipe.says_of_folds}; {len(judge):,} to test once{all_of}.")
@@ -114,7 +116,13 @@ def fit(
     ]
     calibrator = Calibrator()
     if recipe.calibration == "guarded":
-        calibrator = choose_calibrator(plain[0], rest.encoded[known], seed=seed, classes=found.classes)
+        calibrator = choose_calibrator(
+            plain[0],
+            rest.encoded[known],
+            weights=None if rest.weight is None else rest.weight[known],
+            seed=seed,
+            classes=found.classes,
+        )
         for sentence in [calibrator.choice.sentence, *calibrator.choice.absent] if calibrator.choice else []:
             said(sentence)
     log_p = [calibrator.of_logits(rows) for rows in plain]
@@ -131,8 +139,8 @@ def fit(
         learned.history,
         calibrator.choice.table if calibrator.choice else None,
         numbers={
-            "validation_cross_entropy": _mean(log_p[0], parts[0].encoded),
-            "uncalibrated_cross_entropy": _mean(plain[1], judge.encoded),
+            "validation_cross_entropy": _mean(log_p[0], parts[0]),
+            "uncalibrated_cross_entropy": _mean(plain[1], judge),
         },
         facts={
             "source": own.source,
@@ -171,24 +179,36 @@ class _Part:
         return _Part(self.data, self.rows[which], self.encoded[which])
 
     @property
+    def weight(self) -> np.ndarray | None:
+        """Their weights (n,), or None where all rows count alike."""
+        return None if self.data.weight is None else self.data.weight[self.rows]
+
+    @property
+    def tensor_of_weights(self) -> torch.Tensor | None:
+        """Their weights as a network wants them: 1 on average."""
+        return None if self.weight is None else torch.from_numpy(self.weight / self.weight.mean()).float()
+
+    @property
     def x(self) -> Any:
         """Their features; a table's keep their numbers as its index, so that trouble can be said to be in that row."""
         x = self.data.x
         return x.iloc[self.rows] if hasattr(x, "iloc") else x[self.rows]
 
 
-def _data(x: Any, y: Any, target: str | None, test: Any) -> tuple[data.Data, data.Data | None]:
+def _data(x: Any, y: Any, target: str | None, weight: Any, test: Any) -> tuple[data.Data, data.Data | None]:
     """The data, and the test's own if it has any; both labelled."""
-    own = data.read(x, target) if isinstance(x, (str, os.PathLike)) else data.from_arrays(x, y)
+    own = data.read(x, target, weight) if isinstance(x, (str, os.PathLike)) else data.from_arrays(x, y, weight=weight)
     if own.y is None:
         raise DataError("fit needs labels: pass y, or a file that has them.")
     if test is None:
         return own, None
     from_file = isinstance(test, (str, os.PathLike))
-    other = data.read(test, own.target) if from_file else data.from_arrays(test[0], test[1], "test")
+    named = weight if isinstance(weight, str) else None
+    other = data.read(test, own.target, named) if from_file else data.from_arrays(test[0], test[1], "test", *test[2:])
     if other.y is None:
         raise DataError("the test needs labels: pass a file that has them, or a pair (x, y).")
-    task.refuse_missing(other.y, other.source, other.target)
+    if other.y.ndim == 1:
+        task.refuse_missing(other.y, other.source, other.target)
     return own, other
 
 
@@ -221,6 +241,7 @@ def _test(found: task.Task, own: data.Data, judge: _Part, predicted: Predicted) 
             predicted.labels[tested],
             classes=list(found.classes) or None,
             rows=judge.rows,
+            weights=judge.weight,
             task=found.kind,
             low=found.low,
             high=found.high,
@@ -246,19 +267,26 @@ def _labels(found: task.Task, y: np.ndarray) -> np.ndarray:
     """Labels as they are written down: numbers of a range, or the names of classes."""
     if found.kind == "range":
         return np.asarray(y, dtype=np.float64)
+    if y.ndim == 2:
+        return y
     return np.array([task.class_name(value) for value in y])
 
 
-def _mean(log_p: np.ndarray, encoded: np.ndarray) -> Number:
-    return Number(float(costs_of_logs(log_p, encoded).mean()), "nats", n=len(encoded))
+def _mean(log_p: np.ndarray, part: _Part) -> Number:
+    return Number(float(np.average(costs_of_logs(log_p, part.encoded), weights=part.weight)), "nats", n=len(part))
 
 
 def _rare(found: task.Task, parts: tuple[_Part, ...]) -> list[str]:
     if found.kind == "range":
         return []
     own = [part.encoded for part in parts if part.data is parts[0].data]  # not a test file's: they teach nothing
-    counts = np.bincount(np.concatenate(own), minlength=len(found.classes))
-    rare = [f"{name} ({count})" for name, count in zip(found.classes, counts.tolist(), strict=True) if count < 5]
+    columns = np.arange(len(found.classes))
+    counts = sum((part if part.ndim == 2 else part[:, None] == columns).sum(0) for part in own)
+    rare = [
+        f"{name} ({count:.3g})"
+        for name, count in zip(found.classes, np.asarray(counts).tolist(), strict=True)
+        if count < 5
+    ]
     return [f"Classes with fewer than five rows in all can hardly be learned or tested: {some(rare)}."] if rare else []
 
 

@@ -10,12 +10,12 @@ TEST = 0.2
 def draw(encoded: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw 80 % of the rows to learn from and 20 % for the test: sorted row numbers, no row in both.
 
-    ``encoded`` are class indices, or fractions, which are drawn by their tenths. A class of one row goes to learning,
-    for a class that was never seen cannot be predicted.
+    ``encoded`` are class indices, shares of classes, or fractions, which are drawn by their tenths. A class of one row
+    goes to learning, for a class that was never seen cannot be predicted.
     """
     generator = np.random.default_rng([seed, 1])
-    strata = encoded
-    if encoded.dtype.kind == "f":
+    strata = encoded if encoded.ndim == 1 else encoded.argmax(1)
+    if strata.dtype.kind == "f":
         order = np.argsort(encoded, kind="stable")
         strata = np.empty(len(encoded), dtype=np.int64)
         strata[order] = np.arange(len(encoded)) * 10 // len(encoded)

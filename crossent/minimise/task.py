@@ -31,7 +31,16 @@ class Task:
         return len(self.classes) if self.classes else 2
 
     def encode(self, y: Any, rows: np.ndarray, source: str) -> np.ndarray:
-        """Class indices (n,) int64, or for a range fractions (n,) float64; unknown labels are refused by name."""
+        """Class indices (n,) int64, shares (n, classes), or for a range fractions (n,), both float64.
+
+        Unknown labels are refused by name.
+        """
+        if getattr(y, "ndim", 1) == 2:
+            if y.shape[1] != len(self.classes):
+                raise DataError(
+                    f"{source}: labels have {y.shape[1]} columns, and the task {len(self.classes)} classes."
+                )
+            return np.asarray(y, dtype=np.float64)
         if self.kind == "range":
             try:
                 values = np.asarray(y, dtype=np.float64)
@@ -59,9 +68,9 @@ class Task:
         return np.array([place[name] for name in names], dtype=np.int64)
 
     def target(self, encoded: np.ndarray) -> Tensor:
-        """What a network learns: labels (n,) int64, or for a range the share (n,) float32."""
+        """What a network learns: labels (n,) int64, shares (n, classes) float32, or for a range the share (n,)."""
         labels = torch.from_numpy(encoded)
-        return labels.float() if self.kind == "range" else labels
+        return labels.float() if labels.is_floating_point() else labels
 
 
 def class_name(value: Any) -> str:
@@ -71,10 +80,25 @@ def class_name(value: Any) -> str:
     return str(value)
 
 
-def look(y: Any, source: str, target: str, kind: str | None = None, limits: tuple[float, float] | None = None) -> Task:
-    """Look at the target and say what it is; ``kind`` ("classes" or "range") and ``limits`` overrule the look."""
+def look(
+    y: Any,
+    source: str,
+    target: str,
+    kind: str | None = None,
+    limits: tuple[float, float] | None = None,
+    names: tuple[str, ...] = (),
+) -> Task:
+    """Look at the target and say what it is; ``kind`` ("classes" or "range") and ``limits`` overrule the look.
+
+    ``names`` are the classes of labels in several columns.
+    """
     if kind not in (None, "classes", "range"):
         raise DataError(f"the task must be 'classes' or 'range'; got {kind!r}.")
+    if names:
+        if kind == "range" or limits is not None:
+            raise DataError(f"{source}: a number in a range is one column, and {target!r} are {len(names)}.")
+        found = f"{target!r} holds shares of {len(names)} classes ({some(list(names), 12)}): soft labels."
+        return Task("binary" if len(names) == 2 else "multi-class", names, found)
     values = np.asarray(y)
     refuse_missing(values, source, target)
     numeric = values.dtype.kind in "iuf"

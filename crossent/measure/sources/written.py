@@ -2,6 +2,7 @@
 
     row         what identifies the row in the data it came from
     label       what came: a class, or a value in the target's own unit (absent where it is not known yet)
+    label_<…>   (soft labels, instead) the share of each class
     split       train, validation or test (absent where there is only one)
     p_<…>       the probability of each class; for a range one column, p_1, the expected fraction of it
     prediction  (range only) the predicted mean, low + p_1 (high − low), in the target's unit
@@ -47,9 +48,9 @@ def write_predictions(
     """Write predictions as the table described above; the suffix, .parquet or .csv, says which kind.
 
     ``probabilities`` (n, classes), or for task "range" (n,), the expected fraction; float32 stays float32.
-    ``labels`` (n,) as they stand in the data (class names, or values of a range), None where they are not
-    known; ``rows`` (n,) row ids, else 0, 1, …; ``splits`` (n,) text. ``source`` and ``target`` name the data
-    and its column. The file is written whole or not at all, and the same predictions give the same bytes (of
+    ``labels`` (n,) as they stand in the data (class names, or values of a range), or (n, classes) shares, None where
+    they are not known; ``rows`` (n,) row ids, else 0, 1, …; ``splits`` (n,) text. ``source`` and ``target`` name the
+    data and its column. The file is written whole or not at all, and the same predictions give the same bytes (of
     one pyarrow version).
     """
     pyarrow = require("pyarrow", "cli", PURPOSE)
@@ -59,7 +60,11 @@ def write_predictions(
     p = as_array(probabilities)
     columns: dict[str, Any] = {"row": np.arange(len(p)) if rows is None else as_array(rows)}
     if labels is not None:
-        columns["label"] = as_array(labels)
+        labels = as_array(labels)
+        if labels.ndim == 1:
+            columns["label"] = labels
+        else:
+            columns |= {f"label_{class_text(name)}": labels[:, j] for j, name in enumerate(classes or [])}
     if splits is not None:
         columns["split"] = as_array(splits)
     about: dict[str, Any] = {"task": task, "source": source, "target": target}

@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ class Augment:
     >>> g = torch.Generator().manual_seed(0)
     >>> x, target = Augment(mixup=1.0)(torch.eye(3), torch.tensor([0, 1, 2]), g)
     >>> target.index.tolist(), target.weight.sum(1).tolist()
-    ([[0, 1], [1, 0], [2, 2]], [1.0, 1.0, 1.0])
+    ([[0, 2], [1, 0], [2, 1]], [1.0, 1.0, 1.0])
     """
 
     mixup: float = 0.0
@@ -63,8 +64,21 @@ class Augment:
         """Whether it does anything."""
         return self != Augment()
 
-    def __call__(self, x: Tensor, target: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | Target]:
-        """New rows and their targets; what came is left as it is.
+    @overload
+    def __call__(self, x: Tensor, target: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | Target]: ...
+
+    @overload
+    def __call__(
+        self, x: Tensor, target: Tensor, generator: torch.Generator, weight: Tensor
+    ) -> tuple[Tensor, Tensor | Target, Tensor]: ...
+
+    def __call__(
+        self, x: Tensor, target: Tensor, generator: torch.Generator, weight: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | Target] | tuple[Tensor, Tensor | Target, Tensor]:
+        """New rows and their targets, and their weights if they have any; what came is left as it is.
+
+        A row that is λ of a row of weight v and 1 - λ of one of weight w weighs λ v + (1 - λ) w, and its target is
+        λ v to (1 - λ) w of theirs, so that every label counts with its own weight.
 
         Labels come back as a ``Target`` with a row for each row of ``x``, leading dimensions flattened, if rows are
         mixed, and as they came if not; soft labels and shares are mixed to such. x is floating-point, NaN where a value
@@ -84,7 +98,7 @@ class Augment:
             drawn = torch.randn(rows.shape, generator=generator, device=generator.device, dtype=rows.dtype)
             rows = rows + self.noise * drawn.to(x.device)
         if not (self.mixup or self.cutmix):
-            return rows.reshape(x.shape), target
+            return (rows.reshape(x.shape), target) if weight is None else (rows.reshape(x.shape), target, weight)
         pair = paired(lead, generator, x.device)
         other = rows[pair]
         if self.mixup:
@@ -98,7 +112,13 @@ class Augment:
                 mixed = torch.where(coin.view(-1, *[1] * (rows.dim() - 1)), mixed, cut)
             else:
                 share, mixed = kept, cut
-        return mixed.reshape(x.shape), mixed_target(target, lead, pair, share)
+        x = mixed.reshape(x.shape)
+        if weight is None:
+            return x, mixed_target(target, lead, pair, share)
+        own, others = weight.reshape(-1), weight.reshape(-1)[pair]
+        both = blend(own, others, share)
+        share = torch.where((own == others) | (both == 0), share, _to_steps(share.double() * own / both))
+        return x, mixed_target(target, lead, pair, share), both.reshape(weight.shape)
 
 
 def mixed_target(target: Tensor, lead: torch.Size, pair: Tensor, share: Tensor) -> Tensor | Target:

@@ -13,10 +13,11 @@ confidence). Where all p_k > 0, the least L on the simplex is stationary: p_k �
     q_k = (λ p_k + r_k) / s_k        λ = (1 - Σ r/s) / Σ p/s                                                    (1)
 
 So the inverse link is in closed form, and one formula serves every loss and every sum of losses, because slopes add up.
-Its special cases: nothing to undo for the NLL (s = 1, r = 0); (p - ε/K) / (1 - ε) for label smoothing; p^(1-q) for
+Its special cases: nothing to undo for the NLL (s = 1, r = 0); (p - ε/K) / (1 - ε) for label smoothing; p^(1-g) for
 generalised CE; Ψ of Charoenphakdee et al. 2021, theorem 11, for focal loss. It is a function of p: no two truths lead
-to the same answer, and where the answer is not inside the simplex (mean absolute error, a loss whose slope turns),
-there is no way back, which `inverse_of` says instead of inventing one.
+to the same p inside the simplex. Where the least L is on its edge, many do: a loss whose slope φ' is bounded (absolute
+error, Taylor's) gives a class that is rare enough nothing. Then, and where a slope turns or a loss reads no
+probabilities, no way back is known; `inverse_of` says so and leaves plain softmax.
 
 A network is not at the minimum in every row. Where (1) would give a class less than nothing, as label smoothing does
 below ε/K, the class gets a tenth (``LEAST``) of what it would have without R, and the row is normalised.
@@ -24,6 +25,7 @@ below ε/K, the class gets a tenth (``LEAST``) of what it would have without R, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -51,7 +53,6 @@ from crossent.compute.losses import (
     Unlikelihood,
 )
 from crossent.compute.losses.algebra import Scaled, Sum
-from crossent.compute.stats import missing
 from crossent.minimise.suspects import Bootstrapped
 
 LEAST = 0.1
@@ -108,8 +109,8 @@ PROPERTIES: dict[type[Loss], Property] = {
     TaylorCE: Property(
         False,
         "surer than q; a class of small q gets nothing",
-        "∝ p / (1 - (1 - p)^t)",
-        "t ≥ 2 and p > 0; for t = 1 none",
+        _NO,
+        "∝ p / (1 - (1 - p)^t) where no class gets nothing, which the answer does not show",
         "equation (1)",
     ),
     Confidence: Property(
@@ -120,9 +121,15 @@ PROPERTIES: dict[type[Loss], Property] = {
         "equation (1)",
     ),
     Unlikelihood: Property(
-        False, "1 - (K - 1) q: the target is what must not be said", "(1 - p) / (K - 1)", "q ≤ 1 / (K - 1)", "(1)"
+        False,
+        "1 - (K - 1) q, nothing where that is negative: the target is what must not be said",
+        _NO,
+        "(1 - p) / (K - 1) where no class gets nothing, which the answer does not show",
+        "equation (1)",
     ),
-    Margin: Property(False, "less sure than q for m < 0, surer for m > 0", "∝ p (p + e^m (1 - p))", _EVERYWHERE, "(1)"),
+    Margin: Property(
+        False, "less sure than q for m < 0, surer for m > 0", "∝ p (p + e^m (1 - p))", _EVERYWHERE, "equation (1)"
+    ),
     LDAM: Property(False, "as Margin, with an m for each class", "∝ p (p e^-m + 1 - p)", _EVERYWHERE, "equation (1)"),
     ArcFace: Property(False, "it reads angles and no probabilities", _NO, "nowhere", "Deng et al. 2019"),
     Hinge: Property(
@@ -144,9 +151,9 @@ class Inverse:
     """The way from what a network says, at the minimum of ``loss``, back to the truth.
 
     >>> from crossent.compute.losses import Smoothed
-    >>> said = torch.tensor([0.95, 0.05], dtype=torch.float64).log()  # the truth 1, 0 is above the reach of a tenth
+    >>> said = torch.tensor([0.95, 0.05], dtype=torch.float64).log()
     >>> inverse_of(Smoothed(0.05), 2)(said).exp()
-    tensor([0.9744, 0.0256], dtype=torch.float64)
+    tensor([0.9737, 0.0263], dtype=torch.float64)
     """
 
     loss: Loss
@@ -186,17 +193,29 @@ def inverse_of(loss: Loss, classes: int) -> Inverse:
     grid = torch.stack((p, *[(1 - p) / (classes - 1)] * (classes - 1)), -1).log()
     grid = torch.cat((grid, grid.roll(1, -1)))  # class 0 may have a slope of its own
     try:
-        s, r = _slopes(loss, grid)
+        s = _slopes(loss, grid).s
     except _NoSlope as nothing:
         return Inverse(loss, False, f"{_name(loss)} has no inverse link: {nothing}")
     sign = 1.0 if bool((s > 0).all()) else -1.0
     if not bool((sign * s > 0).all()):
         return Inverse(loss, False, f"{_name(loss)} has no inverse link: its slope vanishes or turns.")
-    per_p = s / grid.exp()
-    if r is None and bool(((per_p - per_p[:1, :1]).abs() <= 1e-9 * per_p.abs()).all()):
-        reason = "it is linear in p, so that its minimiser is certain of the most probable class."
+    if not _steep(loss, classes):
+        reason = "its minimiser gives a class that is rare enough nothing, so that rare and rarer look alike."
         return Inverse(loss, False, f"{_name(loss)} has no inverse link: {reason}")
     return Inverse(loss, False, sign=sign)
+
+
+def _steep(loss: Loss, classes: int) -> bool:
+    """Whether φ' or ∂R/∂p grows without bound as p → 0, which keeps the minimiser inside the simplex."""
+    p = torch.tensor([1e-6, 1e-12], dtype=torch.float64)
+    rare = torch.stack((p, *[(1 - p) / (classes - 1)] * (classes - 1)), -1).log()
+    for at in (rare, rare.roll(1, -1)):
+        here = int(at[0].argmin())
+        slopes = _slopes(loss, at)
+        grown = [abs(float(x[1, here] / p[1])) > 1.001 * abs(float(x[0, here] / p[0])) for x in slopes if x is not None]
+        if not any(grown):
+            return False
+    return True
 
 
 class _NoSlope(Exception):
@@ -210,7 +229,7 @@ class _Slopes:
     s: Tensor
     r: Tensor | None = None
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[Tensor | None]:
         return iter((self.s, self.r))
 
     def __add__(self, other: _Slopes) -> _Slopes:
@@ -301,7 +320,7 @@ def _log_miss(log_p: Tensor) -> Tensor:
     """log(1 - p_k) with all digits: of the greatest class what the others have, of another log(1 - e^log p)."""
     top = log_p.argmax(-1, keepdim=True)
     others = log_p.scatter(-1, top, -torch.inf).logsumexp(-1, keepdim=True).clamp(min=-_FAR)
-    return torch.log(missing(-log_p).clamp(min=_TINY)).scatter(-1, top, others)
+    return torch.log1p(-log_p.exp().clamp(max=0.75)).scatter(-1, top, others)  # no other class has more than half
 
 
 _FAR = 690.0

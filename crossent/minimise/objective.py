@@ -63,9 +63,9 @@ class Objective(ABC):
         >>> objective = Objective.of(task, loss="focal(2)")
         >>> z = torch.tensor([[1.0, 0.0, 0.0]])
         >>> objective.loss(z, torch.tensor([0]))
-        tensor([0.0986])
+        tensor([0.0991])
         >>> objective.log_probabilities(z).exp()
-        tensor([[0.7528, 0.1236, 0.1236]], dtype=torch.float64)
+        tensor([[0.7752, 0.1124, 0.1124]], dtype=torch.float64)
         >>> objective.log_probabilities(z, raw=True).exp()
         tensor([[0.5761, 0.2119, 0.2119]], dtype=torch.float64)
         """

@@ -35,6 +35,8 @@ class TextNetwork(nn.Module):
     of texts, ``classes`` their names in the order of the logits, ``longest`` how many tokens of a text are read.
     """
 
+    model: Any
+
     def __init__(self, model: nn.Module, tokenizer: Any, column: str, classes: Sequence[str], longest: int) -> None:
         super().__init__()
         self.model = model

@@ -43,8 +43,8 @@ class Augment:
 
     >>> g = torch.Generator().manual_seed(0)
     >>> x, target = Augment(mixup=1.0)(torch.eye(3), torch.tensor([0, 1, 2]), g)
-    >>> target.index.tolist(), target.weight.sum(1).tolist()
-    ([[0, 2], [1, 0], [2, 1]], [1.0, 1.0, 1.0])
+    >>> target.index[:, 0].tolist(), target.weight.sum(1).tolist()
+    ([0, 1, 2], [1.0, 1.0, 1.0])
     """
 
     mixup: float = 0.0
@@ -145,11 +145,13 @@ def blend(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
 
 def beta(alpha: float, size: int, generator: torch.Generator, device: torch.device) -> Tensor:
     """Shares (size,) float32 from Beta(alpha, alpha), each a multiple of 2^-24."""
-    shape = torch.full((2, size), alpha, dtype=torch.float64, device=generator.device)
-    one, other = torch._standard_gamma(shape, generator=generator)
-    total = one + other
-    share = torch.where(total == 0, 1.0, one / torch.where(total == 0, 1.0, total))  # both may vanish for a tiny alpha
-    return _to_steps(share).to(device)
+    # A gamma variate of shape α is one of shape α + 1 times u^(1/α) (Marsaglia & Tsang 2000, §6), here by logarithms:
+    # for a small α both of a pair are below any number that can be written down, and their ratio is not.
+    shape = torch.full((2, size), alpha + 1, dtype=torch.float64, device=generator.device)
+    gamma = torch._standard_gamma(shape, generator=generator).log()
+    u = torch.rand(2, size, dtype=torch.float64, generator=generator, device=generator.device)
+    one, other = gamma + torch.log1p(-u) / alpha
+    return _to_steps(torch.sigmoid(one - other)).to(device)
 
 
 def paired(lead: torch.Size, generator: torch.Generator, device: torch.device) -> Tensor:

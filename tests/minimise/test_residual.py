@@ -5,21 +5,27 @@ import math
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy, log_softmax, relu
+from torch.nn.functional import cross_entropy, relu
 
-from crossent.minimise.networks.residual import MOST_PLACES, Mirrored, Residual
+from crossent.minimise.networks.residual import MOST_PLACES, Residual
 
 
 def images(n=12, channels=1, height=9, width=9, seed=0):
     return torch.rand(n, channels, height, width, generator=torch.Generator().manual_seed(seed))
 
 
-def fresh(x, columns=3, seed=0, width=16, depth=1, dropout=0.0):
+def fresh(x, columns=3, seed=0, width=16, depth=1, dropout=0.0, mirror=False):
     torch.manual_seed(seed)
-    return Residual.for_images(x, columns, width=width, depth=depth, dropout=dropout)
+    return Residual.for_images(x, columns, width=width, depth=depth, dropout=dropout, mirror=mirror)
 
 
-def used(network, x, steps=30):
+def mirrored(network):
+    other = copy.deepcopy(network)
+    other.mirror = True
+    return other
+
+
+def used(network, x, steps=20):
     """Trained for a moment, so that no weight and no statistic is what it was at the start."""
     optimizer = torch.optim.SGD(network.parameters(), lr=0.3)
     for _ in range(steps):
@@ -117,7 +123,7 @@ def test_a_row_is_nobody_elses_business_once_trained(trained):
 
 def test_the_weights_carry_everything(trained):
     x = images(channels=1)
-    again = Residual(channels=1, side=9, columns=3, width=16, depth=2, dropout=0.0)
+    again = Residual(**trained.settings)
     assert not torch.equal(again.eval()(x), trained(x))
     again.load_state_dict(trained.state_dict())
     assert torch.equal(again(x), trained(x))
@@ -131,43 +137,36 @@ def test_dropout_is_for_training_only():
     assert torch.equal(network(x), network(x))
 
 
-def test_mirrored_is_the_mean_of_two_probabilities(trained):
+def test_with_a_mirror_the_logits_are_the_mean_of_two(trained):
     x = images(8)
     with torch.no_grad():
-        one, other = (log_softmax(trained(seen).double(), -1) for seen in (x, x.flip(-1)))
-        got = Mirrored(trained)(x)
-    truth = ((one.exp() + other.exp()) / 2).log()
-    assert not torch.allclose(one, other, rtol=0, atol=1e-3)  # otherwise there is nothing to average
-    # float32 logits near 1, a softmax, a logarithm: a few roundings of 6e-8.
-    assert torch.allclose(got.double(), truth, rtol=0, atol=2e-6)
-    assert not torch.allclose(
-        got.double(), ((one + other) / 2).log_softmax(-1), rtol=0, atol=2e-6
-    )  # nor of two logarithms
-    assert torch.allclose(got.exp().sum(-1), torch.ones(8), rtol=0, atol=1e-6)
-    assert (-got <= -(one + other) / 2 + 2e-6).all()  # Jensen, for every class and so for every label
+        one, other = (trained(seen) for seen in (x, x.flip(-1)))
+        got = mirrored(trained)(x)
+        assert not torch.allclose(one, other, rtol=0, atol=1e-2)  # otherwise there is nothing to average
+        assert torch.equal(got, (one + other) / 2)
+        for label in range(3):  # convexity, row by row
+            y = torch.full((8,), label)
+            loss, *two = (cross_entropy(z.double(), y, reduction="none") for z in (got, one, other))
+            assert (loss <= (two[0] + two[1]) / 2).all()
 
 
-def test_mirrored_does_not_see_which_way_an_image_looks(trained):
+def test_with_a_mirror_it_does_not_see_which_way_an_image_looks(trained):
     x = images(8)
-    mirrored = Mirrored(trained)
+    twice = mirrored(trained)
     with torch.no_grad():
-        assert torch.equal(mirrored(x), mirrored(x.flip(-1)))
+        assert torch.equal(twice(x), twice(x.flip(-1)))
         assert not torch.allclose(
-            trained(x), trained(x.flip(-1)), rtol=0, atol=1e-3
-        )  # the control: without it, it is seen
-        assert not torch.allclose(mirrored(x), mirrored(x.flip(-2)), rtol=0, atol=1e-3)  # upside down is another image
+            trained(x), trained(x.flip(-1)), rtol=0, atol=1e-2
+        )  # the control: without one it does
+        assert not torch.allclose(twice(x), twice(x.flip(-2)), rtol=0, atol=1e-2)  # upside down is another image
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_mirrored_keeps_what_it_can_of_the_logits(dtype):
-    class Sure(torch.nn.Module):
-        def forward(self, x):
-            return torch.tensor([[0.0, -40.0]], dtype=dtype).expand(len(x), -1)
-
-    got = Mirrored(Sure())(images(2))
-    assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert got[0, 1] == -40
-    assert got[0, 0] == pytest.approx(-math.exp(-40) if dtype == torch.float64 else 0.0, rel=1e-6, abs=1e-7)
+def test_a_mirror_is_for_trained_networks_only():
+    x = images()
+    one, other = fresh(x), fresh(x, mirror=True)
+    assert torch.equal(one(x), other(x))  # while training every image counts once
+    one, other = (used(network, x, steps=3) for network in (one, other))
+    assert not torch.equal(one(x), other(x))
 
 
 def bars(n, seed):
@@ -188,7 +187,7 @@ def test_it_learns_what_a_picture_shows_wherever_it_stands(told):
         y = y[torch.randperm(512, generator=torch.Generator().manual_seed(5))]
     network = fresh(x, columns=2)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
-    for epoch in range(10):
+    for epoch in range(6):
         for rows in torch.randperm(512, generator=torch.Generator().manual_seed(epoch)).split(64):
             network.zero_grad()
             cross_entropy(network(x[rows]), y[rows]).backward()
@@ -201,10 +200,11 @@ def test_it_learns_what_a_picture_shows_wherever_it_stands(told):
 
 def test_it_exports_with_its_mirror(trained):
     x = images(4)
-    program = torch.export.export(Mirrored(trained), (x,), dynamic_shapes=({0: torch.export.Dim("n", max=4096)},))
+    twice = mirrored(trained)
+    program = torch.export.export(twice, (x,), dynamic_shapes=({0: torch.export.Dim("n", max=4096)},))
     again = images(7, seed=3)
     with torch.no_grad():
-        assert torch.allclose(program.module()(again), Mirrored(trained)(again), rtol=0, atol=1e-6)
+        assert torch.allclose(program.module()(again), twice(again), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(

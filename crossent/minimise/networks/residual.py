@@ -18,7 +18,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import log_softmax, relu
+from torch.nn.functional import relu
 
 MOST_PLACES = 16
 """The side that the stem leaves at most: beyond it twice the side is four times the work."""
@@ -33,6 +33,11 @@ class Residual(nn.Module):
     weights, so that the network takes images as they are, in 0 … 1 or on any other scale. Nothing depends on the size
     of an image but the stride of the stem: 8 × 8 to 64 × 64 is what it was made for, with any number of channels.
 
+    With ``mirror`` a trained network (``eval()``) looks at every image twice, as it is and mirrored, and gives the mean
+    of the two logits. For a network that was trained with flips both are honest answers, and the cross-entropy of the
+    mean is, on every row and for every label, at most the mean of the two, because log-sum-exp is convex. It costs a
+    second pass, and is wrong where left and right mean something: letters, digits, traffic signs.
+
     ``width`` is the channels of the first half of the blocks, a multiple of 16 for speed; ``depth`` the blocks of each
     half. Weights are some 90 · depth · width². Batch normalisation makes a row depend on its batch while training:
     batches of one or two images teach it nothing.
@@ -46,7 +51,9 @@ class Residual(nn.Module):
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, channels: int, side: int, columns: int, width: int, depth: int, dropout: float) -> None:
+    def __init__(
+        self, channels: int, side: int, columns: int, width: int, depth: int, dropout: float, mirror: bool = False
+    ) -> None:
         super().__init__()
         for name, value in (
             ("channels", channels), ("side", side), ("columns", columns), ("width", width), ("depth", depth)
@@ -54,8 +61,10 @@ class Residual(nn.Module):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, and is {value}.")
         self.settings = {
-            "channels": channels, "side": side, "columns": columns, "width": width, "depth": depth, "dropout": dropout
+            "channels": channels, "side": side, "columns": columns, "width": width, "depth": depth, "dropout": dropout,
+            "mirror": mirror,
         }  # fmt: skip
+        self.mirror = mirror
         self.register_buffer("mean", torch.zeros(channels, 1, 1))
         self.register_buffer("deviation", torch.ones(channels, 1, 1))
         stride = 1
@@ -74,7 +83,9 @@ class Residual(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     @classmethod
-    def for_images(cls, x: Tensor, columns: int, *, width: int, depth: int, dropout: float) -> Residual:
+    def for_images(
+        cls, x: Tensor, columns: int, *, width: int, depth: int, dropout: float, mirror: bool = False
+    ) -> Residual:
         """A fresh network scaled to the training images x (n, c, h, w); draws from torch's own seed.
 
         A channel that is the same everywhere says nothing, and is centred only. ``ValueError`` for what are not
@@ -86,7 +97,7 @@ class Residual(nn.Module):
                 f"{tuple(x.shape)} of {x.dtype}. Give grey images (n, h, w) a channel with x.unsqueeze(1), and bytes "
                 "a scale with x.float() / 255."
             )
-        network = cls(x.shape[1], max(x.shape[2:]), columns, width, depth, dropout)
+        network = cls(x.shape[1], max(x.shape[2:]), columns, width, depth, dropout, mirror)
         every = math.ceil(len(x) / ENOUGH_IMAGES)
         deviation, mean = torch.std_mean(x[::every].double(), (0, 2, 3), correction=0)
         if not bool((mean.isfinite() & deviation.isfinite()).all()):
@@ -100,6 +111,11 @@ class Residual(nn.Module):
         """The logits (n, columns) of images (n, c, h, w)."""
         if x.dim() != 4 or x.shape[1] != len(self.mean):
             raise ValueError(f"expected images (n, {len(self.mean)}, h, w), got {tuple(x.shape)}.")
+        if self.mirror and not self.training:
+            return (self._logits(x) + self._logits(x.flip(-1))) / 2
+        return self._logits(x)
+
+    def _logits(self, x: Tensor) -> Tensor:
         # Channels last in memory: what a convolution reads together lies together, which CPUs reward.
         h = ((x - self.mean) / self.deviation).contiguous(memory_format=torch.channels_last)
         h = self.blocks(relu(self.stem(h)))
@@ -127,35 +143,6 @@ class Block(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """What the next block reads."""
         return relu(self.shortcut(h) + self.second(relu(self.first(h))))
-
-
-class Mirrored(nn.Module):
-    """Log-probabilities (n, columns): the mean of what a network says of an image and of its mirror image.
-
-        log ½ (softmax f(x) + softmax f(flip x))
-
-    For a network that was trained with flips both are honest answers, and the logarithm of their mean is at least the
-    mean of their logarithms: on every row the cross-entropy is at most the mean of the two (Jensen). Costs a second
-    pass. Wrong where left and right mean something: letters, digits, traffic signs.
-
-    >>> network = Residual(channels=1, side=8, columns=3, width=16, depth=1, dropout=0.0).eval()
-    >>> x = torch.rand(2, 1, 8, 8)
-    >>> bool(torch.equal(Mirrored(network)(x), Mirrored(network)(x.flip(-1))))
-    True
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Log-probabilities in float32, or in float64 if the logits are."""
-        one, other = (_log_probabilities(self.network(seen)) for seen in (x, x.flip(-1)))
-        return torch.logaddexp(one, other) - math.log(2)
-
-
-def _log_probabilities(logits: Tensor) -> Tensor:
-    return log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 def _convolution(before: int, after: int, kernel: int, stride: int = 1) -> nn.Conv2d:

@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     from crossent.minimise import Run as Run
     from crossent.minimise import fit as fit
     from crossent.minimise import load as load
+    from crossent.minimise.estimators import BoundedRegressor as BoundedRegressor
+    from crossent.minimise.estimators import CrossEntropyClassifier as CrossEntropyClassifier
 
 __version__ = "0.1.0"
 
@@ -100,6 +102,8 @@ _HOME = {
     "Run": "crossent.minimise",
     "fit": "crossent.minimise",
     "load": "crossent.minimise",
+    "BoundedRegressor": "crossent.minimise.estimators",
+    "CrossEntropyClassifier": "crossent.minimise.estimators",
     "DataError": "crossent.errors",
     "MissingExtra": "crossent.errors",
     "Record": "crossent.record",

@@ -101,9 +101,10 @@ def coverage_of_differences(repetitions: int) -> None:
             print(f"{name:30}{shape:>15}{count:>9}{said}", flush=True)
 
 
-def predictions(z: Array, y: NDArray[np.int64]) -> Predictions:
+def predictions(z: Array, y: NDArray[np.int64], cluster: NDArray[np.int64] | None) -> Predictions:
     logs = np.stack([log_expit(-z), log_expit(z)], axis=1)
-    return Predictions(np.exp(logs), y, ["0", "1"], np.arange(y.size), "binary", log_probabilities=logs)
+    ids = np.arange(y.size)
+    return Predictions(np.exp(logs), y, ["0", "1"], ids, "binary", log_probabilities=logs, groups=cluster)
 
 
 def coverage_of_parts(repetitions: int) -> None:
@@ -117,7 +118,7 @@ def coverage_of_parts(repetitions: int) -> None:
         a: Array, b: Array, y: NDArray[np.int64], cluster: NDArray[np.int64] | None
     ) -> dict[str, tuple[float, float | None, float | None]]:
         ground = Ground(np.arange(y.size), [], None, cluster, None, {})
-        one, two = (rival(n, predictions(z, y), None, cluster, None) for n, z in (("A", a), ("B", b)))
+        one, two = (rival(n, predictions(z, y, cluster), None) for n, z in (("A", a), ("B", b)))
         return {part: (mean.value, *mean.interval()) for part, mean in parts(ground, one, two).items()}
 
     cases = {**PAIRS, "the same model": (2.0, 1.0, 0.0), "B 5 % too sure": (2.0, 1.05, 0.0)}

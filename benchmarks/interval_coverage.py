@@ -4,6 +4,7 @@
     python benchmarks/interval_coverage.py parts [repetitions]      the decomposition of two classes
     python benchmarks/interval_coverage.py grouped [repetitions]    the same, rows in groups of ten
     python benchmarks/interval_coverage.py classes [repetitions]    the decomposition of three classes
+    python benchmarks/interval_coverage.py by_class [repetitions]   that of each class against the rest, and its figures
 
 Each model draws its log-odds, then labels from the true probabilities, and claims the log-odds times a sharpness: 1 is
 calibrated, above it too sure of itself; "wavy" claims log-odds that no beta curve mends. The truth is an integral over
@@ -21,6 +22,7 @@ import numpy as np
 from scipy.special import expit, log_expit, ndtri, softmax
 
 from crossent.measure import interval, means
+from crossent.measure.by_class import per_class
 from crossent.measure.decomposition import joint_parts
 from crossent.measure.predictions import Predictions
 from crossent.measure.tally import Tally
@@ -164,12 +166,66 @@ def of_classes(repetitions: int) -> None:
             print(f"| {sharpness} | {n} | {counted} | {off:+.4f} | {100 * alarms / repetitions:.1f} |", flush=True)
 
 
+def of_each_class(repetitions: int) -> None:
+    """Three classes of which one is rare; a class at a time, by itself and in groups of ten rows, all and a sample."""
+    names = ("cross_entropy", "brier", "recall", "discrimination", "miscalibration")
+    print("| sharpness | rows | groups of | class | share | " + " | ".join(names) + " |")
+    print("|---|---|---|---|---|" + "---|" * len(names))
+    rng = np.random.default_rng(0)
+    z = rng.normal(0, 1.5, (1_000_000, 3)) - np.array([0.0, 0.0, 2.0])
+    p = softmax(z, axis=1)
+    for sharpness in (1.0, 1.5):
+        q = softmax(sharpness * z, axis=1)
+        truth = [_truth_of(p, q, c) for c in range(3)]
+        for n, group, capacity in ((1000, 1, 50_000), (1000, 10, 50_000), (3000, 10, 50_000), (3000, 10, 1000)):
+            sides: dict[tuple[int, str], list[int]] = {(c, name): [] for c in range(3) for name in names}
+            for _ in range(repetitions):
+                here = np.repeat(rng.integers(len(z), size=n // group), group)
+                common = np.repeat(rng.random(n // group), group)
+                draw = np.where(rng.random(n) < (0.7 if group > 1 else 0.0), common, rng.random(n))
+                y = (p[here].cumsum(axis=1) < draw[:, None]).sum(axis=1).clip(0, 2)
+                of = np.arange(n) // group if group > 1 else None
+                rows = Predictions(q[here], y, ["a", "b", "c"], np.arange(n), "multi-class", groups=of)
+                tally = Tally.like(rows, capacity=capacity).add(rows)
+                table = per_class(tally.evidence(), tally.classes, tally.by_class, None, tally.class_folds)
+                for c, name in sides:
+                    ends = ("low", "high") if name == "cross_entropy" else (f"{name}_low", f"{name}_high")
+                    sides[c, name].append(side((table[ends[0]][c], table[ends[1]][c]), truth[c][name]))
+            for c, share in enumerate(p.mean(axis=0)):
+                said = " | ".join(shown(sides[c, name]) for name in names)
+                rows_said = f"{n}" if capacity > n else f"{n}, sample of {capacity}"
+                print(f"| {sharpness} | {rows_said} | {group} | {'abc'[c]} | {share:.2f} | {said} |", flush=True)
+
+
+def _truth_of(p: np.ndarray, q: np.ndarray, c: int) -> dict[str, float]:
+    """The figures of one class over very many rows; one against the rest, the calibrated model is p's mean where q is.
+
+    Of three classes the probability of one is not all that q says, so that its calibrated self is E(p_c | q_c): the
+    curve of p_c on q_c, by narrow cells of equally many rows.
+    """
+    share = float(p[:, c].mean())
+    order = np.argsort(q[:, c])
+    best = p[order, c].reshape(20_000, -1).mean(axis=1)
+    own = -share * np.log(share) - (1 - share) * np.log1p(-share)
+    least = float(np.mean(-best * np.log(best) - (1 - best) * np.log1p(-best)))
+    loss = float(np.mean(-p[:, c] * np.log(q[:, c]) - (1 - p[:, c]) * np.log1p(-q[:, c])))
+    squared = np.sum(q * q, axis=1) + 1 - 2 * q[:, c]
+    return {
+        "cross_entropy": float(np.mean(-p[:, c] * np.log(q[:, c])) / share),
+        "brier": float(np.mean(p[:, c] * squared) / share),
+        "recall": float(np.mean(p[:, c] * (q.argmax(axis=1) == c)) / share),
+        "discrimination": own - least,
+        "miscalibration": loss - least,
+    }
+
+
 def main(what: str = "means", repetitions: str = "1000") -> None:
     kinds: dict[str, Callable[[int], None]] = {
         "means": of_means,
         "parts": of_parts,
         "grouped": lambda count: of_parts(count, group=10, sizes=(1000, 3000)),
         "classes": of_classes,
+        "by_class": of_each_class,
     }
     print(f"{repetitions} repetitions; % of intervals that hold the truth (below it · above it)\n")
     kinds[what](int(repetitions))

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from crossent.cli.reading import reading
+
 
 def compare(
     predictions: Annotated[
@@ -57,32 +59,34 @@ def compare(
     from crossent.measure import compare as measure
 
     several = probability if probability and (len(probability) > 1 or len(predictions) == 1) else None
-    found = measure(
-        *predictions,
-        names=name or None,
-        baseline=baseline,
-        label=label,
-        probability=several or (probability[0] if probability else None),
-        row=row,
-        split=split,
-        weight=weight,
-        group=group,
-        by=by or None,
-        bytes=bytes_,
-        form=form,
-        truth=truth,
-        floor=floor,
-        normalise=normalise,
-        classes=class_ or None,
-        task=None if range_ is None else "range",
-        low=None if range_ is None else range_[0],
-        high=None if range_ is None else range_[1],
-    )
+    console = Console(highlight=False, markup=False)
+    with reading(console) as seen:
+        found = measure(
+            *predictions,
+            names=name or None,
+            baseline=baseline,
+            label=label,
+            probability=several or (probability[0] if probability else None),
+            row=row,
+            split=split,
+            weight=weight,
+            group=group,
+            by=by or None,
+            bytes=bytes_,
+            form=form,
+            truth=truth,
+            floor=floor,
+            normalise=normalise,
+            classes=class_ or None,
+            task=None if range_ is None else "range",
+            low=None if range_ is None else range_[0],
+            high=None if range_ is None else range_[1],
+            progress=seen,
+        )
     if record is None:
         stems = list(dict.fromkeys(path.stem for path in predictions))
         record = predictions[0].with_name(f"{'-'.join(stems[:2])}-comparison.json")
     found.write(record)
-    console = Console(highlight=False, markup=False)
     report.show(found, console)
     console.print(f"\nRecord: {record}", soft_wrap=True)
     if html is not None:

@@ -163,11 +163,15 @@ class Cells:
         """Whether every label is 0 or 1."""
         return self.square is None or bool(np.array_equal(self.square[1], self.square[2]))
 
-    def occupied(self) -> Cells:
-        """The cells of one histogram that have rows, in rising order of their mean prediction."""
+    def order(self) -> NDArray[np.int64]:
+        """Which cells of one histogram have rows, in rising order of their mean prediction."""
         here = np.flatnonzero(self.weight > 0)
         mean = self.prediction[here] / self.weight[here]
-        return self.take(here[np.argsort(mean, kind="stable")])  # rows that add up to 1 only nearly may be a cell off
+        return here[np.argsort(mean, kind="stable")]  # rows that add up to 1 only nearly may be a cell off
+
+    def occupied(self) -> Cells:
+        """These cells."""
+        return self.take(self.order())
 
 
 COST_GRID = (16, 64)

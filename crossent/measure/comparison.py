@@ -34,6 +34,9 @@ from crossent.measure.sources.files import find
 from crossent.measure.sources.tables import header
 from crossent.record import Record
 
+Progress = Callable[[float], None]
+"""What is told the share of the work that is done."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -42,7 +45,7 @@ class Source:
     ``named`` says whether its rows have ids; None, that nobody knows.
     """
 
-    read: Callable[[], Predictions]
+    read: Callable[[Progress | None], Predictions]
     named: bool | None = None
 
 
@@ -69,6 +72,7 @@ def compare(
     task: str | None = None,
     low: float | None = None,
     high: float | None = None,
+    progress: Progress | None = None,
 ) -> Record:
     """Compare models on the same rows, and return a record of kind "comparison" (docs/record.md names its parts).
 
@@ -82,11 +86,11 @@ def compare(
 
     The first model is the baseline unless ``baseline`` names another, or gives its place. Differences are model minus
     baseline, in nats: below 0 the model is the better one. ``floor`` is what probabilities are raised to, those of all
-    models, if a label had probability 0 in one of them.
+    models, if a label had probability 0 in one of them. ``progress`` is told what share of the files has been read.
 
     Raises DataError, a sentence, for rows, labels, classes or ids that do not belong together. Memory: four columns of
     float64 per model beside ids, labels, weights and clusters, and one model's probabilities at a time, three times
-    over while it is calibrated. Cost: files are read twice; twelve calibrations per model.
+    over while it is calibrated. Cost: files are read twice; each model is calibrated as by ``evaluate``.
 
     >>> labels = [1, 0, 1, 0, 1, 1, 0, 0]
     >>> old, new = [0.6, 0.5, 0.6, 0.4, 0.7, 0.5, 0.4, 0.6], [0.9, 0.4, 0.8, 0.2, 0.9, 0.8, 0.1, 0.2]
@@ -103,7 +107,7 @@ def compare(
         settings: dict[str, Any] = {"classes": classes, "task": task, "low": low, "high": high, "normalise": normalise}
         settings |= {"form": form, "truth": truth}
         if isinstance(what, Predictions):
-            return Source(lambda: what)
+            return Source(lambda seen: what)
         if isinstance(what, str | os.PathLike):
             if labels is not None or rows is not None or not _are_names(weight, group, by):
                 raise DataError(
@@ -112,7 +116,7 @@ def compare(
                 )
             asked: dict[str, Any] = {"label": label, "probability": own, "row": row, "split": split}
             asked |= beside if name == order[0] else {}
-            return Source(lambda: read_predictions(what, **asked, **settings), _has_ids(what, row))
+            return Source(lambda seen: read_predictions(what, **asked, **settings, progress=seen), _has_ids(what, row))
         if labels is None:
             raise DataError("probabilities without labels cannot be compared: pass labels=, one per row, as well.")
         named = (column for column in (weight, group, by) if isinstance(column, str))
@@ -124,9 +128,9 @@ def compare(
         found = Predictions.from_arrays(
             what, labels, rows=rows, weights=weight, groups=group, slices=slices_by(by), **settings
         )
-        return Source(lambda: found, rows is not None)
+        return Source(lambda seen: found, rows is not None)
 
-    return rank({name: source(name) for name in order}, floor, title)
+    return rank({name: source(name) for name in order}, floor, title, progress)
 
 
 def _are_names(*columns: Any) -> bool:
@@ -141,15 +145,17 @@ def _has_ids(path: str | os.PathLike[str], row: str | None) -> bool | None:
     return None if samples.recognised(file) else row is not None or "row" in header(file)[0]
 
 
-def rank(sources: Mapping[str, Source], floor: float = FLOOR, title: str | None = None) -> Record:
+def rank(
+    sources: Mapping[str, Source], floor: float = FLOOR, title: str | None = None, progress: Progress | None = None
+) -> Record:
     """Do what ``compare`` does for models by name, the first being the baseline."""
     if not 0 < floor < 1:
         raise DataError(f"the floor is a probability between 0 and 1, and {floor} is not; {FLOOR:g} is usual.")
     heads: list[Head] = []
     shared: dict[str, Any] = {}
     notes: dict[str, None] = {}  # in order, each once
-    for name, source in sources.items():
-        data = source.read()
+    for place, (name, source) in enumerate(sources.items()):
+        data = source.read(_part_of(progress, place, 2 * len(sources)))
         heads.append(Head.of(name, data, source.named))
         for kind, cells in (
             ("weights", data.weights),
@@ -164,11 +170,16 @@ def rank(sources: Mapping[str, Source], floor: float = FLOOR, title: str | None 
     joined, ground = _ground(join(heads), heads[0], shared)
     impossible = [int(np.count_nonzero(np.isinf(h.costs[at]))) for h, at in zip(heads, joined.places, strict=True)]
     used = floor if any(impossible) else None
-    rivals = [
-        rival(name, _on(joined, place, source.read(), heads[0]), ground.weights, ground.clusters, used)
-        for place, (name, source) in enumerate(sources.items())
-    ]
+    rivals = []
+    for place, (name, source) in enumerate(sources.items()):
+        seen = _part_of(progress, len(sources) + place, 2 * len(sources))
+        rivals.append(rival(name, _on(joined, place, source.read(seen), heads[0], ground), used))
     return ranking(heads[0], joined, ground, rivals, impossible, floor, title, [*notes])
+
+
+def _part_of(progress: Progress | None, part: int, parts: int) -> Progress | None:
+    """Tell of one part of several that come one after the other."""
+    return None if progress is None else lambda share: progress((part + share) / parts)
 
 
 def _named(predictions: Sequence[Any], names: Sequence[str] | None, probability: Any) -> dict[str, tuple[Any, Any]]:
@@ -247,8 +258,8 @@ def _ground(joined: Joined, first: Head, shared: Mapping[str, Any]) -> tuple[Joi
     return joined, Ground(joined.rows, labels, weights, clusters, groups, slices, size)
 
 
-def _on(joined: Joined, place: int, data: Predictions, first: Head) -> Predictions:
-    """A model's predictions of the joint rows, its columns in the first one's order."""
+def _on(joined: Joined, place: int, data: Predictions, first: Head, ground: Ground) -> Predictions:
+    """A model's predictions of the joint rows, its columns in the first one's order, with what the models share."""
     at = np.ix_(joined.places[place], np.array(joined.columns[place]))
     logs = data.log_probabilities
     return Predictions(
@@ -260,4 +271,6 @@ def _on(joined: Joined, place: int, data: Predictions, first: Head) -> Predictio
         data.low,
         data.high,
         log_probabilities=None if logs is None else logs[at],
+        weights=ground.weights,
+        groups=ground.groups,
     )

@@ -7,6 +7,7 @@ ten, and makes the order of the terms matter in the 30th digit instead of the 12
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +17,27 @@ from numpy.typing import NDArray
 
 def summed(code: NDArray[np.int64], x: NDArray[np.float64] | None, size: int) -> NDArray[np.float64]:
     """Add up ``x`` (n,), or 1 for each row, by a code from 0 to ``size`` − 1; ``x`` is finite."""
-    if x is not None and size == 1:
-        return np.array([np.sum(x)])
-    if x is not None and size == 2:
-        # A dot product takes a tenth of the time and rounds less; einsum's, for that of BLAS starts threads of its own.
-        second = code.astype(np.float64)
-        return np.array([np.einsum("i,i->", x, 1.0 - second), np.einsum("i,i->", x, second)])
-    return np.bincount(code, x, minlength=size).astype(np.float64, copy=False)
+    return summed_each(code, [x], size)[0]
+
+
+def summed_each(
+    code: NDArray[np.int64], columns: Sequence[NDArray[np.float64] | None], size: int
+) -> list[NDArray[np.float64]]:
+    """Do so for several columns."""
+    if size not in (1, 2):
+        return [np.bincount(code, x, minlength=size).astype(np.float64, copy=False) for x in columns]
+    second: NDArray[np.float64] = code.astype(np.float64) if size == 2 else np.zeros(0)
+    first = 1.0 - second
+    found = []
+    for x in columns:
+        if x is None:
+            found.append(np.bincount(code, minlength=size).astype(np.float64))
+        elif size == 1:
+            found.append(np.array([np.sum(x)]))
+        else:
+            # A dot product takes a tenth of the time and rounds less; einsum's, as that of BLAS starts threads.
+            found.append(np.array([np.einsum("i,i->", x, first), np.einsum("i,i->", x, second)]))
+    return found
 
 
 @dataclass(frozen=True, eq=False)

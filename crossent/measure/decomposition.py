@@ -28,6 +28,7 @@ The interval of miscalibration reaches up to 0 at least, for the truth is not be
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -39,8 +40,8 @@ from crossent.measure.calibration.rows import rows_of
 from crossent.measure.calibration.scaling import KINDS, Scaling, fit_scaling
 from crossent.measure.cells import COARSE, Cells
 from crossent.measure.compensated import summed
-from crossent.measure.groups import Groups
-from crossent.measure.isotonic import Optimism, cost, dispersion, isotonic, optimism, smooth, stated
+from crossent.measure.hashing import stream
+from crossent.measure.isotonic import DRAWS, Optimism, cost, dispersion, isotonic, optimism, smooth, stated
 from crossent.measure.likelihood import costs_of_logs, distributions
 from crossent.measure.means import Evidence, Spread, clustered, label_entropy, of_cells
 from crossent.measure.sample import Sample
@@ -65,14 +66,29 @@ class Calibrated:
     scatter: float
 
     @classmethod
-    def of(cls, cells: Cells, groups: Groups | None = None, keep: bool = False) -> Calibrated:
-        """Fit the curves to the cells of one histogram. Cost: 200 regressions over the cells with rows."""
+    def of(cls, cells: Cells, design: Design | None = None, keep: bool = False, draws: int = DRAWS) -> Calibrated:
+        """Fit the curves to the cells of one histogram; ``design`` says by how much rows in groups scatter more.
+
+        Cost: ``draws`` regressions over the cells with rows.
+        """
         cells = cells.occupied()
         even = smooth(cells)
         scatter = max(dispersion(cells, even), 1e-6)
-        if groups is not None and groups.folds is not None:
-            scatter *= _design(groups.folds, cells, even, scatter)
-        return cls(cells, isotonic(cells), even, optimism(cells, stated(cells), scatter, keep=keep), scatter)
+        if design is not None:
+            scatter *= design(cells, even, scatter)
+        null = optimism(cells, stated(cells), scatter, draws, keep=keep)
+        return cls(cells, isotonic(cells), even, null, scatter)
+
+
+Design = Callable[[Cells, _Float, float], float]
+"""From cells, their curve and the scatter of their labels: the variance of groups over that of rows, 1 or more."""
+
+
+def design_of(folds: Cells | None) -> Design | None:
+    """Give the design of rows in groups, from the histograms of their folds; None without."""
+    if folds is None:
+        return None
+    return lambda cells, curve, scatter: _design(folds, cells, curve, scatter)
 
 
 def _design(folds: Cells, cells: Cells, curve: _Float, scatter: float) -> float:
@@ -103,38 +119,88 @@ def _on_folds(cells: Cells, sums: list[_Float], by: _Float | None = None) -> lis
 def isotonic_parts(of: Evidence, calibrated: Calibrated) -> tuple[dict[str, Number], str]:
     """Give uncertainty, discrimination and miscalibration in nats, and a sentence on the calibrated model."""
     assert of.cells is not None
-    cells, n = calibrated.cells, of.n
-    total = float(cells.weight.sum())
-    loss, entropy = of.cross_entropy, label_entropy(of)
-    even = calibrated.even
-    drawn = optimism(cells, even, calibrated.scatter, seed=1)
-    fitted = cost(cells.weight, cells.label, calibrated.curve) / total
-    best = fitted + drawn.bias
-    # Does the smooth curve do? Then the isotonic one claims no more on it than on labels drawn from it.
-    smooth_fits = drawn.as_high_as(cost(cells.weight, cells.label, even) / total - fitted) > _LEVEL
-    q = even if smooth_fits else calibrated.curve
-    zero, one = (np.where(np.isfinite(x), x, 0.0) for x in _costs(q))
-    lost, gained = loss - best, entropy.value - best
-    own = of.cost_under_frequencies()
-    least = math.inf if of.floor is None else -math.log(of.floor)
+    entropy = label_entropy(of)
+    found, best = parts_on(
+        calibrated,
+        of.cross_entropy,
+        entropy.value,
+        of.cost_under_frequencies(),
+        of.floor,
+        lambda a, b: _spread(of, calibrated.cells, a, b),
+        of.n,
+    )
+    return {"uncertainty": entropy, **found}, said_of(int(np.count_nonzero(of.cells.weight)), best)
+
+
+def parts_on(
+    calibrated: Calibrated,
+    loss: float,
+    entropy: float,
+    own: _Float,
+    floor: float | None,
+    spread: Callable[[_Float, _Float], Spread | None],
+    n: int,
+    draws: int = DRAWS,
+) -> tuple[dict[str, Number], Best]:
+    """Give discrimination and miscalibration by an isotonic curve, nats, and what the calibrated self costs.
+
+    ``loss`` is the model's cross-entropy, ``entropy`` the labels', ``own`` (2,) the costs of the labels 0 and 1 under
+    their frequencies; ``spread`` gives that of terms that are ``a`` (cells,) for a label of 0 and ``b`` for one of 1.
+    """
+    cells, best = calibrated.cells, best_of(calibrated, draws)
+    zero, one = best.costs()
+    least = math.inf if floor is None else -math.log(floor)
     mine = (np.minimum(x, least) for x in _costs(stated(cells)))
     my_zero, my_one = (np.where(np.isfinite(x), x, 0.0) for x in mine)  # an infinite one is one that nobody paid
-    parts = {"uncertainty": entropy}
+    parts = {}
     for name, value, a, b in (
-        ("discrimination", gained, own[0] - zero, own[1] - one),
-        ("miscalibration", lost, my_zero - zero, my_one - one),
+        ("discrimination", entropy - best.cost, own[0] - zero, own[1] - one),
+        ("miscalibration", loss - best.cost, my_zero - zero, my_one - one),
     ):
-        spread = _spread(of, cells, a, b)
-        low, high = _ends_of(value, spread, drawn.variance)
+        low, high = _ends_of(value, spread(a, b), best.variance)
         parts[name] = Number(value, "nats", low, high, n)
-    seen = loss - fitted
-    parts["miscalibration"] = _bounded(parts["miscalibration"], calibrated.null.as_high_as(seen) > _LEVEL)
+    nothing = calibrated.null.as_high_as(loss - best.fitted) > _LEVEL
+    parts["miscalibration"] = _bounded(parts["miscalibration"], nothing)
     parts["discrimination"] = _bounded(parts["discrimination"], False)
-    sentence = (
-        f"isotonic regression (CORP) on {np.count_nonzero(of.cells.weight):,} cells of probability, "
-        f"{drawn.bias:.2g} nats that such a curve claims on rows like these given back"
+    return parts, best
+
+
+@dataclass(frozen=True, eq=False)
+class Best:
+    """What the calibrated self costs, nats: ``cost`` C*, ``fitted`` that of the isotonic curve on its own rows, with
+    ``claimed`` given back, of the ``variance`` of such a claim; ``curve`` (cells,), about which rows scatter.
+    """
+
+    cost: float
+    fitted: float
+    claimed: float
+    variance: float
+    curve: _Float
+
+    def costs(self) -> tuple[_Float, _Float]:
+        """What labels of 0 and of 1 cost under the curve, by cell; 0 where nobody paid an infinite cost."""
+        zero, one = (np.where(np.isfinite(x), x, 0.0) for x in _costs(self.curve))
+        return zero, one
+
+
+def best_of(calibrated: Calibrated, draws: int = DRAWS) -> Best:
+    """Give back what the isotonic curve claims too much. Cost: ``draws`` regressions over the cells."""
+    cells, even = calibrated.cells, calibrated.even
+    total = float(cells.weight.sum())
+    drawn = optimism(cells, even, calibrated.scatter, draws, seed=1)
+    fitted = cost(cells.weight, cells.label, calibrated.curve) / total
+    # Does the smooth curve do? Then the isotonic one claims no more on it than on labels drawn from it.
+    smooth_fits = drawn.as_high_as(cost(cells.weight, cells.label, even) / total - fitted) > _LEVEL
+    curve = even if smooth_fits else calibrated.curve
+    return Best(fitted + drawn.bias, fitted, drawn.bias, drawn.variance, curve)
+
+
+def said_of(cells: int, best: Best) -> str:
+    """Say in words what the calibrated self is."""
+    return (
+        f"isotonic regression (CORP) on {cells:,} cells of probability, {best.claimed:.2g} nats that such a curve "
+        "claims on rows like these given back"
     )
-    return parts, sentence
 
 
 def _costs(q: _Float) -> tuple[_Float, _Float]:
@@ -189,22 +255,15 @@ def joint_parts(of: Evidence, seed: int = 0) -> tuple[dict[str, Number], str]:
     sample = of.sample
     y, w = sample.labels, sample.weights
     z = sample.logs if of.floor is None else np.maximum(sample.logs, math.log(of.floor))
-    own = costs_of_logs(z, y)
-    held_out, fitted, kind, temperature = np.full(len(sample), np.inf), own, "", 1.0
-    used = w > 0
-    for family in KINDS[1:]:
-        found, flattered, whole = _cross_fitted(sample, z, used, family, seed)
-        if np.average(found, weights=w) < np.average(held_out, weights=w):
-            held_out, fitted, kind, temperature = found, flattered, family, whole.temperature
-    rows_more = PARTS_FOLDS / (PARTS_FOLDS - 1)  # all rows to those of a fold's fit
-    calibrated = (held_out + rows_more * fitted) / (1 + rows_more)
+    own, found = costs_of_logs(z, y), joint_self(sample, z, seed)
+    calibrated = found.costs
     entropy, loss = label_entropy(of), of.cross_entropy
     lost = float(np.average(own, weights=w) - np.average(calibrated, weights=w))
     base = distributions(y, z.shape[1]) @ of.cost_under_frequencies()
     gained = entropy.value - loss + lost
     parts = {"uncertainty": entropy}
     # What the fit wins on its own rows is χ² of so many degrees of freedom over 2n.
-    scatter = (1 if kind == KINDS[1] else z.shape[1]) / 2 / float(w.sum() ** 2 / np.sum(w * w)) ** 2
+    scatter = (1 if found.kind == KINDS[1] else z.shape[1]) / 2 / float(w.sum() ** 2 / np.sum(w * w)) ** 2
     for name, value, terms, scale in (
         ("discrimination", gained, base - calibrated, base),
         ("miscalibration", lost, own - calibrated, own),
@@ -215,12 +274,59 @@ def joint_parts(of: Evidence, seed: int = 0) -> tuple[dict[str, Number], str]:
         parts[name] = Number(value, "nats", low, high, of.n)
     if (high := parts["miscalibration"].high) is not None:
         parts["miscalibration"] = replace(parts["miscalibration"], high=max(high, 0.0))
-    drawn = f" on a sample of {len(sample):,} rows" if len(sample) < of.n else ""
-    sentence = (
-        f"{kind} on the log-probabilities, cross-fitted in {min(PARTS_FOLDS, len(sample))} folds{drawn} "
-        f"(temperature {temperature:.3g} when fitted on all rows)"
-    )
-    return parts, sentence
+    return parts, found.sentence(of.n)
+
+
+@dataclass(frozen=True, eq=False)
+class Joint:
+    """The calibrated self of a sample: ``whole``, fitted to all of it, of one ``kind``, and what each row costs under
+    that, ``fitted``, and under the fit of the other folds, ``held_out``, nats (rows,).
+    """
+
+    kind: str
+    whole: Scaling
+    held_out: _Float
+    fitted: _Float
+    weights: _Float
+
+    @property
+    def costs(self) -> _Float:
+        """What each row costs under the calibrated self, in expectation: the errors of the two fits cancel."""
+        return (self.held_out + _ROWS_MORE * self.fitted) / (1 + _ROWS_MORE)
+
+    @property
+    def flattery(self) -> float:
+        """By how much the fit makes its own rows too cheap, nats, and others too dear: (parameters)/(2n)."""
+        return self.apart / (1 + _ROWS_MORE)
+
+    @property
+    def apart(self) -> float:
+        """How much dearer rows are under the fits of other folds than under their own, 0 or more."""
+        return max(float(np.average(self.held_out - self.fitted, weights=self.weights)), 0.0)
+
+    def sentence(self, n: int) -> str:
+        """Say in words what the calibrated self of ``n`` rows is."""
+        rows = self.fitted.size
+        drawn = f" on a sample of {rows:,} rows" if rows < n else ""
+        return (
+            f"{self.kind} on the log-probabilities, cross-fitted in {min(PARTS_FOLDS, rows)} folds{drawn} "
+            f"(temperature {self.whole.temperature:.3g} when fitted on all rows)"
+        )
+
+
+_ROWS_MORE = PARTS_FOLDS / (PARTS_FOLDS - 1)  # all rows to those of a fold's fit
+
+
+def joint_self(sample: Sample, z: _Float, seed: int = 0) -> Joint:
+    """Fit both families to the log-probabilities ``z`` of a sample; the cheaper one when cross-fitted serves."""
+    w = sample.weights
+    best: Joint | None = None
+    for family in KINDS[1:]:
+        held_out, fitted, whole = _cross_fitted(sample, z, w > 0, family, seed)
+        if best is None or np.average(held_out, weights=w) < np.average(best.held_out, weights=w):
+            best = Joint(family, whole, held_out, fitted, w)
+    assert best is not None
+    return best
 
 
 def _cross_fitted(
@@ -242,12 +348,12 @@ def _cross_fitted(
 
 
 def _folds(sample: Sample, seed: int) -> NDArray[np.int64]:
-    """A fold for each row, whole groups to one fold; not stratified (docs/decisions/006)."""
-    rng = np.random.default_rng(seed)
-    if sample.groups.any():
-        names, of = np.unique(sample.groups, return_inverse=True)
-        return (rng.permutation(names.size) % min(PARTS_FOLDS, names.size))[of]
-    return rng.permutation(len(sample)) % min(PARTS_FOLDS, len(sample))
+    """A fold for each row, whole groups to one fold; not stratified (docs/decisions/006).
+
+    By name and not by place, so that models that are compared have the same folds.
+    """
+    names, of = np.unique(sample.groups if sample.groups.any() else sample.ids, return_inverse=True)
+    return (stream(seed, "folds").permutation(names.size) % min(PARTS_FOLDS, names.size))[of]
 
 
 def _of_rows(terms: _Float, scale: _Float, sample: Sample, of: Evidence) -> interval.Interval:
@@ -270,39 +376,3 @@ def _of_rows(terms: _Float, scale: _Float, sample: Sample, of: Evidence) -> inte
     if second <= (8 * np.finfo(float).eps) ** 2 * float(np.sum((w * scale) ** 2)):
         return None
     return interval.of_sums(mean, second, third, float(w.sum()), float(w.sum() ** 2 / np.sum(w * w)) - 1)
-
-
-def one_class(cells: Cells, floor: float | None, grouped: bool, draws: int = 50) -> dict[str, float | None] | None:
-    """Give discrimination and miscalibration of one class against the rest, nats, from its own cells.
-
-    Cells are coarse here, so that the model is taken by the mean prediction of each cell. No interval for rows in
-    groups: the cells do not know them. None without rows.
-    """
-    cells = cells.occupied()
-    total = float(cells.weight.sum())
-    if not cells.weight.size or total <= 0:
-        return None
-    curve, even, p = isotonic(cells), smooth(cells), stated(cells)
-    scatter = max(dispersion(cells, even), 1e-6)
-    drawn = optimism(cells, even, scatter, draws)
-    if floor is not None:
-        p = np.clip(p, floor, 1 - floor)
-    zero, one = (np.where(np.isfinite(x), x, 0.0) for x in _costs(even))
-    my_zero, my_one = (np.where(np.isfinite(x), x, 0.0) for x in _costs(p))
-    best = cost(cells.weight, cells.label, curve) / total + drawn.bias
-    lost = cost(cells.weight, cells.label, p) / total - best
-    share = float(cells.label.sum()) / total
-    a, b = my_zero - zero, my_one - one
-    mean = float(np.sum(a * (cells.weight - cells.label) + b * cells.label)) / total
-    second, third, size = of_cells(cells, a, b - a, mean)
-    effective = float(total**2 / cells.squares[0].sum())
-    spread = Spread(second, third, total, effective - 1) if second > 64 * np.finfo(float).eps * size else None
-    low, high = (None, None) if grouped else _ends_of(lost, spread, drawn.variance)
-    return {
-        "discrimination": float(-share * np.log(share) - (1 - share) * np.log1p(-share)) - best
-        if 0 < share < 1
-        else -best,
-        "miscalibration": lost,
-        "miscalibration_low": low,
-        "miscalibration_high": None if high is None else max(high, 0.0),
-    }

@@ -67,10 +67,7 @@ def tallied_by_ray(
     files = [replace(one, path=os.path.abspath(one.path)) if one.store is None else one for one in find(path)]
     source = str(path) if isinstance(path, str) or not isinstance(path, Sequence) else some([str(one) for one in path])
     if samples.recognised(files[0]):
-        raise DataError(
-            f"{files[0]} holds samples of lm-evaluation-harness, which one machine reads in a moment: leave engine= "
-            "(--engine) out."
-        )
+        return _tallied_samples(files, source, options, empty, progress)
     reader = Reader.open(files, source, **options)
     first = next((batch for file in files for batch in reader.batches(file, BATCH_ROWS, lambda share: None)), None)
     if first is None:
@@ -89,6 +86,54 @@ def tallied_by_ray(
         if progress is not None:
             progress((number + 1) / len(shares))
     return tally, first, list(dict.fromkeys([*whole.door.notes, *whole.close(files, source)]))
+
+
+def _tallied_samples(
+    files: list[File],
+    source: str,
+    options: dict[str, Any],
+    empty: Callable[[Predictions], Tally],
+    progress: Callable[[float], None] | None,
+) -> tuple[Tally, Predictions, list[str]]:
+    """Samples of lm-evaluation-harness: each file is one worker's, who sends back the few numbers of each line.
+
+    What choices and ids there are shows in all files together, so that the rows are made of them here.
+    """
+
+    def read(files: list[File]) -> Iterator[list[samples.Sample]]:
+        for number, found in enumerate(spread(_samples_of, [Share(file) for file in files])):
+            if isinstance(found, Exception):
+                raise found
+            if progress is not None:
+                progress((number + 1) / len(files))
+            yield found
+
+    form, told = options["form"], {name: value for name, value in options.items() if name != "form"}
+    first: Predictions | None = None
+    notes: dict[str, None] = {}
+    for batch in samples.batches(files, source, form, told, BATCH_ROWS, read):
+        if first is None:
+            first, tally = batch, empty(batch)
+        tally = tally.add(batch)
+        notes |= dict.fromkeys(batch.notes)
+    assert first is not None
+    return tally, first, list(notes)
+
+
+def _samples_of(share: Share) -> list[samples.Sample] | Exception:
+    try:
+        _seen_here(share)
+        return samples.samples_of(share.file)
+    except (DataError, MissingExtra) as trouble:
+        return trouble
+
+
+def _seen_here(share: Share) -> None:
+    if share.file.store is None and not os.path.exists(share.file.path):
+        raise DataError(
+            f"{share.file} is not on the machine of one of Ray's workers, which read files themselves. Put it "
+            "where all of them find it by one name: a shared folder, or an object store (s3://…)."
+        )
 
 
 def _say_again(whole: Reader, share: Share) -> None:
@@ -146,11 +191,7 @@ def _counted(column: str, share: Share) -> int:
 def _added(reader: Reader, empty: Tally, share: Share) -> tuple[Tally, Reader] | Exception:
     """The tally of a share and the reader that saw it, or what is wrong with its first wrong row."""
     try:
-        if share.file.store is None and not os.path.exists(share.file.path):
-            raise DataError(
-                f"{share.file} is not on the machine of one of Ray's workers, which read files themselves. Put it "
-                "where all of them find it by one name: a shared folder, or an object store (s3://…)."
-            )
+        _seen_here(share)
         mine, tally = reader.for_others(), empty
         mine.before = share.before
         for batch in mine.batches(share.file, BATCH_ROWS, lambda share: None):

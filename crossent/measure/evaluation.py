@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from crossent.errors import DataError, some
+from crossent.measure.by_class import per_class
 from crossent.measure.engine import ENGINES, tallied_by_ray
 from crossent.measure.likelihood import FLOOR
 from crossent.measure.predictions import Predictions, slices_by
 from crossent.measure.reliability import axis_names, curves, reliability
-from crossent.measure.slices import concentration, costliest, per_class, slices
+from crossent.measure.sample import capacity_for
+from crossent.measure.slices import concentration, costliest, slices
 from crossent.measure.sources import batches
 from crossent.measure.tally import Tally
 from crossent.record import Curve, Number, Record, Table
@@ -150,12 +152,7 @@ def tallied(read: Iterable[Predictions], floor: float = FLOOR) -> tuple[Tally, P
 
 def tally_for(batch: Predictions, floor: float = FLOOR) -> Tally:
     """Give the tally of no rows, with room for the sample that classes are recalibrated on."""
-    return Tally.like(batch, floor, capacity=_capacity(batch.probabilities.shape[1]))
-
-
-def _capacity(classes: int) -> int:
-    """Rows of the sample that many classes are recalibrated on: all, up to 50,000, or what 80 MB hold."""
-    return min(50_000, max(10_000, 10_000_000 // classes))
+    return Tally.like(batch, floor, capacity=capacity_for(batch.probabilities.shape[1]))
 
 
 def _is_files(predictions: Any) -> bool:
@@ -183,9 +180,9 @@ def record_of(
     classes = tally.classes if tally.task != "text" else ("", "")
     tables: dict[str, Table] = {}
     if tally.task in ("binary", "multi-class"):
-        tables["per_class"] = per_class(tally.evidence(), tally.classes, tally.by_class, floored)
+        tables["per_class"] = per_class(tally.evidence(), tally.classes, tally.by_class, floored, tally.class_folds)
     if tally.slices:
-        tables["slices"] = slices(tally.slices, floored, tally.task)
+        tables["slices"] = slices(tally.slices, floored, tally.task, tally.groups is not None)
     usual = tally.evidence().usual_confidence if tally.task in ("binary", "multi-class") and not tally.soft else None
     tables["costliest"] = costliest(tally.costliest, tally.task, classes, low, high, usual)
     drawn: dict[str, Curve] = {}

@@ -13,6 +13,7 @@ each of 64 folds of groups.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,43 +92,53 @@ class Groups:
     def of(cls, batch: Predictions, rows: Rows) -> Groups:
         """Add up a batch by group."""
         assert batch.groups is not None
-        n, k, w = len(batch), batch.probabilities.shape[1], batch.weights
-        one = np.ones(n) if w is None else w
+        k, w = batch.probabilities.shape[1], batch.weights
         number = hashed(batch.groups)
         keys, code = np.unique(number, return_inverse=True)
         empty = cls.none(k)
-
-        def total(x: NDArray[np.float64]) -> NDArray[np.float64]:
-            return summed(code, one * x, keys.size)
-
-        if batch.labels.dtype.kind == "f":
-            labels = [total(share) for share in distributions(batch.labels, k).T]
-        else:
-            labels = list(np.bincount(code * k + batch.labels, one, minlength=keys.size * k).reshape(-1, k).T)
-        finite, nothing = np.where(np.isfinite(rows.cost), rows.cost, 0.0), np.zeros(n)
-        extra = {
-            "weight": np.ones(n),
-            "cost": finite,
-            "floored": rows.floored,
-            "squared": rows.squared,
-            "hit": rows.hit,
-            "absolute": nothing if rows.absolute is None else rows.absolute,
-            "bytes": nothing if batch.bytes is None else batch.bytes.astype(np.float64),
-            "truth": nothing if rows.truth is None else rows.truth,
-            "divergence": nothing if rows.truth is None else finite - rows.truth,
-        }
-        sums = np.stack([*labels, *(total(extra[name]) for name in EXTRA)], axis=1)
-        folds = None
-        if empty.folds is not None:
-            p = batch.probabilities
-            place = COARSE.place(p[:, 1], p[:, 0]) + (number % np.uint64(FOLDS)).astype(np.int64) * len(COARSE)
-            y = batch.labels if batch.labels.ndim == 1 else batch.labels[:, 1]
-            flat = Cells.of(place, FOLDS * len(COARSE), p[:, 1], y, w)
-            shape = (FOLDS, len(COARSE))
-            square = None if flat.square is None else flat.square.reshape(3, *shape)
-            folds = Cells(flat.weight.reshape(shape), flat.label.reshape(shape), flat.prediction.reshape(shape), square)
+        sums = group_sums(batch, rows, code, keys.size)
+        folds = None if empty.folds is None else fold_histograms(batch.probabilities, batch.labels, w, number)
         found = cls(empty.most, keys, Compensated(sums, np.zeros_like(sums)), False, folds)
         return found.fold() if keys.size > found.most else found
+
+
+def fold_histograms(
+    p: NDArray[np.float64], labels: NDArray[Any], w: NDArray[np.float64] | None, number: NDArray[np.uint64]
+) -> Cells:
+    """Count rows of two classes, p (n, 2), into a coarse histogram for each fold of groups, by their ``number``."""
+    place = COARSE.place(p[:, 1], p[:, 0]) + (number % np.uint64(FOLDS)).astype(np.int64) * len(COARSE)
+    flat = Cells.of(place, FOLDS * len(COARSE), p[:, 1], labels if labels.ndim == 1 else labels[:, 1], w)
+    shape = (FOLDS, len(COARSE))
+    square = None if flat.square is None else flat.square.reshape(3, *shape)
+    return Cells(flat.weight.reshape(shape), flat.label.reshape(shape), flat.prediction.reshape(shape), square)
+
+
+def group_sums(batch: Predictions, rows: Rows, code: NDArray[np.int64], size: int) -> NDArray[np.float64]:
+    """Sums over rows with the same ``code``, from 0 to ``size`` − 1: the label's weight by class, then EXTRA."""
+    n, k = len(batch), batch.probabilities.shape[1]
+    one = np.ones(n) if batch.weights is None else batch.weights
+    if batch.labels.dtype.kind == "f":
+        labels = [summed(code, one * share, size) for share in distributions(batch.labels, k).T]
+    else:
+        labels = list(np.bincount(code * k + batch.labels, one, minlength=size * k).reshape(-1, k).T)
+    return np.stack([*labels, *(summed(code, one * x, size) for x in row_extra(batch, rows))], axis=1)
+
+
+def row_extra(batch: Predictions, rows: Rows) -> list[NDArray[np.float64]]:
+    """What each row adds to EXTRA, (n,) each."""
+    n = len(batch)
+    finite, nothing = np.where(np.isfinite(rows.cost), rows.cost, 0.0), np.zeros(n)
+    return [
+        np.ones(n),
+        finite,
+        rows.floored,
+        rows.squared,
+        rows.hit,
+        nothing if rows.absolute is None else rows.absolute,
+        nothing if batch.bytes is None else batch.bytes.astype(np.float64),
+        nothing if rows.truth is None else rows.truth,
+        nothing if rows.truth is None else finite - rows.truth,
+    ]
 
 
 def _spread(groups: Groups, keys: NDArray[np.uint64]) -> Compensated:

@@ -1,7 +1,8 @@
 """A number between 0 and 2⁶⁴ for a whole number or a text, the same on every machine and in every batch.
 
 It stands for the value where 64 bits are enough: to draw rows by, to sort groups into folds. The mixing is that of
-SplitMix64 (Steele, Lea & Flood 2014), which turns neighbouring numbers into unrelated ones.
+SplitMix64 (Steele, Lea & Flood 2014), which turns neighbouring numbers into unrelated ones. And random numbers that
+belong to a seed and a word.
 """
 
 from __future__ import annotations
@@ -20,6 +21,14 @@ def mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
     z = (z ^ (z >> np.uint64(30))) * _FIRST
     z = (z ^ (z >> np.uint64(27))) * _SECOND
     return z ^ (z >> np.uint64(31))
+
+
+def stream(seed: int, word: str) -> np.random.Generator:
+    """Give random numbers for one purpose, named by a ``word``, so that no two purposes share a stream.
+
+    Who simulates data with ``default_rng(seed)`` would otherwise find the folds tied to the numbers drawn.
+    """
+    return np.random.default_rng([seed, *word.encode()])
 
 
 def hashed(values: NDArray[Any]) -> NDArray[np.uint64]:

@@ -21,6 +21,7 @@ from scipy.optimize import isotonic_regression
 from scipy.special import expit, xlog1py, xlogy
 
 from crossent.measure.cells import Cells
+from crossent.measure.hashing import stream
 
 _Float = NDArray[np.float64]
 DRAWS = 200
@@ -116,7 +117,7 @@ def optimism(
     above 1 for rows in groups. A cell then has as many draws as its weight and the scatter leave it.
     Cost: for each draw one binomial number and one regression over the cells, 3 ms for 16,000 of them.
     """
-    rng = np.random.default_rng(seed)
+    rng = stream(seed, "claims")
     trials = cells.weight**2 / cells.squares[0] / scatter
     each = cells.weight / trials
     whole = np.floor(trials + 1e-9)

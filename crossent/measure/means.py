@@ -6,8 +6,8 @@
 
 with α and v found at the end. ``Evidence.spread`` gives Σ r² and Σ r³ of the residuals r = w (t − mean) from what a
 tally keeps: from the moments by class; for labels that are shares of two classes from the cells, in which a cost is
-linear in the label, and for distributions over more from the sample of rows; and, where rows come in groups, from the
-groups' sums, r then being a group's.
+linear in the label, and for distributions over more from the sample of rows, or of a slice from its folds; and, where
+rows come in groups, from the groups' sums, r then being a group's.
 
 **The yardstick.** Someone who knows only the frequencies f_c of the labels in these rows pays the label
 entropy, H = −Σ_c f_c log f_c, which is the mean of the rows' costs under f. So information gained, H −
@@ -34,6 +34,9 @@ from crossent.measure.sums import FLOORED, POWERS, RARE, USUAL, Sums
 from crossent.record import Number
 
 _Float = NDArray[np.float64]
+NOT_OF_TEXTS = ("label_entropy", "information_gained", "skill", "perplexity")
+"""Numbers that need classes, which documents have none of."""
+
 FEW_GROUPS = 20
 """With fewer degrees of freedom than this the skewness of groups is anybody's guess, and is left out."""
 
@@ -57,7 +60,7 @@ class Spread:
 @dataclass(frozen=True, eq=False)
 class Evidence:
     """What one set of rows leaves behind; a ``floor`` asks for the costs under it, which must be those that were
-    summed.
+    summed. ``folds`` are rows by themselves in buckets, for a slice of labels that are distributions.
     """
 
     sums: Sums
@@ -66,6 +69,7 @@ class Evidence:
     sample: Sample | None = None
     groups: Groups | None = None
     floor: float | None = None
+    folds: Groups | None = None
 
     def __post_init__(self) -> None:
         if self.n == 0:
@@ -137,8 +141,7 @@ class Evidence:
     def spread(self, alpha: float, v: _Float, mean: float) -> Spread | None:
         """Give the spread of the terms α cost + v(label), whose mean is ``mean``; None where all terms agree."""
         if self.groups is not None:
-            cost = self.groups.column("cost" if self.floor is None else "floored")
-            return of_groups(alpha * cost + self.groups.labels() @ v, self.groups, mean)
+            return self._spread_of(self.groups, alpha, v, mean)
         freedom = self.effective - 1
         if not self.sums.layout.soft:
             m, d = self.moments, v - mean
@@ -155,13 +158,19 @@ class Evidence:
             scatter, skew, size = of_cells(self.cells, *self._terms_of_cells(alpha, v), mean)
             return Spread(scatter, skew, self.weight, freedom) if scatter > _AGREE * size else None
         if self.sample is None:
-            return None  # a slice of labels that are shares: its means are known, how they vary together is not
-        terms = alpha * self._cost_of_sample() + distributions(self.sample.labels, v.size) @ v
+            return None if self.folds is None else self._spread_of(self.folds, alpha, v, mean)
+        terms = distributions(self.sample.labels, v.size) @ v
+        if alpha:  # without it a cost may be infinite
+            terms = terms + alpha * self._cost_of_sample()
         squares = self.sample.weights**2
         scatter = float(np.sum(squares * (terms - mean) ** 2))
         if scatter <= _AGREE * float(np.sum(squares * terms**2)):
             return None
         return Spread(scatter * float(self.squares_of_weight()[1] / squares.sum()), 0.0, self.weight, freedom)
+
+    def _spread_of(self, groups: Groups, alpha: float, v: _Float, mean: float) -> Spread | None:
+        cost = groups.column("cost" if self.floor is None else "floored")
+        return of_groups(alpha * cost + groups.labels() @ v, groups, mean)
 
     def _terms_of_cells(self, alpha: float, v: _Float) -> tuple[_Float, _Float]:
         """The term of a row of each cell whose label is 0, and by how much it is greater where it is 1."""
@@ -176,8 +185,9 @@ class Evidence:
     def variances_of_frequencies(self) -> _Float:
         """The variance of each entry of ``frequencies``, (classes,)."""
         f = self.frequencies
-        if self.groups is not None:
-            residual = self.groups.labels() - f * self.groups.column("weight")[:, None]
+        groups = self.folds if self.groups is None else self.groups
+        if groups is not None:
+            residual = groups.labels() - f * groups.column("weight")[:, None]
             return (residual**2).sum(axis=0) / self.weight**2
         if not self.sums.layout.soft:
             two = self.moments[:, POWERS.index((2, 0))]
@@ -307,10 +317,14 @@ def likelihood(of: Evidence, floored: Evidence) -> dict[str, Number]:
             ends = spread.interval(value)
         low, high = ends or (None, None)
         found["skill"] = Number(value, "share", low, high, n)
-    found["perplexity"] = Number(
-        math.exp(min(loss.value, 709.0)) if finite else math.inf, "1", _exp(loss.low), _exp(loss.high), n
-    )
+    found["perplexity"] = perplexity(loss)
     return found
+
+
+def perplexity(loss: Number) -> Number:
+    """Give exp of a cross-entropy in nats, with the same of its interval."""
+    value = math.exp(min(loss.value, 709.0)) if math.isfinite(loss.value) else math.inf
+    return Number(value, "1", _exp(loss.low), _exp(loss.high), loss.n)
 
 
 def _exp(x: float | None) -> float | None:
@@ -321,8 +335,8 @@ def truth(of: Evidence) -> dict[str, Number]:
     """Give the entropy of labels that are distributions, and the KL divergence of the model from them; else nothing."""
     if not of.sums.layout.soft:
         return {}
-    apart = Number(math.inf, "nats", n=of.n) if of.impossible else _mean(of, "divergence", "nats")
-    return {"truth_entropy": _mean(of, "truth", "nats"), "kl_divergence": apart}
+    apart = Number(math.inf, "nats", n=of.n) if of.impossible else mean_of(of, "divergence", "nats")
+    return {"truth_entropy": mean_of(of, "truth", "nats"), "kl_divergence": apart}
 
 
 def bits_per_byte(of: Evidence) -> dict[str, Number]:
@@ -335,6 +349,7 @@ def bits_per_byte(of: Evidence) -> dict[str, Number]:
     total, squares, both = of.sums.total("bytes", of.which)
     if total <= 0:
         return {}
+    total = float(total)
     value = of.cross_entropy * of.weight / total
     ends = None
     if math.isfinite(value):
@@ -349,7 +364,7 @@ def bits_per_byte(of: Evidence) -> dict[str, Number]:
     return {"bits_per_byte": Number(value, "nats", None if low is None else max(low, 0.0), high, of.n).to("bits")}
 
 
-def errors(of: Evidence, task: str) -> dict[str, Number]:
+def errors(of: Evidence, task: str, classes: int | None = None) -> dict[str, Number]:
     """Measure how far off predictions are, in the units people ask for beside the log loss.
 
     Classes: accuracy, the share of rows whose most probable class came (of equal ones, the first), with
@@ -357,21 +372,23 @@ def errors(of: Evidence, task: str) -> dict[str, Number]:
     Σ_c (p_c − y_c)², or (p − y)² for two classes,
     which is half that sum and what scikit-learn calls Brier too. A range: mean absolute and root mean squared
     error of the predicted mean, in the target's own unit; the interval of the latter is the root of the
-    square's.
+    square's. ``classes`` says how many there are, where the rows are those of one class.
     """
     if task == "range":
-        absolute, squared = _mean(of, "absolute", "target"), _mean(of, "squared", "target")
+        absolute, squared = mean_of(of, "absolute", "target"), mean_of(of, "squared", "target")
         root = [None if end is None else math.sqrt(end) for end in (squared.low, squared.high)]
         return {"mae": absolute, "rmse": Number(math.sqrt(squared.value), "target", root[0], root[1], of.n)}
     found = {"accuracy": _accuracy(of)}
-    if of.sums.layout.classes > TOPS[0]:
+    classes = classes or of.sums.layout.classes
+    if classes > TOPS[0]:
         for k, hits in zip(TOPS, of.sums.total("top", of.which), strict=True):
-            if of.sums.layout.classes > k:
+            if classes > k:
                 found[f"top_{k}_accuracy"] = _share(of, float(hits) / of.weight, _design(of))
-    return found | {"brier": _mean(of, "squared", "1")}
+    return found | {"brier": mean_of(of, "squared", "1")}
 
 
-def _mean(of: Evidence, name: str, unit: str) -> Number:
+def mean_of(of: Evidence, name: str, unit: str) -> Number:
+    """Give the mean of one of the quantities whose powers are summed, with its interval; none of them is below 0."""
     m = of.sums.total(name, of.which)
     mean = float(m[1]) / of.weight
     if of.groups is not None:

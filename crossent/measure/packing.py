@@ -19,13 +19,15 @@ from crossent.errors import DataError
 from crossent.measure.cells import Cells
 from crossent.measure.compensated import Compensated
 from crossent.measure.distinct import Distinct
+from crossent.measure.folds import Folds
 from crossent.measure.groups import Groups
 from crossent.measure.sample import Sample
 from crossent.measure.slices import Slices
 from crossent.measure.sums import Layout, Sums
 from crossent.measure.tally import Tally
 
-_KINDS = {kind.__name__: kind for kind in (Tally, Sums, Layout, Compensated, Distinct, Cells, Sample, Groups, Slices)}
+_HELD = (Tally, Sums, Layout, Compensated, Distinct, Cells, Sample, Groups, Folds, Slices)
+_KINDS = {kind.__name__: kind for kind in _HELD}
 _STEP = 8
 
 _Bytes = NDArray[np.uint8]

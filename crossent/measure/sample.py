@@ -1,6 +1,6 @@
 """A sample of rows that is the same however the stream was split.
 
-Every row gets a number by a hash of its id and its label's probability, and the ``capacity`` rows with the smallest
+Every row gets a number by a hash of its id and its cost, and the ``capacity`` rows with the smallest
 numbers are kept (bottom-k sampling, Cohen & Kaplan 2007). The smallest of a union are the smallest of the smallest, so
 two samples merge into that of all rows. It is what a recalibration of many classes is fitted on: of data up to the
 capacity it holds every row.
@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.measure.hashing import hashed, mixed
-from crossent.measure.likelihood import Rows
 from crossent.measure.predictions import Predictions
 
 _Float = NDArray[np.float64]
@@ -22,7 +21,7 @@ _Float = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """The rows drawn, in rising order of their numbers ``keys`` uint64.
+    """The rows drawn, in rising order of their numbers ``keys`` uint64; ``ids`` uint64 stand for the rows' own.
 
     ``logs`` (rows, classes) log-probabilities; ``labels`` int64 (rows,) or float64 (rows, classes); ``weights``;
     ``floored``, the cost under the floor; ``groups`` uint64, 0 where there are none.
@@ -30,6 +29,7 @@ class Sample:
 
     capacity: int
     keys: NDArray[np.uint64]
+    ids: NDArray[np.uint64]
     logs: _Float
     labels: NDArray[np.int64] | _Float
     weights: _Float
@@ -41,15 +41,18 @@ class Sample:
         """Give the sample of no rows."""
         labels = np.zeros((0, classes)) if soft else np.zeros(0, np.int64)
         whole = np.zeros(0, np.uint64)
-        return cls(capacity, whole, np.zeros((0, classes)), labels, np.zeros(0), np.zeros(0), whole)
+        return cls(capacity, whole, whole, np.zeros((0, classes)), labels, np.zeros(0), np.zeros(0), whole)
 
     def __len__(self) -> int:
         return self.keys.size
 
     @classmethod
-    def of(cls, capacity: int, batch: Predictions, rows: Rows, below: np.uint64 | None = None) -> Sample:
+    def of(
+        cls, capacity: int, batch: Predictions, cost: _Float, floored: _Float, below: np.uint64 | None = None
+    ) -> Sample:
         """Draw from a batch; rows whose number is not ``below`` are known to be of no use."""
-        keys = mixed(hashed(batch.rows) ^ hashed(rows.floored))
+        ids = hashed(batch.rows)
+        keys = row_keys(ids, cost)
         here = np.arange(keys.size) if below is None else np.flatnonzero(keys < below)
         if here.size > capacity:
             here = here[np.argpartition(keys[here], capacity - 1)[:capacity]]
@@ -59,7 +62,7 @@ class Sample:
             )
         weights = np.ones(here.size) if batch.weights is None else batch.weights[here]
         groups = np.zeros(here.size, np.uint64) if batch.groups is None else hashed(batch.groups[here])
-        found = cls(capacity, keys[here], logs, batch.labels[here], weights, rows.floored[here], groups)
+        found = cls(capacity, keys[here], ids[here], logs, batch.labels[here], weights, floored[here], groups)
         return found._kept(np.arange(here.size))
 
     def __add__(self, other: Sample) -> Sample:
@@ -81,7 +84,7 @@ class Sample:
             order = which[np.lexsort((*held.T, self.keys[which]))]
         order = order[: self.capacity]
         return Sample(
-            self.capacity, self.keys[order], self.logs[order], self.labels[order],
+            self.capacity, self.keys[order], self.ids[order], self.logs[order], self.labels[order],
             self.weights[order], self.floored[order], self.groups[order],
         )  # fmt: skip
 
@@ -89,3 +92,13 @@ class Sample:
     def highest(self) -> np.uint64 | None:
         """The number that a row must be below to enter; None while there is room."""
         return self.keys[-1] if len(self) == self.capacity else None
+
+
+def row_keys(ids: NDArray[np.uint64], cost: _Float) -> NDArray[np.uint64]:
+    """Give each row its number, from the number of its id and its cost: batches may count their rows from 0 each."""
+    return mixed(ids ^ hashed(cost))
+
+
+def capacity_for(classes: int) -> int:
+    """Rows of the sample that many classes are recalibrated on: all, up to 50,000, or what 80 MB hold."""
+    return min(50_000, max(10_000, 10_000_000 // classes))

@@ -1,4 +1,4 @@
-"""Where the cost falls: class by class, slice by slice, on how few rows, and the rows that cost most."""
+"""Where the cost falls: slice by slice, on how few rows, and the rows that cost most."""
 
 from __future__ import annotations
 
@@ -10,16 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.errors import DataError
-from crossent.measure.cells import Cells
-from crossent.measure.compensated import summed
-from crossent.measure.decomposition import one_class
-from crossent.measure.groups import FOLDS
-from crossent.measure.hashing import hashed
-from crossent.measure.likelihood import Rows
-from crossent.measure.means import Evidence, clustered, likelihood
+from crossent.measure.by_class import columns
+from crossent.measure.folds import Folds
+from crossent.measure.likelihood import FLOOR, Rows
+from crossent.measure.means import NOT_OF_TEXTS, Evidence, bits_per_byte, errors, likelihood, truth
 from crossent.measure.predictions import Predictions
 from crossent.measure.sums import Layout, Sums
-from crossent.record import Curve, Table
+from crossent.record import Curve, Number, Table
 
 COSTLIEST = 20
 MOST_SLICES = 1000
@@ -29,48 +26,6 @@ _Float = NDArray[np.float64]
 Costly = tuple[float, bool, Any, int, int, float, float, float, float]
 """−cost, whether the id is text, the id, label and predicted class, probability of the label, both in the range, and
 the probability of the predicted class."""
-
-
-def per_class(of: Evidence, classes: tuple[str, ...], cells: Cells | None = None, floor: float | None = None) -> Table:
-    """Give one line per class, in the order of the columns.
-
-    ``rows`` (of weights: their sum) and ``share`` of the labels; ``cross_entropy`` in nats over the rows of that class;
-    ``mean_probability`` that the class was given over all rows, to be held beside ``share``; ``recall``, the
-    share of its rows that were predicted as it, and ``precision``, the share of rows predicted as it that
-    were; and, of more than two classes, by class against the rest, ``discrimination`` and ``miscalibration`` with its
-    interval. A cell that would be 0/0 is None.
-    """
-    rows, right, predicted = (of.sums.total(name, of.which) for name in ("label", "right", "predicted"))
-    counted = of.sums.count("weighted", of.which) == 0 and not of.sums.layout.soft
-    table: Table = {
-        "class": list(classes),
-        "rows": [int(x) for x in rows] if counted else rows.tolist(),
-        "share": of.frequencies.tolist(),
-    }
-    if not of.sums.layout.soft:
-        kept = of.sums.total("cost", of.which)
-        cost = (kept[0] + kept[1])[:, 1]
-        exact = np.where(impossible_by_class(of) > 0, np.inf, cost)
-        table["cross_entropy"] = _ratios(exact, rows)
-    table["mean_probability"] = (of.sums.total("probability", of.which) / of.weight).tolist()
-    table["recall"] = _ratios(right, rows) if not of.sums.layout.soft else [None] * len(classes)
-    table["precision"] = _ratios(right, predicted)
-    if cells is not None:
-        parts = [one_class(cells[c], floor, of.groups is not None) for c in range(len(classes))]
-        for name in ("discrimination", "miscalibration", "miscalibration_low", "miscalibration_high"):
-            table[name] = [None if part is None else part[name] for part in parts]
-    return table
-
-
-def impossible_by_class(of: Evidence) -> _Float:
-    """The weight of impossible rows by class: rows below the floor less those whose cost is finite."""
-    kept = of.sums.total("cost", of.which)
-    lost = kept[2][:, 0] - kept[1][:, 0]
-    return np.where(lost > 1e-9 * np.maximum(kept[2][:, 0], 1e-300), lost, 0.0)
-
-
-def _ratios(over: NDArray[Any], under: NDArray[Any]) -> list[float | None]:
-    return [float(a / b) if b else None for a, b in zip(over, under, strict=True)]
 
 
 def costliest_of(batch: Predictions, rows: Rows, dearer_than: float = -math.inf) -> tuple[Costly, ...]:
@@ -137,27 +92,22 @@ def costliest(
 
 @dataclass(frozen=True, eq=False)
 class Slices:
-    """The sums of each value of one column: ``values``, in order; ``sums``, a line for each; and where rows come in
-    groups ``folds`` (values, FOLDS, 3), the weight, cost (where it is finite) and floored cost of each fold of groups.
+    """The sums of each value of one column: ``values``, in order; ``sums``, a line for each, and so ``folds``, where
+    rows come in groups or labels are distributions.
     """
 
     values: tuple[str, ...]
     sums: Sums
-    folds: _Float | None = None
+    folds: Folds | None = None
 
     @classmethod
     def of(cls, name: str, layout: Layout, batch: Predictions, rows: Rows) -> Slices:
         """Add up a batch by the values of a column."""
         values, code = np.unique(batch.slices[name].astype(str), return_inverse=True)
         _bounded(name, values.size)
-        sums = Sums.of(layout, batch, rows, code, values.size)
-        folds = None
-        if batch.groups is not None:
-            both = code * FOLDS + (hashed(batch.groups) % np.uint64(FOLDS)).astype(np.int64)
-            w = np.ones(len(batch)) if batch.weights is None else batch.weights
-            finite = np.where(np.isfinite(rows.cost), rows.cost, 0.0)
-            lines = [summed(both, x, values.size * FOLDS) for x in (w, w * finite, w * rows.floored)]
-            folds = np.stack(lines, axis=1).reshape(values.size, FOLDS, 3)
+        sums = Sums.of(replace(layout, by_class=False), batch, rows, code, values.size)
+        kept = batch.groups is not None or layout.soft
+        folds = Folds.of_slices(batch, rows, code, values.size) if kept else None
         return cls(tuple(values.tolist()), sums, folds)
 
     def merge(self, name: str, other: Slices) -> Slices:
@@ -169,10 +119,20 @@ class Slices:
         sums = _wide(self.sums, mine, len(values)) + _wide(other.sums, theirs, len(values))
         folds = None
         if self.folds is not None and other.folds is not None:
-            folds = np.zeros((len(values), FOLDS, 3))
-            folds[mine] += self.folds
-            folds[theirs] += other.folds
+            folds = self.folds.on(mine, len(values)) + other.folds.on(theirs, len(values))
         return Slices(values, sums, folds)
+
+    def evidence(self, floor: float | None, grouped: bool) -> list[Evidence]:
+        """What the rows of each value leave behind, of those that have any weight."""
+        found = []
+        for line in range(len(self.values)):
+            if self.sums.count("rows", line) == 0:
+                continue
+            folds = None if self.folds is None else self.folds.groups(line)
+            groups, rows = (folds, None) if grouped else (None, folds)
+            of = Evidence(self.sums, line, groups=groups, floor=floor, folds=rows)
+            found += [of] if of.weight > 0 else []
+        return found
 
 
 def _bounded(name: str, count: int) -> None:
@@ -191,53 +151,56 @@ def _wide(sums: Sums, place: list[int], size: int) -> Sums:
     return wide
 
 
-def slices(found: dict[str, Slices], floor: float | None, task: str) -> Table:
+def slices(found: dict[str, Slices], floor: float | None, task: str, grouped: bool = False) -> Table:
     """Give one line per slice, the one with the largest share of the loss first.
 
     ``column`` and ``slice``; ``rows`` and their ``share`` (of the weight); ``share_of_loss``; ``cross_entropy`` in nats
-    with ``low`` and ``high``; ``label_entropy``, ``information_gained`` in bits, ``skill``; ``accuracy`` and ``brier``,
-    or ``rmse``; ``impossible_rows``. Yardsticks are the slice's own frequencies. With groups the interval is that of 64
-    folds of them. With a ``floor``, for sets with impossible rows, all but ``cross_entropy`` is of the floored costs.
+    with ``low`` and ``high``. Then every number that the record has of all rows, but for the parts of the decomposition
+    and the calibration errors: ``label_entropy`` and ``information_gained`` in bits, ``skill``, ``perplexity``,
+    ``truth_entropy`` and ``kl_divergence``, ``accuracy``, ``top_3_accuracy``, ``brier``, or ``mae`` and ``rmse``,
+    ``bits_per_byte``, and ``impossible_rows``; ``…_low`` and ``…_high`` are the ends of their intervals. Yardsticks are
+    the slice's own frequencies. Of rows in groups (``grouped``) intervals are those of 64 folds of them. With a
+    ``floor``, for sets with impossible rows, there is ``cross_entropy_floored``, and ``share_of_loss`` is of that.
     """
     lines: list[dict[str, Any]] = []
+    numbers: list[dict[str, Number]] = []
     for column, part in found.items():
-        floored = [Evidence(part.sums, v, floor=floor) for v in range(len(part.values)) if part.sums.count("rows", v)]
-        whole = sum(of.weight for of in floored)
-        loss = sum(of.cross_entropy * of.weight for of in floored)
-        lines += [_line(column, part, of, whole, loss, task) for of in floored if of.weight > 0]
-    lines.sort(key=lambda line: (line["column"], -(line["share_of_loss"] or 0.0), line["slice"]))
-    return {name: [line[name] for line in lines] for name in lines[0]} if lines else {}
-
-
-def _line(column: str, part: Slices, of: Evidence, whole: float, loss: float, task: str) -> dict[str, Any]:
-    numbers = likelihood(replace(of, floor=None), of)
-    number = numbers["cross_entropy"]
-    low, high = number.low, number.high
-    if part.folds is not None:
-        weight, cost = part.folds[of.which, :, 0], part.folds[of.which, :, 1 if of.floor is None else 2]
-        spread = clustered(cost - of.cross_entropy * weight, weight, float(np.sum(cost**2)))
-        low, high = (spread and spread.interval(number.value)) or (None, None)
-    known = math.isfinite(number.value)
-    skill = numbers.get("skill")
-    hit, squared = part.sums.total("hit", of.which), part.sums.total("squared", of.which)
-    line = {
-        "column": column,
-        "slice": part.values[of.which],
-        "rows": of.n,
-        "share": of.weight / whole,
-        "share_of_loss": of.cross_entropy * of.weight / loss if loss > 0 else None,
-        "cross_entropy": number.value,
-        "low": low if known else None,
-        "high": high if known else None,
-        "label_entropy": numbers["label_entropy"].value,
-        "information_gained": numbers["information_gained"].value,
-        "skill": None if skill is None else skill.value,
+        each = part.evidence(floor, grouped)
+        whole = sum(of.weight for of in each)
+        loss = sum(of.cross_entropy * of.weight for of in each)
+        for of in each:
+            share_of_loss = of.cross_entropy * of.weight / loss if loss > 0 else None
+            line = {"column": column, "slice": part.values[of.which], "rows": of.n, "share": of.weight / whole}
+            lines.append(line | {"share_of_loss": share_of_loss})
+            numbers.append(_numbers(of, floor, task))
+    order = sorted(
+        range(len(lines)),
+        key=lambda i: (lines[i]["column"], -(lines[i]["share_of_loss"] or 0.0), lines[i]["slice"]),
+    )
+    if not order:
+        return {}
+    table: Table = {name: [lines[i][name] for i in order] for name in lines[0]}
+    names = tuple(dict.fromkeys(name for line in numbers for name in line))
+    cells = columns([numbers[i] for i in order], names)
+    nothing = [None] * len(order)
+    table |= {
+        "cross_entropy": cells.pop("cross_entropy"),
+        "low": cells.pop("cross_entropy_low", nothing),
+        "high": cells.pop("cross_entropy_high", nothing),
     }
-    if task == "range":
-        line["rmse"] = math.sqrt(squared[1] / of.weight)
-    elif task != "text":
-        line |= {"accuracy": float(hit[0]) / of.weight, "brier": float(squared[1]) / of.weight}
-    return line | {"impossible_rows": of.impossible}
+    impossible = [int(count) for count in cells.pop("impossible_rows")]
+    return table | cells | {"impossible_rows": impossible}
+
+
+def _numbers(of: Evidence, floor: float | None, task: str) -> dict[str, Number]:
+    exact = replace(of, floor=None)
+    found = likelihood(exact, replace(of, floor=FLOOR if floor is None else floor)) | bits_per_byte(exact)
+    found.pop("cross_entropy_bits")  # the same once more
+    if floor is not None:
+        found.setdefault("cross_entropy_floored", found["cross_entropy"])
+    if task == "text":
+        return {name: number for name, number in found.items() if name not in NOT_OF_TEXTS}
+    return found | truth(exact) | errors(exact, task)
 
 
 def concentration(by_cost: _Float, impossible: float, floor: float) -> Curve:

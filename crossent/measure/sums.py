@@ -8,6 +8,11 @@ merged by adding them.
 Costs are kept in three: ``USUAL``, rows that the floor does not touch; ``RARE``, rows below the floor whose cost is
 finite, as they are; ``FLOORED``, all rows below the floor, with the floor. Usual + rare is the exact sum, usual +
 floored that of the floored probabilities.
+
+What a class has to itself are means over the rows labelled with it. Of labels that are classes these are the same sums,
+kept apart by class; a label that is a distribution belongs to each class by its share, y_c, and the sums of a class are
+those of rows of the weight w y_c, with −log p_c for the cost (``class_…``). Either way the figures of the classes,
+weighed by their shares of the labels, add up to those of all rows.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from crossent.measure.compensated import Compensated, summed
+from crossent.measure.compensated import Compensated, summed, summed_each
 from crossent.measure.likelihood import TOPS, Rows, distributions
 from crossent.measure.predictions import Predictions
 
@@ -31,19 +36,29 @@ _Float = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each sum stands: ``classes`` columns of probability, labels that are classes or, ``soft``, shares."""
+    """Where each sum stands: ``classes`` columns of probability, labels that are classes or, ``soft``, shares.
+
+    ``by_class`` says that every class has figures of its own; slices do without.
+    """
 
     classes: int
     soft: bool
+    by_class: bool = True
 
     @property
     def kept_apart(self) -> int:
         """How many classes the moments of costs are kept apart by; a distribution belongs to no class."""
         return 1 if self.soft else self.classes
 
+    @property
+    def lines(self) -> int:
+        """How many classes the sums named in ``BY_CLASS`` are kept apart by."""
+        return self.kept_apart if self.by_class else 1
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The sums by name."""
-        k, powers = self.classes, len(POWERS)
+        k, powers, lines = self.classes, len(POWERS), self.lines
+        shares = k if self.soft and self.by_class else 0
         return {
             "cost": (3, self.kept_apart, powers),
             "label": (k,),
@@ -51,13 +66,21 @@ class Layout:
             "predicted": (k,),
             "right": (k,),
             "own": (k,),  # Σ w p(label) by label, of labels that are classes
-            "squared": (powers,),
+            "squared": (lines, powers),
             "absolute": (powers,),
-            "hit": (3,),  # Σ wh, Σ w²h, Σ w²h²
-            "top": (len(TOPS),),
+            "hit": (lines, 3),  # Σ wh, Σ w²h, Σ w²h²
+            "top": (lines, len(TOPS)),
             "truth": (powers,),  # entropy of labels that are distributions
             "divergence": (powers,),  # finite cost − that entropy
-            "bytes": (3,),  # Σ wb, Σ w²b², Σ w²bc
+            "bytes": (lines, 3),  # Σ wb, Σ w²b², Σ w²bc
+            "seen": (lines, 2),  # rows, impossible ones among them
+            "class_cost": (shares, powers),
+            "class_squared": (shares, powers),
+            "class_divergence": (shares, powers),
+            "class_hit": (shares, 3),
+            "class_top": (shares, len(TOPS)),
+            "class_bytes": (shares, 3),
+            "class_seen": (shares, 3),  # rows with a share, those of p_c = 0, those with an infinite cost
         }
 
     def places(self) -> dict[str, slice]:
@@ -72,6 +95,7 @@ class Layout:
         return sum(math.prod(shape) for shape in self.shapes().values())
 
 
+BY_CLASS = ("squared", "hit", "top", "bytes", "seen")
 COUNTS = ("rows", "impossible", "tied", "weighted", "measured in bytes")
 
 
@@ -100,10 +124,38 @@ class Sums:
     def __getitem__(self, which: NDArray[np.int64] | list[int]) -> Sums:
         return Sums(self.layout, self.floats[which], self.counts[which])
 
-    def total(self, name: str, which: int = 0) -> _Float:
+    def kept(self, name: str, which: int = 0) -> _Float:
         """One of the sums of one set, in its own shape."""
         there = self.layout.places()[name]
         return self.floats[which].value[there].reshape(self.layout.shapes()[name])
+
+    def total(self, name: str, which: int = 0) -> _Float:
+        """The same over all classes, where classes have figures of their own."""
+        found = self.kept(name, which)
+        return found.sum(axis=0) if name in BY_CLASS else found
+
+    def of_classes(self) -> Sums:
+        """Give each class's own sums, a line for each: those of rows with one class, which is the label of all."""
+        own, k, soft = Layout(1, False, False), self.layout.classes, self.layout.soft
+        floats, places = np.zeros((k, own.width)), own.places()
+
+        def put(name: str, values: _Float) -> None:
+            floats[:, places[name]] = values.reshape(k, -1)
+
+        for name in ("squared", "hit", "top", "bytes"):
+            put(name, self.kept(f"class_{name}" if soft else name))
+        if soft:
+            cost = self.kept("class_cost")
+            put("cost", np.stack([cost, np.zeros_like(cost), np.zeros_like(cost)], axis=1))
+            put("divergence", self.kept("class_divergence"))
+        else:
+            put("cost", np.swapaxes(self.kept("cost"), 0, 1))
+        put("label", self.kept("label"))
+        seen = self.kept("class_seen" if soft else "seen").astype(np.int64)
+        weighed = seen[:, 0] * (self.count("weighted") > 0)
+        measured = seen[:, 0] * (self.count("measured in bytes") == self.count("rows"))
+        counts = np.stack([*seen.T[:2], np.zeros(k, np.int64), weighed, measured], axis=1)
+        return Sums(own, Compensated(floats, np.zeros_like(floats)), counts)
 
     def count(self, name: str, which: int = 0) -> int:
         """One of the counts of one set."""
@@ -138,9 +190,15 @@ class Sums:
         def weighted(x: _Float) -> _Float:
             return x if w is None else (x.T * w).T
 
-        apart = layout.kept_apart
+        apart, lines = layout.kept_apart, layout.lines
         own = np.zeros(n, np.int64) if apart == 1 else rows.label
         both = own if code is None else code * apart + own
+        zero = np.zeros(n, np.int64) if code is None else code
+        line = both if lines > 1 else zero
+
+        def on_lines(x: _Float | None) -> _Float:
+            return summed(line, x, sets * lines)
+
         touched = rows.floored != rows.cost
         cost = np.zeros((sets, 3, apart, len(POWERS)))
 
@@ -154,47 +212,93 @@ class Sums:
             cost[:, USUAL] = moments(rows.cost, np.flatnonzero(~touched))
             cost[:, RARE] = moments(rows.cost, few[finite])
             cost[:, FLOORED] = moments(rows.floored, few)
-            impossible = few[~finite]
-            counts[:, 1] = impossible.size if code is None else np.bincount(code[impossible], minlength=sets)
+            never = few[~finite]
+            counts[:, 1] = never.size if code is None else np.bincount(code[never], minlength=sets)
         else:
             cost[:, USUAL] = _moments(rows.cost, w, both, sets * apart).reshape(sets, apart, -1)
         put("cost", cost)
 
+        seen, first = on_lines(None), on_lines(weighted(rows.hit))
         if layout.soft:
             shares = distributions(batch.labels, k)
             put("label", over(weighted(shares)))
             right = shares[np.arange(n), rows.predicted]
             put("right", by(rows.predicted, k, weighted(right)))
         else:
-            put("label", by(rows.label, k, w))
-            put("right", by(rows.label, k, weighted(rows.hit)))
+            alone = lines > 1  # then the lines are the classes
+            put("label", seen if alone and w is None else by(rows.label, k, w))
+            put("right", first if alone else by(rows.label, k, weighted(rows.hit)))
             put("own", by(rows.label, k, weighted(batch.probabilities[np.arange(n), rows.label])))
         put("predicted", by(rows.predicted, k, w))
         plain = w is None and code is None
         put("probability", _columns(batch.probabilities) if plain else over(weighted(batch.probabilities)))
-        zero = np.zeros(n, np.int64) if code is None else code
-        put("squared", _moments(rows.squared, w, zero, sets))
+        put("squared", _moments(rows.squared, w, line, sets * lines))
         if rows.absolute is not None:
             put("absolute", _moments(rows.absolute, w, zero, sets))
         if rows.truth is not None:
             put("truth", _moments(rows.truth, w, zero, sets))
-            put("divergence", _moments(np.where(np.isfinite(rows.cost), rows.cost, 0.0) - rows.truth, w, zero, sets))
+            put("divergence", _moments(_finite(rows.cost) - rows.truth, w, zero, sets))
         hit = rows.hit
-        first = over(weighted(hit))
-        second = first if w is None else over(w * w * hit)
-        put("hit", np.stack([first, second, over(weighted(weighted(hit * hit))) if layout.soft else second], axis=1))
+        second = first if w is None else on_lines(w * w * hit)
+        put(
+            "hit", np.stack([first, second, on_lines(weighted(weighted(hit * hit))) if layout.soft else second], axis=1)
+        )
         if rows.top is not None:
-            put("top", over(weighted(rows.top.astype(np.float64))))
+            put("top", np.stack([on_lines(weighted(top)) for top in rows.top.T.astype(np.float64)], axis=1))
         if batch.bytes is not None:
             b = batch.bytes.astype(np.float64)
-            c = np.where(np.isfinite(rows.cost), rows.cost, 0.0)
-            sums = [over(weighted(b)), over(weighted(weighted(b * b))), over(weighted(weighted(b * c)))]
-            put("bytes", np.stack(sums, axis=1))
+            sums = (b, weighted(b * b), weighted(b * _finite(rows.cost)))
+            put("bytes", np.stack([on_lines(weighted(x)) for x in sums], axis=1))
+        impossible = np.isinf(rows.cost) if touched.any() else None
+        lost = np.zeros(sets * lines) if impossible is None else on_lines(impossible.astype(np.float64))
+        put("seen", np.stack([seen, lost], axis=1))
+        if layout.soft and layout.by_class:
+            for name, values in _of_shares(batch, rows, shares, w).items():
+                put(name, values)
         counts[:, 0] = n if code is None else np.bincount(code, minlength=sets)
         counts[:, 2] = rows.tied if code is None else 0
         counts[:, 3] = 0 if w is None else counts[:, 0]
         counts[:, 4] = 0 if batch.bytes is None else counts[:, 0]
         return cls(layout, Compensated(floats, np.zeros_like(floats)), counts)
+
+
+def _finite(cost: _Float) -> _Float:
+    """Costs, and 0 for those that are infinite, which are counted elsewhere."""
+    return np.where(np.isfinite(cost), cost, 0.0)
+
+
+def _of_shares(batch: Predictions, rows: Rows, shares: _Float, w: _Float | None) -> dict[str, _Float]:
+    """The sums of each class over rows that belong to it by their shares (n, classes)."""
+    mass = shares if w is None else shares * w[:, None]
+    powers = {1: mass, 2: mass * mass, 3: mass**3}
+    with np.errstate(divide="ignore"):
+        logs = np.log(batch.probabilities) if batch.log_probabilities is None else batch.log_probabilities
+    never = np.isneginf(logs) & (mass > 0)
+    cost = np.where(np.isfinite(logs), -logs, 0.0)
+
+    def over(x: _Float, power: int = 1) -> _Float:
+        return np.einsum("nk,n->k" if x.ndim == 1 else "nk,nk->k", powers[power], x)
+
+    def moments(x: _Float) -> _Float:
+        return np.stack([over(x**i, j) for j, i in POWERS], axis=1)
+
+    seen = (mass, never, mass * np.isinf(rows.cost)[:, None])
+    chosen = rows.predicted[:, None] == np.arange(mass.shape[1])
+    hits = [np.sum(part, axis=0, where=chosen) for part in (powers[1], powers[2], powers[2])]
+    found = {
+        "class_cost": moments(cost),
+        "class_squared": moments(rows.squared),
+        "class_hit": np.stack(hits, axis=1),
+        "class_seen": np.stack([np.count_nonzero(x, axis=0) for x in seen], axis=1).astype(np.float64),
+    }
+    if rows.truth is not None:
+        found["class_divergence"] = moments(_finite(rows.cost) - rows.truth)
+    if rows.top is not None:
+        found["class_top"] = np.stack([over(top) for top in rows.top.T.astype(np.float64)], axis=1)
+    if batch.bytes is not None:
+        b = batch.bytes.astype(np.float64)
+        found["class_bytes"] = np.stack([over(b), over(b * b, 2), over(cost * b[:, None], 2)], axis=1)
+    return found
 
 
 def _columns(p: _Float) -> _Float:
@@ -206,6 +310,6 @@ def _moments(x: _Float, w: _Float | None, code: NDArray[np.int64], sets: int) ->
     """Σ w^j x^i by set, (sets, len(POWERS))."""
     if w is None:
         square = x * x
-        powers = [summed(code, part, sets) for part in (None, x, square, square * x)]
+        powers = summed_each(code, (None, x, square, square * x), sets)
         return np.stack([powers[i] for _, i in POWERS], axis=1)
-    return np.stack([summed(code, w**j * x**i, sets) for j, i in POWERS], axis=1)
+    return np.stack(summed_each(code, [w**j * x**i for j, i in POWERS], sets), axis=1)

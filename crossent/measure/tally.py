@@ -27,11 +27,12 @@ from numpy.typing import NDArray
 from crossent.errors import DataError
 from crossent.measure.cells import COST_GRID, Cells, grid_for, place_of_cost
 from crossent.measure.compensated import Compensated
-from crossent.measure.decomposition import Calibrated, isotonic_parts, joint_parts
+from crossent.measure.decomposition import Calibrated, design_of, isotonic_parts, joint_parts
 from crossent.measure.distinct import MOST, Distinct
+from crossent.measure.folds import Folds
 from crossent.measure.groups import Groups
 from crossent.measure.likelihood import FLOOR, Rows, distributions
-from crossent.measure.means import Evidence, bits_per_byte, errors, likelihood, truth
+from crossent.measure.means import NOT_OF_TEXTS, Evidence, bits_per_byte, errors, likelihood, truth
 from crossent.measure.predictions import Predictions
 from crossent.measure.reliability import expected_calibration_error, smooth_calibration_error
 from crossent.measure.sample import Sample
@@ -80,6 +81,7 @@ class Tally:
     costliest: tuple[Costly, ...] = ()
     sample: Sample | None = None
     groups: Groups | None = None
+    class_folds: Folds | None = None
     slices: dict[str, Slices] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -90,7 +92,7 @@ class Tally:
         def start(name: str, value: Any) -> None:
             object.__setattr__(self, name, value)
 
-        start("sums", Sums.zeros(Layout(columns, self.soft)))
+        start("sums", Sums.zeros(Layout(columns, self.soft, self.task in ("binary", "multi-class"))))
         if self.task in ("binary", "range"):
             start("predicted", Distinct.none())
         elif self.task == "multi-class":
@@ -105,6 +107,11 @@ class Tally:
         """Give the tally of no rows for batches such as this one."""
         soft = batch.labels.dtype.kind == "f"
         return cls(batch.task, tuple(batch.classes), soft, batch.low, batch.high, floor, capacity)
+
+    @property
+    def _has_classes(self) -> bool:
+        """Whether there are classes, few enough to keep more of each than its sums."""
+        return self.task in ("binary", "multi-class") and len(self.classes) <= MOST_BY_CLASS
 
     @property
     def rows(self) -> int:
@@ -149,7 +156,7 @@ class Tally:
                 by_class = Cells.stack(each)
             assert self.sample is not None
             kept = batch if not self.soft else replace(batch, labels=labels)
-            sample = Sample.of(self.sample.capacity, kept, rows, self.sample.highest)
+            sample = Sample.of(self.sample.capacity, kept, rows.cost, rows.floored, self.sample.highest)
         finite = rows.cost if not sums.count("impossible") else np.where(np.isfinite(rows.cost), rows.cost, 0.0)
         place = place_of_cost(finite)
         weight = np.bincount(place, w, minlength=math.prod(COST_GRID)).astype(np.float64)
@@ -165,6 +172,7 @@ class Tally:
             costliest=costliest_of(batch, rows, least),
             sample=sample,
             groups=None if batch.groups is None else Groups.of(batch, rows),
+            class_folds=Folds.of_classes(batch, rows) if batch.groups is not None and self._has_classes else None,
             slices={name: Slices.of(name, self.sums.layout, batch, rows) for name in batch.slices},
         )
 
@@ -191,6 +199,7 @@ class Tally:
             costliest=tuple(sorted(self.costliest + other.costliest))[:COSTLIEST],
             sample=_both(self.sample, other.sample),
             groups=_both(self.groups, other.groups),
+            class_folds=_both(self.class_folds, other.class_folds),
             slices={name: part.merge(name, other.slices[name]) for name, part in self.slices.items()},
         )
 
@@ -218,7 +227,9 @@ class Tally:
         assert self.predicted is not None
         if self.task == "multi-class":
             return *joint_parts(of), Calibrated.of(self.predicted.cells, keep=True)
-        calibrated = Calibrated.of(self.predicted.cells, self.groups, keep=True)
+        calibrated = Calibrated.of(
+            self.predicted.cells, design_of(None if self.groups is None else self.groups.folds), keep=True
+        )
         return *isotonic_parts(of, calibrated), calibrated
 
     def impossible(self) -> float:
@@ -235,9 +246,7 @@ class Tally:
         of = self.evidence()
         found = likelihood(of, self.evidence(floored=True)) | bits_per_byte(of)
         if self.task == "text":
-            for name in ("label_entropy", "information_gained", "skill", "perplexity"):
-                found.pop(name, None)
-            return found
+            return {name: number for name, number in found.items() if name not in NOT_OF_TEXTS}
         found |= truth(of) | parts | errors(of, self.task)
         assert self.predicted is not None
         found["ece"] = Number(expected_calibration_error(self.bins.value), "1", n=of.n)

@@ -81,6 +81,8 @@ def state(tally: Tally) -> dict[str, np.ndarray]:
             found |= {"folds": tally.groups.folds.weight, "labels of folds": tally.groups.folds.label}
     for name, slices in tally.slices.items():
         found |= {name: np.array(slices.values), f"sums of {name}": slices.sums.floats.value}
+        found |= {} if slices.folds is None else {f"folds of {name}": slices.folds.sums.value}
+    found |= {} if tally.class_folds is None else {"folds of classes": tally.class_folds.sums.value}
     found["costliest"] = np.array([(row[0], row[2]) for row in tally.costliest])
     return found
 
@@ -242,6 +244,17 @@ def test_it_stays_small_whatever_comes():
     assert sizes[200_000] < 4_000_000  # four classes: cells 200 kB and their squares, a sample of 8,192 rows, groups
     rows = drawn("binary", 200_000, 0)
     assert len(pickle.dumps(Tally.like(rows).add(rows))) < 350_000
+    more = replace(rows, groups=rng.integers(10**9, size=200_000), slices={"s": np.arange(200_000).astype("U3")})
+    grown = {}  # a hundred values of a column, each with its 64 folds of groups
+    for name, one in (
+        ("plain", rows),
+        ("in groups", replace(more, slices={})),
+        ("sliced", part(more, slice(0, 100_000))),
+    ):
+        grown[name] = len(pickle.dumps(Tally.like(one).add(one)))
+    assert grown["in groups"] - grown["plain"] < 1_700_000
+    values = np.unique(more.slices["s"][:100_000]).size
+    assert (grown["sliced"] - grown["in groups"]) / values < 15_000
 
 
 def test_many_groups_go_into_buckets_and_tell_the_same():

@@ -11,7 +11,7 @@ from scipy.special import expit, logit
 
 import crossent
 from crossent.errors import DataError
-from crossent.measure import Predictions, compare, evaluate, write_predictions
+from crossent.measure import Predictions, compare, evaluate, rival, write_predictions
 from crossent.measure.contrast import Ground, slices
 from crossent.measure.rival import Rival
 from crossent.record import Record
@@ -63,6 +63,60 @@ def test_parts_add_up_and_are_those_of_each_model_alone():
     assert abs(apart.value) < 1e-3
     assert apart.low < 0 < apart.high
     assert record["miscalibration_difference"].low > 0
+
+
+@pytest.mark.parametrize("kind", ["two classes", "weighted and grouped", "range", "classes", "soft classes", "zeros"])
+def test_a_models_own_parts_are_those_of_evaluate(kind):
+    rng, n = np.random.default_rng(9), 600
+    y, true, sure = pair(n)
+    also, both = {}, [true, sure]
+    if kind == "weighted and grouped":
+        also = {"weight": rng.uniform(0.2, 2, n), "group": rng.integers(0, 90, n)}
+    elif kind == "range":
+        y, also = rng.beta(3 * true, 3 * (1 - true)), {"task": "range"}
+    elif "classes" in kind and kind != "two classes":
+        both = [rng.dirichlet(np.full(4, 0.5), n)]
+        y = (
+            (both[0].cumsum(axis=1) < rng.random((n, 1))).sum(axis=1)
+            if kind == "classes"
+            else rng.dirichlet(np.ones(4), n)
+        )
+        both.append(both[0] ** 2 / np.sum(both[0] ** 2, axis=1, keepdims=True))
+    elif kind == "zeros":
+        both = [np.where(rng.random(n) < 0.02, 0.0, p) for p in both]
+    table = compare({"a": both[0], "b": both[1]}, labels=y, **also).tables["models"]
+    alone = {name: evaluate(p, y, **also) for name, p in zip("ab", both, strict=True)}
+    for line, name in enumerate(table["model"]):
+        for part in ("discrimination", "miscalibration"):
+            assert table[part][line] == pytest.approx(alone[name][part].value, abs=1e-12), (name, part)
+    assert abs(alone["a"]["miscalibration"].value - alone["b"]["miscalibration"].value) > 1e-3  # it can fail
+
+
+def test_of_very_many_rows_of_several_classes_a_sample_is_calibrated(monkeypatch):
+    rng, n = np.random.default_rng(10), 6000
+    p = rng.dirichlet(np.full(3, 0.5), n)
+    y = (p.cumsum(axis=1) < rng.random((n, 1))).sum(axis=1)
+    sure = p**2 / np.sum(p**2, axis=1, keepdims=True)
+    whole = compare(p, sure, labels=y)
+    monkeypatch.setattr(rival, "capacity_for", lambda classes: 1500)
+    drawn = compare(p, sure, labels=y)
+    assert "on a sample of 1,500 rows" in drawn.facts["calibrated_with"]
+    assert "sample" not in whole.facts["calibrated_with"]
+    for name in ("discrimination_difference", "miscalibration_difference"):
+        assert drawn[name].value == pytest.approx(whole[name].value, abs=2e-3)  # 3 numbers of 1,500 rows: 1e-3
+        assert drawn[name].low < whole[name].value < drawn[name].high
+        assert drawn[name].n == n
+    assert drawn["miscalibration_difference"].low > 0.02
+
+
+def test_progress_rises_to_one(tmp_path):
+    y, true, sure = pair()
+    for name, p in (("a", true), ("b", sure)):
+        pd.DataFrame({"label": y, "p_1": p}).to_parquet(tmp_path / f"{name}.parquet")
+    told: list[float] = []
+    compare(tmp_path / "a.parquet", tmp_path / "b.parquet", progress=told.append)
+    assert told == sorted(told)
+    assert (told[-1], len(set(told))) == (1.0, 4)
 
 
 def test_clusters_weights_and_slices_are_written_out():

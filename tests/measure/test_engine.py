@@ -257,12 +257,54 @@ def test_what_it_cannot_read(tmp_path, monkeypatch):
         evaluate([0.5, 0.2], [1, 0], engine="ray")
     with pytest.raises(DataError, match="engine should be 'local' or 'ray', and is 'spark'"):
         evaluate("p.parquet", engine="spark")
-    (tmp_path / "samples_a.jsonl").write_text('{"doc_id": 0, "arguments": [], "resps": []}\n')
-    with pytest.raises(DataError, match="holds samples of lm-evaluation-harness"):
-        evaluate(tmp_path / "samples_a.jsonl", engine="ray")
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtra, match=r"pip install 'crossent\[ray\]'"):
-        evaluate(tmp_path / "samples_a.jsonl", engine="ray")
+        evaluate(tmp_path / "p.parquet", engine="ray")
+
+
+def samples(path: Path, docs: range, choices: int) -> None:
+    """A sample file of lm-evaluation-harness: multiple choice, or, of one choice, documents."""
+    lines = []
+    for doc in docs:
+        texts = [f" answer {c}" for c in range(choices)]
+        lines.append(
+            {
+                "doc_id": doc,
+                "target": str(RNG.integers(choices)),
+                "arguments": {f"gen_args_{c}": {"arg_0": "Q:", "arg_1": text} for c, text in enumerate(texts)},
+                "filtered_resps": [[str(score), "False"] for score in -RNG.gamma(3.0, 4.0, choices)],
+            }
+        )
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.mark.parametrize("choices", [1, 4])
+def test_samples_of_language_models_are_read_file_by_file(tmp_path, choices):
+    for number, task in enumerate(("arc", "piqa", "sciq")):
+        samples(
+            tmp_path / f"samples_{task}_2026-01-02T03-04-05.jsonl",
+            range(40 + number),
+            choices - (number == 1 < choices),
+        )
+    told: list[float] = []
+    here, there = evaluate(tmp_path), evaluate(tmp_path, engine="ray", progress=told.append)
+    assert same(here, there)
+    assert there.facts == here.facts
+    assert told == pytest.approx([1 / 3, 2 / 3, 1])
+    assert there.facts["rows"] == 123
+    for wrong in ("another sample of a document", "no sample at all"):
+        path = tmp_path / "samples_piqa_2026-01-02T03-04-05.jsonl"
+        lines = path.read_text().splitlines(keepends=True)[:20]
+        path.write_text("".join([*lines, lines[4] if wrong.startswith("another") else '{"doc_id": 3}\n']))
+        said = []
+        for where in engine.ENGINES:
+            with pytest.raises(DataError) as refused:
+                evaluate(str(tmp_path), engine=where)
+            said.append(str(refused.value))
+        assert said[0] == said[1]
+        assert "samples_piqa" in said[0]
+    with pytest.raises(DataError, match=r"samples of lm-evaluation-harness, of which weight= cannot be said"):
+        evaluate(tmp_path, weight="w", engine="ray")
 
 
 def test_the_command_line(tmp_path, monkeypatch, capsys):

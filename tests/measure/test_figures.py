@@ -56,22 +56,153 @@ def test_ece_by_a_loop_and_smooth_ece_by_its_integral():
     assert smoothed(2 * sigma) != pytest.approx(2 * sigma, abs=2e-2)
 
 
-@pytest.mark.parametrize("rows", [ROWS, replace(BINARY, slices={"city": CITY})])
-def test_a_slice_is_what_its_rows_are_alone(rows):
+SOFT = RNG.dirichlet([0.6] * 6, size=900)
+LENGTHS = RNG.integers(1, 40, size=900)
+CUT = {"slices": {"city": CITY}, "bytes": LENGTHS}
+OF_A_SLICE = (
+    "cross_entropy", "label_entropy", "information_gained", "skill", "perplexity", "accuracy", "brier", "bits_per_byte",
+)  # fmt: skip
+
+
+def part(rows, here, **also):
+    """Some of the rows by themselves, without slices."""
+    cut = {name: None if getattr(rows, name) is None else getattr(rows, name)[here] for name in ("groups", "weights")}
+    return Predictions(
+        rows.probabilities[here], rows.labels[here], rows.classes, rows.rows[here], rows.task, rows.low, rows.high,
+        bytes=rows.bytes[here], **cut, **also,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rows", "more"),
+    [
+        (replace(ROWS, **CUT), ("top_3_accuracy", "top_5_accuracy")),
+        (replace(ROWS, **CUT, weights=RNG.gamma(3.0, size=900)), ("top_3_accuracy",)),
+        (replace(BINARY, **CUT), ()),
+        (replace(ROWS, **CUT, labels=SOFT), ("top_3_accuracy", "truth_entropy", "kl_divergence")),
+    ],
+)
+def test_a_slice_is_what_its_rows_are_alone(rows, more):
     table = evaluate(rows).tables["slices"]
     assert sorted(table["slice"]) == ["Lima", "Oslo", "Rome"]
     assert sum(table["rows"]) == 900
     assert sum(table["share_of_loss"]) == pytest.approx(1)
     assert table["share_of_loss"] == sorted(table["share_of_loss"], reverse=True)
     for line, city in enumerate(table["slice"]):
-        here = city == CITY
-        alone = evaluate(
-            Predictions(rows.probabilities[here], rows.labels[here], rows.classes, np.flatnonzero(here), rows.task)
-        )
-        for name in ("cross_entropy", "label_entropy", "information_gained", "skill", "accuracy", "brier"):
+        alone = evaluate(part(rows, city == CITY))
+        # Of labels that are shares, how cost and label vary together is kept in 64 folds, which tell a width to 9 %.
+        room = 1e-9 if not rows.soft else 0.3
+        for name in (*OF_A_SLICE, *more):
             assert table[name][line] == pytest.approx(alone[name].value, rel=1e-12), name
-        assert table["low"][line] == pytest.approx(alone["cross_entropy"].low, rel=1e-9)
-        assert table["high"][line] == pytest.approx(alone["cross_entropy"].high, rel=1e-9)
+            if name == "cross_entropy":
+                found = table["low"][line], table["high"][line]
+            else:
+                found = table[f"{name}_low"][line], table[f"{name}_high"][line]
+            loose = room if name in ("information_gained", "skill", "label_entropy") else 1e-9
+            width = alone[name].high - alone[name].low
+            assert found[1] - found[0] == pytest.approx(width, rel=loose), name
+        other = evaluate(part(rows, city != CITY))
+        assert table["brier"][line] != pytest.approx(other["brier"].value, rel=1e-6)  # it can fail
+
+
+def test_a_slice_of_a_range_and_of_impossible_rows():
+    y = RNG.random(900)
+    record = evaluate(BINARY.probabilities[:, 1], 10 * y, task="range", low=0, high=10, by={"city": CITY})
+    table = record.tables["slices"]
+    p = BINARY.probabilities[:, 1]
+    for line, city in enumerate(table["slice"]):
+        here = city == CITY
+        assert table["mae"][line] == pytest.approx(10 * np.mean(np.abs(p - y)[here]), rel=1e-12)
+        assert table["rmse"][line] == pytest.approx(10 * math.sqrt(np.mean((p - y)[here] ** 2)), rel=1e-12)
+        assert table["rmse_low"][line] < table["rmse"][line] < table["rmse_high"][line]
+        assert table["information_gained_low"][line] < table["information_gained"][line]
+    zero = np.where((CITY == "Oslo") & (B == 1), 0.0, p)
+    table = evaluate(zero, B, by={"city": CITY}, floor=1e-3).tables["slices"]
+    oslo = table["slice"].index("Oslo")
+    assert table["cross_entropy"][oslo] == math.inf
+    assert table["low"][oslo] is None
+    assert table["cross_entropy_floored"][oslo] == pytest.approx(
+        np.mean(-np.log(np.maximum(np.where(B == 1, zero, 1 - zero), 1e-3))[CITY == "Oslo"]), rel=1e-12
+    )
+    assert table["impossible_rows"] == [int(np.sum((name == CITY) & (B == 1) & (zero == 0))) for name in table["slice"]]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kind", ["classes", "two classes", "soft"])
+def test_the_figures_of_a_class_are_those_of_its_rows(kind, weighted):
+    rows = replace({"classes": ROWS, "two classes": BINARY, "soft": replace(ROWS, labels=SOFT)}[kind], bytes=LENGTHS)
+    w = RNG.gamma(3.0, size=900) if weighted else np.ones(900)
+    rows = replace(rows, weights=w if weighted else None)
+    record = evaluate(rows)
+    table, p, y = record.tables["per_class"], rows.probabilities, rows.labels
+    for c in range(p.shape[1]):
+        mass = w * (y[:, c] if kind == "soft" else y == c)
+        own = np.eye(p.shape[1])[y] if y.ndim == 1 else y
+        cost = -np.log(p[:, c])
+        loss, f = np.average(cost, weights=mass), mass.sum() / w.sum()
+        squared = (p[:, 1] - own[:, 1]) ** 2 if p.shape[1] == 2 else np.sum((p - own) ** 2, axis=1)
+        place = np.argsort(np.argsort(-p, axis=1), axis=1)
+        top = place[np.arange(900), own.argmax(axis=1)] < 3
+        truth = {
+            "cross_entropy": loss, "perplexity": math.exp(loss), "label_entropy": -math.log2(f),
+            "information_gained": -math.log2(f) - loss / math.log(2), "skill": 1 + loss / math.log(f),
+            "brier": np.average(squared, weights=mass), "recall": np.average(p.argmax(axis=1) == c, weights=mass),
+            "bits_per_byte": np.sum(mass * cost) / np.sum(mass * LENGTHS) / math.log(2),
+        }  # fmt: skip
+        if p.shape[1] > 3:
+            truth["top_3_accuracy"] = np.average(top, weights=mass)
+        if kind == "soft":
+            apart = np.sum(y * np.log(y / p), axis=1)
+            truth["kl_divergence"] = np.average(apart, weights=mass)
+        for name, value in truth.items():
+            assert table[name][c] == pytest.approx(value, rel=1e-10), name
+        assert table["brier"][c] != pytest.approx(table["brier"][c - 1], rel=1e-6)  # it can fail
+        spread = math.sqrt(np.sum((mass * (cost - loss)) ** 2)) / mass.sum()
+        # Nothing but the skewness and Student's t part the two; of half as many rows it would be 1.41.
+        assert table["high"][c] - table["low"][c] == pytest.approx(2 * 1.96 * spread, rel=0.25)
+        for name in ("brier", "recall"):
+            assert table[f"{name}_low"][c] < table[name][c] < table[f"{name}_high"][c]
+    for name, whole in (("cross_entropy", "cross_entropy"), ("recall", "accuracy"), ("brier", "brier")):
+        assert np.dot(table["share"], table[name]) == pytest.approx(record[whole].value, rel=1e-12), name
+
+
+def test_a_class_without_rows_and_one_of_impossible_rows_are_said():
+    p = np.array([[0.5, 0.5, 0.0], [0.7, 0.2, 0.1], [0.0, 0.4, 0.6], [0.6, 0.4, 0.0]])
+    table = evaluate(p, np.array([0, 1, 0, 1]), classes=["a", "b", "c"]).tables["per_class"]
+    assert table["impossible_rows"] == [1, 0, 0]
+    assert table["cross_entropy"][0] == math.inf
+    assert (table["cross_entropy"][2], table["brier"][2], table["low"][2]) == (None, None, None)
+    shares = np.array([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0], [0.2, 0.3, 0.5], [0.5, 0.5, 0.0]])
+    table = evaluate(p, shares, classes=["a", "b", "c"], truth="soft").tables["per_class"]
+    assert (table["cross_entropy"][0], table["kl_divergence"][0], table["kl_divergence"][1]) == (math.inf,) * 3
+    assert math.isfinite(table["cross_entropy"][1])
+    assert table["impossible_rows"] == [1, 0, 0]
+
+
+def test_groups_widen_the_intervals_of_classes_too():
+    """Rows that are there six times, in groups of their copies: as wide as once, 64 folds and all (9 % each)."""
+    which = np.repeat(np.arange(900), 6)
+    for one in (
+        replace(ROWS, bytes=LENGTHS),
+        replace(ROWS, labels=SOFT, bytes=LENGTHS),
+        replace(BINARY, bytes=LENGTHS),
+    ):
+        copies = replace(
+            one, probabilities=one.probabilities[which], labels=one.labels[which], rows=np.arange(5400),
+            bytes=LENGTHS[which], slices={},
+        )  # fmt: skip
+        once, grouped, blind = (
+            evaluate(rows).tables["per_class"] for rows in (one, replace(copies, groups=which), copies)
+        )
+        names = [name for name in once if name.endswith("_low")]
+        assert len(names) >= 4
+        for name in names:
+            high = name.removesuffix("_low") + "_high"
+            width = [np.array(table[high]) - np.array(table[name]) for table in (once, grouped, blind)]
+            assert np.all(width[1] > 0.6 * width[0]), name
+            assert np.all(width[1] < 1.6 * width[0]), name
+            if not name.startswith(("miscalibration", "discrimination")):
+                assert np.all(width[2] < 0.5 * width[0]), name  # it can fail: √6
 
 
 def test_groups_widen_the_intervals_of_slices_too():

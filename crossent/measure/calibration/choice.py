@@ -29,6 +29,7 @@ from crossent.measure.calibration.calibrator import Calibrator
 from crossent.measure.calibration.families import FAMILIES, Family
 from crossent.measure.calibration.rows import Floats, Rows, rows_of
 from crossent.measure.cluster import cluster_mean
+from crossent.measure.hashing import stream
 from crossent.measure.likelihood import FLOOR
 from crossent.measure.predictions import Predictions
 from crossent.record import Table
@@ -216,8 +217,7 @@ def _cross_fitted(family: Family, rows: Rows, zeros: str, unsettled: NDArray[np.
 
 def _folds(n: int, clusters: NDArray[np.int64] | None, seed: int) -> NDArray[np.int64]:
     """Which fold a row is held out with: at random, whole clusters together."""
-    # A stream of its own: who simulates with the same seed would find the folds tied to the numbers drawn.
-    random = np.random.default_rng([seed, *b"folds"])
+    random = stream(seed, "folds")
     if clusters is None:
         return random.permutation(n) % min(FOLDS, n)
     count = int(clusters.max()) + 1

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from crossent.measure.calibration.rows import Rows, log_softmax, rows_of
+from crossent.measure.hashing import stream
 
 KINDS = ("none", "temperature", "temperature and bias")
 """The families of calibrators, each contained in the next."""
@@ -151,7 +152,7 @@ def cross_fit_log(
         raise ValueError(f"cross-fitting needs 2 folds or more, and {folds} were asked for.")
     rows = rows_of(z, y)
     n = len(rows)
-    fold = np.random.default_rng(seed).permutation(n) % min(folds, n)
+    fold = stream(seed, "folds").permutation(n) % min(folds, n)
     start = start or fit_scaling(rows, kind, ridge)  # near every fold's minimum, and no part of the answer
     out = rows.z.copy()
     for held_out in range(min(folds, n)):

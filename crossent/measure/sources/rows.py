@@ -47,6 +47,7 @@ def read_predictions(
     task: str | None = None,
     low: float | None = None,
     high: float | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> Predictions:
     """Read predictions whole: the batches of ``batches``, put together. Arguments and errors are those.
 
@@ -56,6 +57,7 @@ def read_predictions(
         batches(
             path, label=label, probability=probability, row=row, split=split, normalise=normalise, weight=weight,
             group=group, by=by, bytes=bytes, form=form, truth=truth, classes=classes, task=task, low=low, high=high,
+            progress=progress,
         )
     )  # fmt: skip
     return Predictions.concatenate(parts)
@@ -106,13 +108,10 @@ def batches(
     source = str(path) if isinstance(path, str) or not isinstance(path, Sequence) else some([str(one) for one in path])
     if samples.recognised(files[0]):
         told = {
-            "label": label,
-            "probability": probability,
-            "row": row,
-            "truth": truth,
-            "classes": classes,
-            "task": task,
-        }
+            "label": label, "probability": probability, "row": row, "split": split, "truth": truth, "classes": classes,
+            "task": task, "weight": weight, "group": group, "by": by, "bytes": bytes, "low": low, "high": high,
+            "normalise": normalise,
+        }  # fmt: skip
         yield from samples.batches(files, source, form, told, batch_rows)
         return
     reader = Reader.open(

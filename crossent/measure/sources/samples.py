@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -74,16 +74,35 @@ def recognised(file: File) -> bool:
     )
 
 
-def batches(files: list[File], source: str, form: str | None, told: dict[str, Any], rows: int) -> Iterator[Predictions]:
-    """Read sample files; ``form`` is None or "per-byte", and nothing else can be said of them."""
-    if said := [name for name, value in told.items() if value is not None]:
+def batches(
+    files: list[File],
+    source: str,
+    form: str | None,
+    told: dict[str, Any],
+    rows: int,
+    read: Callable[[list[File]], Iterable[list[Sample]]] | None = None,
+) -> Iterator[Predictions]:
+    """Read sample files; ``form`` is None or "per-byte", and nothing else can be said of them.
+
+    ``read`` gives the samples of each file, in the files' order, where others read them than this process.
+    """
+    if said := [name for name, value in told.items() if value not in (None, False)]:
         raise DataError(
             f"{files[0]} holds samples of lm-evaluation-harness, of which {said[0]}= cannot be said: leave it out."
         )
     if form not in (None, "logits", "per-byte"):
         raise DataError(f"samples of lm-evaluation-harness have form=None or 'per-byte', and not {form!r}.")
+    given = map(samples_of, files) if read is None else read(files)
+    yield from _checked(
+        files, [(file, x) for file, part in zip(files, given, strict=True) for x in part], source, form, rows
+    )
+
+
+def _checked(
+    files: list[File], read: list[tuple[File, Sample]], source: str, form: str | None, rows: int
+) -> Iterator[Predictions]:
+    """What only all files together show: ids that come twice, how many choices there are; then rows."""
     tasks = {file: _task(file) for file in files}
-    read = [(file, sample) for file in files for sample in _samples(file)]
     if not read:
         raise DataError(f"{files[0]} has no samples.")
     several = len(set(tasks.values())) > 1
@@ -139,6 +158,11 @@ def _documents(
         slices=slices,
         bytes=np.array([sample.bytes[0] for sample in part]),
     )
+
+
+def samples_of(file: File) -> list[Sample]:
+    """Read a file to its end: what one worker does of many."""
+    return list(_samples(file))
 
 
 def _task(file: File) -> str:

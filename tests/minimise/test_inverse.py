@@ -1,5 +1,7 @@
 """The way back from a minimiser: expected losses are minimised numerically, and the truth has to come out."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -199,6 +201,15 @@ def test_a_shape_of_any_depth():
     link = inverse_of(Focal(2.0), 4)
     assert torch.equal(link(log_p)[1, 2], link(log_p[1, 2]))
     assert link(log_p).shape == log_p.shape
+
+
+def test_the_guide_has_the_same_table():
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "recipe.md").read_text()
+    for name, make in LOSSES.items():
+        if make in PROPERTIES:
+            known = PROPERTIES[make]
+            cells = ("yes" if known.proper else "no", known.minimiser, known.inverse, known.domain, known.source)
+            assert f"| `{name}` | {' | '.join(cells)} |" in guide, name
 
 
 def test_least_is_what_the_text_says():

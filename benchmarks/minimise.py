@@ -311,10 +311,9 @@ def main() -> None:
         return
     for name in asked.set:
         here = SETS[name]()
-        images = here.rows.x.ndim > 2
         for peer in asked.peer:
             place = asked.cache / name / f"{peer}.npz"
-            if (place.exists() and not asked.again) or not (PEERS[peer].images if images else PEERS[peer].tables):
+            if (place.exists() and not asked.again) or not PEERS[peer].takes(here):
                 continue
             p, about = ask(peer, here, asked.threads)
             keep(place, p, about)

@@ -11,6 +11,7 @@ xgboost         at most 1000 trees, the best number by 50 rounds of patience on 
 catboost        likewise, which are its own default number and its own default patience
 realmlp         pytabkit's RealMLP_TD as it comes: smoothed labels, the epoch with the least classification error
 realmlp-ce      RealMLP_TD as its makers advise for log loss: no smoothing, the epoch with the least cross-entropy
+                (classes only)
 …-5             five of it, each stopped on a fifth of the rows that the others learned from; the mean of probabilities
 lenet           two convolutions and two linear layers in plain torch (images only)
 crossent        ``crossent.fit`` with its defaults
@@ -244,7 +245,12 @@ class Peer:
     learn: Whole
     packages: tuple[str, ...]
     tables: bool = True
+    ranges: bool = True
     images: bool = False
+
+    def takes(self, here: Set) -> bool:
+        """Whether this peer is for sets of this kind."""
+        return self.images if here.rows.x.ndim > 2 else self.tables and (self.ranges or here.limits is None)
 
 
 PEERS: dict[str, Peer] = {
@@ -254,10 +260,10 @@ PEERS: dict[str, Peer] = {
     "xgboost": Peer(once(xgboost), ("xgboost-cpu",)),
     "catboost": Peer(once(catboost), ("catboost",)),
     "realmlp": Peer(once(realmlp), ("pytabkit", "torch")),
-    "realmlp-ce": Peer(once(realmlp_ce), ("pytabkit", "torch")),
+    "realmlp-ce": Peer(once(realmlp_ce), ("pytabkit", "torch"), ranges=False),
     "hgb-5": Peer(five(hgb), ("scikit-learn",)),
     "xgboost-5": Peer(five(xgboost), ("xgboost-cpu",)),
     "catboost-5": Peer(five(catboost), ("catboost",)),
-    "realmlp-ce-5": Peer(five(realmlp_ce), ("pytabkit", "torch")),
+    "realmlp-ce-5": Peer(five(realmlp_ce), ("pytabkit", "torch"), ranges=False),
     "lenet": Peer(lenet, ("torch",), tables=False, images=True),
 }

@@ -22,7 +22,7 @@ from sklearn import datasets
 from sklearn.model_selection import RepeatedKFold, RepeatedStratifiedKFold
 
 TABLES = Path(__file__).resolve().parents[2] / "shared" / "data" / "tables"
-IMAGES = Path("/usr/share/dataset-fashion-mnist")  # where Debian's package dataset-fashion-mnist puts them
+IMAGES = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts them
 FOLDS, REPEATS = 5, 2
 
 

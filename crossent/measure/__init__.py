@@ -6,7 +6,7 @@ interval                         95 % of a mean of skewed rows, of a share, of a
 likelihood                       cross-entropy, information gained, skill, accuracy, Brier, mean errors
 calibration                      better probabilities where that can be shown; known shifts undone
 decomposition · reliability      what calibration could still win; the curve that shows it
-slices                           by class; the costliest rows
+by_class · slices                class by class, slice by slice; the costliest rows
 evaluation                       all of it in one record
 engine · metric · packing        the same on many machines, and inside training
 cluster · join · rival           means of rows that belong together; the same rows of several models; what they cost one

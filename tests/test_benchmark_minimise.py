@@ -180,3 +180,24 @@ def test_asked_kept_joined_and_written(bench, sets, peers, tmp_path, monkeypatch
     here = sets.SETS["iris"]()
     with pytest.raises(AssertionError, match="other rows or splits"):
         bench.kept(cache / "breast_cancer" / "hgb.npz", here)
+
+
+@pytest.mark.parametrize("name", ["logistic", "hgb"])
+@pytest.mark.parametrize("in_range", [False, True])
+def test_a_peer_learns_from_words_gaps_and_fractions(bench, sets, peers, name, in_range):
+    """Better than not looking at the rows, and the columns are in their places."""
+    rng = np.random.default_rng(0)
+    word, number = rng.choice(["low", "high", "very high"], 600), rng.normal(0, 1, 600)
+    p = 1 / (1 + np.exp(-(2.0 * (word == "low") - 1 + number)))
+    y = np.clip(np.round(p, 1), 0, 1) if in_range else (rng.random(600) < p).astype(np.int64)
+    x = pd.DataFrame({"word": word, "number": np.where(rng.random(600) < 0.05, np.nan, number)})
+    at = np.arange(600)
+    here = sets.Set("made", sets.Rows(x, y), () if in_range else ("a", "b"), (0.0, 1.0) if in_range else None,
+                    ((at[:400], at[400:]),), "none")  # fmt: skip
+    said, about = bench.ask(name, here, 1)
+    share = float(y[:400].mean())
+    blind = bench.costs(np.log(np.tile([1 - share, share], (200, 1))), here).mean()
+    assert bench.costs(np.log(said), here).mean() < blind - 0.02
+    assert bench.costs(np.log(said[:, ::-1]), here).mean() > blind
+    assert len(about["seconds"]) == 1
+    assert "scikit-learn" in about["versions"]

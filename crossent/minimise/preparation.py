@@ -25,7 +25,7 @@ from crossent.minimise import data
 
 TRUSTED = ("skrub.", "sklearn.", "numpy.dtype", "datetime.", "pandas.DatetimeTZDtype")
 """Beside what skops trusts itself; not all of pandas, numpy or scipy, which have functions that read pickles."""
-MOST_INDICATORS = 40  # a text column with more values than this is read by its character n-grams
+MOST_INDICATORS = 100  # a text column with more values than this is read by its character n-grams
 
 
 @dataclass(eq=False)

@@ -77,7 +77,7 @@ class Recipe:
     flip: bool = False
     crop: int = 0
     optimiser: str = "adamw"
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     weight_decay: float = 0.1
     schedule: str = "constant"
     sharpness: float = 0.0
@@ -85,7 +85,7 @@ class Recipe:
     batch: int = 0
     epochs: int = 0
     patience: int = 0
-    stop: str = "loss"
+    stop: str = "refinement"
     refit: bool = False
     calibration: str = "guarded"
 
@@ -127,12 +127,12 @@ class Recipe:
         return min(size, rows)
 
     def patience_for(self, steps: int) -> int:
-        """Epochs to wait for a lower held-out loss: as asked, or twelve, or the epochs that 300 steps fill.
+        """Epochs to wait for a lower held-out loss: as asked, or six, or the epochs that 300 steps fill.
 
         A step is the unit of patience on a small table, where an epoch is a handful of ``steps``; an epoch on a large
         one.
         """
-        return self.patience or max(12, -(-300 // steps))
+        return self.patience or max(6, -(-300 // steps))
 
     def epochs_for(self, patience: int) -> int:
         """The most epochs: as asked, or 200, or four times the patience."""

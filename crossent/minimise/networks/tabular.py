@@ -7,7 +7,9 @@ averaged: the mean of a few independent networks has a lower cross-entropy than 
 
 A number enters twice: as itself, and as its place among quantiles of the training rows, written as a ramp for each
 bin (piecewise-linear encoding; Gorishniy, Rubachev & Babenko 2022, eq. 1). A perceptron bends slowly in a number; in
-ramps it bends wherever there are rows, which on tables is worth more than depth.
+ramps it bends wherever there are rows. And where most rows of a column share a few values (0, 9999, a working week of
+40 hours, a capital gain of exactly 15024) a value may mean something that its neighbours do not: in such a column each
+is told from the others by an indicator, as categories are. LOG.md has what both were worth.
 """
 
 from __future__ import annotations
@@ -20,6 +22,10 @@ from torch import Tensor, nn
 
 MOST_RAMPS = 1500
 """Ramps of all columns together; more columns get fewer bins each."""
+MOST_INDICATORS = 512
+"""Indicators of all columns together."""
+LEAST_ROWS = 5
+"""Rows that must share a value for it to have an indicator."""
 
 
 class Tabular(nn.Module):
@@ -37,11 +43,22 @@ class Tabular(nn.Module):
     ramp_column: Tensor
     ramp_start: Tensor
     ramp_width: Tensor
+    value_column: Tensor
+    value: Tensor
 
     def __init__(
-        self, features: int, gaps: int, ramps: int, columns: int, members: int, width: int, depth: int, dropout: float,
+        self,
+        features: int,
+        gaps: int,
+        ramps: int,
+        values: int,
+        columns: int,
+        members: int,
+        width: int,
+        depth: int,
+        dropout: float,
         noise: float = 0.0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.register_buffer("center", torch.zeros(features))
         self.register_buffer("spread", torch.ones(features))
@@ -49,7 +66,9 @@ class Tabular(nn.Module):
         self.register_buffer("ramp_column", torch.zeros(ramps, dtype=torch.long))
         self.register_buffer("ramp_start", torch.zeros(ramps))
         self.register_buffer("ramp_width", torch.ones(ramps))
-        sizes = [features + gaps + ramps, *[width] * depth, columns]
+        self.register_buffer("value_column", torch.zeros(values, dtype=torch.long))
+        self.register_buffer("value", torch.zeros(values))
+        sizes = [features + gaps + ramps + values, *[width] * depth, columns]
         self.weights = nn.ParameterList(
             nn.Parameter(torch.empty(members, before, after)) for before, after in pairwise(sizes)
         )
@@ -64,6 +83,7 @@ class Tabular(nn.Module):
             "features": len(self.center),
             "gaps": len(self.gaps),
             "ramps": len(self.ramp_column),
+            "values": len(self.value),
             "columns": self.weights[-1].shape[-1],
             "members": self.members,
             "width": self.weights[0].shape[-1],
@@ -93,14 +113,20 @@ class Tabular(nn.Module):
         """A fresh network scaled to the rows x (n, d), NaN where a number is missing; draws from torch's own seed."""
         gaps = x.isnan().any(0).nonzero().flatten()
         center, spread = _center_and_spread(x)
-        ramps = _ramps(_bent(_sample(x), center, spread), min(bins, max(1, MOST_RAMPS // x.shape[1])))
-        network = cls(x.shape[1], len(gaps), ramps.shape[1], columns, members, width, depth, dropout, noise)
+        sample = _sample(x)
+        ramps = _ramps(_bent(sample, center, spread), bins)
+        values = _values(sample) if bins else torch.zeros(2, 0)
+        network = cls(
+            x.shape[1], len(gaps), ramps.shape[1], values.shape[1], columns, members, width, depth, dropout, noise
+        )
         network.center.copy_(center)
         network.spread.copy_(spread)
         network.gaps.copy_(gaps)
         network.ramp_column.copy_(ramps[0].long())
         network.ramp_start.copy_(ramps[1])
         network.ramp_width.copy_(ramps[2])
+        network.value_column.copy_(values[0].long())
+        network.value.copy_(values[1])
         for weight in network.weights:
             nn.init.normal_(weight, std=1 / math.sqrt(max(1, weight.shape[1])))
         with torch.no_grad():
@@ -108,12 +134,13 @@ class Tabular(nn.Module):
         return network
 
     def features(self, x: Tensor) -> Tensor:
-        """What the first layer reads: numbers on one scale, what was missing, and the ramps."""
+        """What the first layer reads: numbers on one scale, what was missing, ramps, and values by themselves."""
         z = _bent(x, self.center, self.spread)
         if self.training and self.noise > 0:
             z = z + self.noise * torch.randn_like(z)
         ramps = ((z[..., self.ramp_column] - self.ramp_start) / self.ramp_width).clamp(0.0, 1.0)
-        return torch.cat((z.nan_to_num(0.0), x[..., self.gaps].isnan().to(z.dtype), ramps.nan_to_num(0.0)), -1)
+        gaps, values = x[..., self.gaps].isnan().to(z.dtype), (x[..., self.value_column] == self.value).to(z.dtype)
+        return torch.cat((z.nan_to_num(0.0), gaps, ramps.nan_to_num(0.0), values), -1)
 
     def forward(self, x: Tensor) -> Tensor:
         """The members' logits (members, n, columns)."""
@@ -144,17 +171,51 @@ def _center_and_spread(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _ramps(z: Tensor, bins: int) -> Tensor:
     """(3, ramps): column, start and width of each bin between quantiles of the rows z; none for a two-valued column."""
+    columns = [column[~column.isnan()] for column in z.T]
+    many = [place for place, column in enumerate(columns) if bins and len(column.unique()) > 2]
+    bins = min(bins, max(1, MOST_RAMPS // max(1, len(many))))
     found = []
-    for column in range(z.shape[1]):
-        values = z[:, column]
-        values = values[~values.isnan()]
-        distinct = values.unique()
-        if len(distinct) <= 2:
-            continue
-        edges = distinct if len(distinct) <= bins else values.quantile(torch.linspace(0, 1, bins + 1)).unique()
-        start, width = edges[:-1], edges.diff()
-        found.append(torch.stack((torch.full_like(start, column), start, width)))
+    for place in many:
+        distinct = columns[place].unique()
+        edges = distinct if len(distinct) <= bins else _edges(columns[place], bins)
+        found.append(torch.stack((torch.full_like(edges[:-1], place), edges[:-1], edges.diff())))
     return torch.cat(found, 1) if found else torch.zeros(3, 0)
+
+
+def _values(x: Tensor) -> Tensor:
+    """(2, values): column and number of the values that get an indicator; those of columns with few values first."""
+    found = []
+    for column in range(x.shape[1]):
+        values, counts = x[:, column][~x[:, column].isnan()].unique(return_counts=True)
+        if len(values) > 2 and _lumpy(counts):
+            shared = values[counts >= LEAST_ROWS]
+            found.append(torch.stack((torch.full_like(shared, column), shared)))
+    found.sort(key=lambda each: each.shape[1])
+    return torch.cat(found, 1)[:, :MOST_INDICATORS] if found else torch.zeros(2, 0)
+
+
+def _lumpy(counts: Tensor) -> bool:
+    """Whether half the rows of a column or more share values that five times as many rows have as their neighbours.
+
+    ``counts`` (values,) of a column's sorted values; neighbours are the two below and the two above, by their median.
+    """
+    c = torch.nn.functional.pad(counts.double(), (2, 2), value=math.nan)
+    neighbours = torch.stack((c[:-4], c[1:-3], c[3:-1], c[4:])).nanmedian(0).values
+    rows = int(counts.sum())
+    special = (counts >= max(10, rows // 1000)) & (counts >= 5 * neighbours)
+    return 2 * int(counts[special].sum()) >= rows
+
+
+def _edges(values: Tensor, bins: int) -> Tensor:
+    """Quantiles of a column, so that bins hold equally many rows; a value that many rows share is an edge of its own.
+
+    A column that is mostly 0 would else have all its quantiles there and no bin for the rows that say most.
+    """
+    distinct, counts = values.unique(return_counts=True)
+    shared = counts * bins >= len(values)
+    rest = values[~torch.isin(values, distinct[shared])]
+    quantiles = rest.quantile(torch.linspace(0, 1, bins + 1)) if len(rest) else rest
+    return torch.cat((distinct[shared], quantiles)).unique()
 
 
 def _sample(x: Tensor) -> Tensor:

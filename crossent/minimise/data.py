@@ -181,7 +181,8 @@ def from_arrays(x: Any, y: Any, source: str = "arrays", weight: Any = None) -> D
         x = table
     else:
         x = _numbers(_array(x), source)
-    weights, names = None, ()
+    weights: Any = None
+    names: tuple[str, ...] = ()
     if weight is not None:
         weights = _weights(weight, source)
         if weights.shape != (len(x),):

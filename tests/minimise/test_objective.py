@@ -433,3 +433,34 @@ def test_extreme_logits_stay_finite():
         log_p = Objective.of(THREE, loss=name, prior=COUNTS).log_probabilities(z)
         assert not log_p.isnan().any(), name
         assert (log_p.exp().sum(-1) - 1).abs().max() < 1e-14, name
+
+
+class Saying(torch.nn.Module):
+    """What is exported: a network and its way back."""
+
+    def __init__(self, objective):
+        super().__init__()
+        self.objective, self.head = objective, torch.nn.Linear(4, objective.columns)
+
+    def forward(self, x):
+        return self.objective.log_probabilities(self.head(x))
+
+
+@pytest.mark.parametrize(
+    ("task", "settings"),
+    [
+        (THREE, {"loss": "focal(2)", "imbalance": "weights"}),
+        (THREE, {"loss": "smoothed(0.1) + 0.1*confidence", "imbalance": "logit_adjusted"}),
+        (RANGE, {"code": "continuous_bernoulli"}),
+        (RANGE, {"code": "ordinal"}),
+    ],
+)
+def test_the_way_back_is_exported_with_the_network(task, settings):
+    torch.manual_seed(0)
+    prior = COUNTS if task is THREE else None
+    module = Saying(Objective.of(task, prior=prior, **settings)).eval()
+    rows = {0: torch.export.Dim("n")}
+    exported = torch.export.export(module, (torch.randn(5, 4),), dynamic_shapes=(rows,)).module()
+    x = 3 * torch.randn(9, 4)
+    assert (exported(x) - module(x)).abs().max() < 1e-12
+    assert (exported(x) - exported(-x)).abs().max() > 1e-2

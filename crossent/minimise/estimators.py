@@ -4,19 +4,14 @@
 like. What it has to choose or to calibrate by, it holds out in folds, and ``record_`` tells what networks that did not
 learn from a row say of it.
 
-**A weight counts rows.** Weight 0 is a row that is not there, and weight 3 is three equal rows, to the bit: equal rows
-are taken once with the sum of their weights, in an order of their own, so that neither how often they are written down
-nor in which order changes anything. It also keeps copies of a row from standing on both sides of a fold, where they
-would flatter the network. In a table of few different rows that is the wrong thing to do: there, equal rows are not
-copies but draws, and a network that is judged on a row which it never saw says nothing about them. So where the same
-features came with different labels, or rows came more than ``MOST_REPEATS`` times on average, every row stays a row of
-its own, and a weight is what its loss is multiplied by.
+A weight counts rows: weight 3 is three equal rows, and weight 0 none (``repeats``).
 """
 
 from __future__ import annotations
 
 import copy
 import numbers
+import warnings
 from dataclasses import dataclass, fields, make_dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -28,13 +23,15 @@ from numpy.typing import NDArray
 from crossent.errors import DataError, require, some
 from crossent.measure import Calibrator, Predictions, evaluate
 from crossent.measure.calibration import choose as choose_calibrator
-from crossent.minimise.data import _shares as shares
+from crossent.minimise import data
 from crossent.minimise.fit import _record as record_of
 from crossent.minimise.fit import versions
 from crossent.minimise.learn import Learned, learn
+from crossent.minimise.networks.tabular import Tabular
 from crossent.minimise.preparation import Preparation
 from crossent.minimise.problem import Problem
 from crossent.minimise.recipe import Recipe
+from crossent.minimise.repeats import once_each
 from crossent.minimise.run import Run
 from crossent.minimise.task import Task, class_name, refuse_missing
 from crossent.record import Record
@@ -43,11 +40,10 @@ _PURPOSE = "an estimator for scikit-learn"
 base = require("sklearn.base", "cli", _PURPOSE)
 _Classifier: Any = base.ClassifierMixin
 _Regressor: Any = base.RegressorMixin
+exceptions = require("sklearn.exceptions", "cli", _PURPOSE)
 multiclass = require("sklearn.utils.multiclass", "cli", _PURPOSE)
 validation = require("sklearn.utils.validation", "cli", _PURPOSE)
 pandas = require("pandas", "cli", _PURPOSE)
-
-MOST_REPEATS = 5
 
 _Settings: Any = make_dataclass(
     "_Settings",
@@ -65,7 +61,7 @@ _Settings: Any = make_dataclass(
 
 @dataclass(frozen=True, eq=False)
 class _Fitted:
-    """What ``fit`` found, and the rows it was found from."""
+    """What ``fit`` found; of the rows it was found from, only what they were to be: ``problem.x`` has no columns."""
 
     problem: Problem
     recipe: Recipe
@@ -73,6 +69,7 @@ class _Fitted:
     preparation: Preparation
     learned: Learned
     calibrator: Calibrator
+    notes: list[str]
 
     @cached_property
     def record(self) -> Record:
@@ -80,11 +77,10 @@ class _Fitted:
         known, said = _held_out(self.learned)
         problem, log_p = self.problem.take(known), self.calibrator.of_logits(said)
         task, truth = problem.task, problem.distribution.numpy()
-        labels = {
-            "range": lambda: task.low + (task.high - task.low) * truth[:, 1],
-            "soft": lambda: truth / truth.sum(axis=1, keepdims=True),  # they were rounded to float32
-            "hard": lambda: np.array(task.classes)[truth],
-        }["range" if task.kind == "range" else "soft" if truth.ndim == 2 else "hard"]()
+        if task.kind == "range":
+            labels = task.low + (task.high - task.low) * truth[:, 1]
+        else:  # shares were rounded to float32, and have to add up to 1
+            labels = truth / truth.sum(1, keepdims=True) if truth.ndim == 2 else np.array(task.classes)[truth]
         measured = evaluate(
             Predictions.from_arrays(
                 np.exp(log_p[:, 1] if task.kind == "range" else log_p),
@@ -115,10 +111,12 @@ class _Fitted:
                 "recipe": self.recipe.to_dict(),
                 "versions": versions(),
                 "notes": [
-                    *measured.facts.get("notes", []), *self.preparation.notes, *self.learned.history.trouble
+                    *measured.facts.get("notes", []),
+                    "Epoch and calibrator were chosen by these rows: new rows cost a little more.",
+                    *self.notes,
                 ],
             },
-        )  # fmt: skip
+        )
 
 
 class _Estimator(_Settings):
@@ -168,32 +166,35 @@ class _Estimator(_Settings):
             X = X.to_pandas()
         table = _is_mixed(X) if reset else bool(self._found.preparation.columns)
         if not table:
-            return validation.validate_data(
-                self, X, reset=reset, dtype=np.float32, ensure_all_finite="allow-nan", copy=False
-            )
+            try:
+                return validation.validate_data(self, X, reset=reset, dtype=np.float32, ensure_all_finite="allow-nan")
+            except ValueError as trouble:
+                if "could not convert string" not in str(trouble):
+                    raise
+                raise DataError(f"X: {trouble}. Pass a data frame for columns of text.") from trouble
         validation.validate_data(self, X, reset=reset, skip_check_array=True)
         if not hasattr(X, "iloc"):
             return X  # an array where a table was learned from: its preparation says so
         if not len(X):
             raise DataError("X has no rows.")
         table = X.reset_index(drop=True)
-        table.columns = [str(column) for column in table.columns]
+        data._name(table, "X")
         return table
 
     def _learn(self, rows: Any, target: NDArray[Any], weight: NDArray[np.float64], task: Task) -> None:
         """The way through, from rows that count to a network and its calibrator."""
         recipe = Recipe(**{field.name: _plain(getattr(self, field.name)) for field in fields(Recipe)})
         seed = _seed(self.random_state)
-        places, weight = _once_each(rows, target, weight)
+        places, weight = once_each(rows, target, weight)
         preparation, x = Preparation.fit(_take(rows, places), "X")
         weight = (weight / weight.mean()).astype(np.float32)
-        problem = Problem(
-            task,
-            x,
-            torch.from_numpy(target[places]),
-            torch.from_numpy(weight) if np.ptp(weight) > 0 else None,
-        )
+        varied = torch.from_numpy(weight) if np.ptp(weight) > 0 else None
+        problem = Problem(task, x, torch.from_numpy(target[places]), varied)
         learned = learn(problem, recipe, seed)
+        if "by hand" in learned.history.stopped:
+            raise KeyboardInterrupt  # Ctrl-C is to end a search over many, not one training in it
+        for trouble in learned.history.trouble:
+            warnings.warn(trouble, exceptions.ConvergenceWarning, stacklevel=3)
         calibrator = Calibrator()
         if recipe.calibration == "guarded":
             known, said = _held_out(learned)
@@ -205,7 +206,13 @@ class _Estimator(_Settings):
                 seed=seed,
                 classes=task.classes,
             )
-        self._fitted = _Fitted(problem, recipe, seed, preparation, learned, calibrator)
+        notes = [*preparation.notes, *learned.history.trouble]
+        if len(places) < len(rows):
+            notes.append(
+                f"{len(rows):,} rows are {len(places):,} different ones; equal ones were taken once, and weigh more."
+            )
+        bare = replace(problem, x=problem.x.new_zeros(len(problem), 0))
+        self._fitted = _Fitted(bare, recipe, seed, preparation, learned, calibrator, notes)
 
     def _log_probabilities(self, X: Any) -> NDArray[np.float64]:
         """In float64 from the first layer on, so that a row's answer does not depend on those asked with it.
@@ -213,9 +220,13 @@ class _Estimator(_Settings):
         (Matrix products of other sizes add up in another order, which float32 shows in its seventh digit.)
         """
         found = self._found
-        x = found.preparation(self._rows(X, reset=False), "X")
-        learned = replace(found.learned, network=copy.deepcopy(found.learned.network).double())
-        return found.calibrator.of_logits(learned.log_probabilities(x.double()).numpy())
+        preparation, learned = replace(found.preparation, notes=[]), found.learned
+        x = preparation(self._rows(X, reset=False), "X")
+        for note in preparation.notes:
+            warnings.warn(note, UserWarning, stacklevel=3)
+        if isinstance(learned.network, Tabular):
+            learned, x = replace(learned, network=copy.deepcopy(learned.network).double()), x.double()
+        return found.calibrator.of_logits(learned.log_probabilities(x).numpy())
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -319,7 +330,7 @@ class CrossEntropyClassifier(_Classifier, _Estimator):
                 "pass labels (n,), or soft labels (n, classes) as floats, for counts y.astype(float). Several labels "
                 "at once are several problems (sklearn.multioutput)."
             )
-        return shares(soft, "y", [str(name) for name in names]), names
+        return data._shares(soft, "y", [str(name) for name in names]), names
 
 
 @dataclass(eq=False, repr=False)
@@ -433,26 +444,3 @@ def _counted(
     if not len(counts):
         raise DataError(f"sample_weight is zero in all {len(weight):,} rows: there is nothing to learn from.")
     return _take(rows, counts), labels[counts], weight[counts]
-
-
-def _once_each(
-    rows: Any, target: NDArray[Any], weight: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Places of rows that are equal in features and target, once each, with the sum of their weights; in an order of
-    the rows' own. Or of all rows, where equal ones are draws (see above).
-
-    >>> x, y = np.array([[1.0], [2.0], [1.0]]), np.array([0, 1, 0])
-    >>> places, weight = _once_each(x, y, np.ones(3))
-    >>> sorted(zip(x[places, 0].tolist(), weight.tolist()))
-    [(1.0, 2.0), (2.0, 1.0)]
-    """
-    of_x, of_y = (
-        pandas.util.hash_pandas_object(pandas.DataFrame(part), index=False).to_numpy() for part in (rows, target)
-    )
-    order = np.lexsort((weight, of_y, of_x))
-    of_x, of_y, weight = of_x[order], of_y[order], weight[order]
-    new_x = np.append(True, of_x[1:] != of_x[:-1])
-    new = np.flatnonzero(new_x | np.append(True, of_y[1:] != of_y[:-1]))
-    if len(new) > np.count_nonzero(new_x) or weight.sum() > MOST_REPEATS * len(new):
-        return order, weight
-    return order[new], np.add.reduceat(weight, new)

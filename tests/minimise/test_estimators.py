@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy import sparse
 from sklearn.base import clone
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -20,8 +20,10 @@ from sklearn.utils import estimator_checks
 
 import crossent
 from crossent.errors import DataError
-from crossent.minimise.estimators import MOST_REPEATS, BoundedRegressor, CrossEntropyClassifier, _once_each
+from crossent.minimise import estimators
+from crossent.minimise.estimators import BoundedRegressor, CrossEntropyClassifier
 from crossent.minimise.recipe import Recipe
+from crossent.minimise.repeats import MOST_REPEATS, once_each
 from tests.minimise.conftest import mixed_table
 
 TINY = {"members": 1, "folds": 2, "width": 16, "bins": 0, "dropout": 0.0, "learning_rate": 0.1}
@@ -85,7 +87,8 @@ def test_a_table_of_everything_as_it_comes():
     new = x.head(3).copy()
     new.loc[0, "town"] = "Atlantis"
     new.loc[1, ["größe", "town", "iso"]] = None
-    assert np.isfinite(model.predict_log_proba(new)).all()
+    with pytest.warns(UserWarning, match="X: some columns hold values that training never saw"):
+        assert np.isfinite(model.predict_log_proba(new)).all()
     with pytest.raises(ValueError, match="Feature names seen at fit time, yet now missing"):
         model.predict(x.drop(columns="town"))
     with (
@@ -152,12 +155,12 @@ def test_a_weight_outweighs():
 def test_equal_rows_are_draws_where_rows_are_few():
     one = np.ones(6)
     x = np.array([[0.0], [0.0], [1.0], [1.0], [2.0], [2.0]])
-    places, weight = _once_each(x, np.array([0, 0, 1, 1, 0, 0]), one)
+    places, weight = once_each(x, np.array([0, 0, 1, 1, 0, 0]), one)
     assert (len(places), weight.tolist()) == (3, [2, 2, 2])
-    places, weight = _once_each(x, np.array([0, 1, 1, 1, 0, 0]), one)  # 0.0 came with either label
+    places, weight = once_each(x, np.array([0, 1, 1, 1, 0, 0]), one)  # 0.0 came with either label
     assert (sorted(places), weight.tolist()) == (list(range(6)), [1] * 6)
     many = np.repeat(x, MOST_REPEATS, axis=0)
-    assert len(_once_each(many, np.repeat([0, 0, 1, 1, 0, 0], MOST_REPEATS), np.repeat(one, MOST_REPEATS))[0]) == 30
+    assert len(once_each(many, np.repeat([0, 0, 1, 1, 0, 0], MOST_REPEATS), np.repeat(one, MOST_REPEATS))[0]) == 30
     xor = np.tile([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]], (50, 1))
     y = (xor[:, 0] != xor[:, 1]).astype(int)
     model = CrossEntropyClassifier(**{**TINY, "width": 32, "epochs": 60}).fit(xor, y)
@@ -167,9 +170,9 @@ def test_equal_rows_are_draws_where_rows_are_few():
 def test_soft_labels_are_shares_or_counts():
     x, y = rows()
     one_hot = pd.get_dummies(pd.Series(y)).astype(float)
-    hard, soft = (CrossEntropyClassifier(**TINY).fit(x, labels) for labels in (y, one_hot))
+    hard, soft = (CrossEntropyClassifier(stop="loss", **TINY).fit(x, labels) for labels in (y, one_hot))
     assert soft.classes_.tolist() == hard.classes_.tolist() == ["high", "low", "middle"]
-    # float32 sums of three terms for one of a single term, over some hundreds of steps
+    # float32 sums of three terms for one of a single term, over a dozen steps
     assert soft.predict_proba(x) == pytest.approx(hard.predict_proba(x), abs=1e-3)
     assert soft.score(x, one_hot) == soft.score(x, y)
     votes = 8 * one_hot.to_numpy() + [0, 1, 1]
@@ -208,10 +211,33 @@ def test_the_record_is_of_rows_that_were_held_out():
     model = CrossEntropyClassifier(**TINY).fit(x, y)
     record = model.record_
     assert record["cross_entropy"].n == len(y)
+    assert not any("equal ones" in note for note in record.facts["notes"])
+    twice = CrossEntropyClassifier(**TINY).fit(np.tile(x, (2, 1)), np.tile(y, 2)).record_
+    assert twice["cross_entropy"] == record["cross_entropy"]
+    assert "240 rows are 120 different ones; equal ones were taken once, and weigh more." in twice.facts["notes"]
     assert record["cross_entropy"].value > log_loss(y, model.predict_proba(x))
     noise = CrossEntropyClassifier(**TINY).fit(x, np.random.default_rng(0).permutation(y)).record_
     assert noise["cross_entropy"].value > 1.0 > record["cross_entropy"].value
     assert 0 < BoundedRegressor(0, 1, **TINY).fit(x, x[:, 0] > 0).record_["mae"].value < 0.5
+
+
+def test_trouble_is_said_and_ctrl_c_ends_it(monkeypatch):
+    x, y = rows(40)
+    said = {"stopped": "", "trouble": ["The learning rate was lowered."]}
+
+    def learn(*arguments):
+        learned = estimators.learn.__wrapped__(*arguments)
+        vars(learned.history).update(said)
+        return learned
+
+    learn.__wrapped__ = estimators.learn
+    monkeypatch.setattr(estimators, "learn", learn)
+    with pytest.warns(ConvergenceWarning, match="learning rate was lowered"):
+        model = CrossEntropyClassifier(**TINY).fit(x, y)
+    assert "The learning rate was lowered." in model.record_.facts["notes"]
+    said |= {"stopped": "stopped by hand; the best epoch so far is kept"}
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(x, y)
 
 
 def test_the_run_inside_is_saved_and_loaded(tmp_path):
@@ -255,6 +281,9 @@ def test_what_cannot_be_learned_from_is_refused_in_a_sentence():
         (lambda: classify.fit(far, y), r"Input X contains infinity"),
         (lambda: classify.fit(mixed.assign(größe=far[:, 0]), labels), r"infinite or too large"),
         (lambda: classify.fit(mixed.head(0), []), r"X has no rows"),
+        (lambda: classify.fit(mixed.to_numpy(), labels), r"could not convert string.* Pass a data frame"),
+        (lambda: classify.fit(pd.concat([mixed, mixed], axis=1), labels), r"unique column names.*\n- 'größe' 2 times"),
+        (lambda: classify.fit(mixed.set_axis([0] * 10, axis=1), labels), r"more than one column named 0"),
         (lambda: classify.fit(x, votes.astype(int)), r"y has 2 columns of int64.*y.astype\(float\)"),
         (lambda: classify.fit(x, votes * -1), r"shares and counts are numbers from 0 on; row 0 has -1"),
         (lambda: classify.fit(x, votes * 0), r"row 0 has no share of any class"),

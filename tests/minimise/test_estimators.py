@@ -282,8 +282,10 @@ def test_what_cannot_be_learned_from_is_refused_in_a_sentence():
         (lambda: classify.fit(mixed.assign(größe=far[:, 0]), labels), r"infinite or too large"),
         (lambda: classify.fit(mixed.head(0), []), r"X has no rows"),
         (lambda: classify.fit(mixed.to_numpy(), labels), r"could not convert string.* Pass a data frame"),
-        (lambda: classify.fit(pd.concat([mixed, mixed], axis=1), labels), r"unique column names.*\n- 'größe' 2 times"),
-        (lambda: classify.fit(mixed.set_axis([0] * 10, axis=1), labels), r"more than one column named 0"),
+        (
+            lambda: classify.fit(mixed.set_axis(["a"] * 10, axis=1), labels),
+            r"unique column names, got:\n- 'a' 10 times",
+        ),
         (lambda: classify.fit(x, votes.astype(int)), r"y has 2 columns of int64.*y.astype\(float\)"),
         (lambda: classify.fit(x, votes * -1), r"shares and counts are numbers from 0 on; row 0 has -1"),
         (lambda: classify.fit(x, votes * 0), r"row 0 has no share of any class"),

@@ -24,8 +24,7 @@ from crossent.errors import DataError, require, some
 from crossent.measure import Calibrator, Predictions, evaluate
 from crossent.measure.calibration import choose as choose_calibrator
 from crossent.minimise import data
-from crossent.minimise.fit import _record as record_of
-from crossent.minimise.fit import versions
+from crossent.minimise.finish import recorded, versions
 from crossent.minimise.learn import Learned, learn
 from crossent.minimise.networks.tabular import Tabular
 from crossent.minimise.preparation import Preparation
@@ -95,7 +94,7 @@ class _Fitted:
             ),
             title="What networks that did not learn from a row know of y",
         )
-        return record_of(
+        return recorded(
             measured,
             self.learned.history,
             self.calibrator.choice.table if self.calibrator.choice else None,

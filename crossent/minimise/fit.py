@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from crossent.errors import DataError, some
-from crossent.measure import Calibrator, Predictions, evaluate
-from crossent.measure.calibration import choose as choose_calibrator
-from crossent.measure.likelihood import costs_of_logs
-from crossent.minimise import data, split, task
-from crossent.minimise.learn import Factory, learn
+from crossent.minimise import data, own, split, task
+from crossent.minimise.finish import Judged, finish
+from crossent.minimise.learn import Factory, learn, learn_from_loader
 from crossent.minimise.preparation import Preparation
 from crossent.minimise.problem import Problem
 from crossent.minimise.recipe import Recipe
-from crossent.minimise.run import Predicted, Run
-from crossent.minimise.train import History, Progress
-from crossent.record import Curve, Number, Record, Table
+from crossent.minimise.run import Run
+from crossent.minimise.train import Progress
 
 FEW_ROWS = 10
 
@@ -54,9 +50,12 @@ def fit(
     """Train a network on a table or an array by minimising cross-entropy, calibrate it, and test it once.
 
     Args:
-        x: features, a pandas table, array or tensor (n, d); or the name of an embedded set or a file, as on the
-            command line.
-        y: labels (n,), of two classes, of several, or numbers in a range; None if x names a file that has them.
+        x: features, a pandas table, array or tensor (n, d), NaN where a number is missing; images (n, h, w), (n, c,
+            h, w) or (n, h, w, c); or the name of an embedded set or a file, as on the command line; or a network of
+            your own, an ``nn.Module`` from x to logits, with loaders as ``y``.
+        y: labels (n,), of two classes, of several, or numbers in a range, or (n, classes) shares or counts; None if x
+            names a file that has them. For a network of your own three loaders of batches (x, y) or (x, y, weight): to
+            learn from, to choose the epoch and the calibrator by, and to test once.
         target: the file's column of labels, or a pattern of several, one for each class: ``votes_*``.
         weight: of the rows: the file's column, or (n,) numbers from 0 on.
         test: rows to test on instead of a drawn fifth: a file, or a pair (x, y).
@@ -89,12 +88,16 @@ def fit(
         raise DataError(
             f"{os.fspath(x)!r} brings its own labels; leave out y, or pass the features as a table or array."
         )
-    began = time.monotonic()
-    own, other = _data(x, y, target, weight, test)
-    found = task.look(own.y, own.source, own.target, kind, limits, own.names)
+    deadline = math.inf if budget is None else time.monotonic() + budget
+    folder = None if checkpoint is None else Path(checkpoint)
+    if isinstance(x, nn.Module):
+        chosen = (recipe or Recipe(folds=1, members=1)).parsed(settings)
+        return _fit_own(x, y, limits, chosen, seed, fabric, folder, progress, said, deadline, command)
+    mine, other = _data(x, y, target, weight, test)
+    found = task.look(mine.y, mine.source, mine.target, kind, limits, mine.names)
     said(found.found)
-    rest, judge = _parts(found, own, other, seed)
-    preparation, features = Preparation.fit(rest.x, own.source)
+    rest, judge = _parts(found, mine, other, seed)
+    preparation, features = Preparation.fit(rest.x, mine.source)
     problem = Problem(found, features, found.target(rest.encoded), rest.tensor_of_weights)
     recipe = (recipe or Recipe.usual(features)).parsed(settings)
     all_of = "" if other is None else f" (all of {other.source})"
@@ -105,61 +108,70 @@ def fit(
         seed,
         factory=model,
         fabric=fabric,
-        checkpoint=None if checkpoint is None else Path(checkpoint),
+        checkpoint=folder,
         progress=progress,
-        deadline=math.inf if budget is None else began + budget,
+        deadline=deadline,
     )
     known = ~learned.held_out[:, 0].isnan().numpy()
-    plain = [
-        learned.held_out.numpy()[known],
-        learned.log_probabilities(preparation(judge.x, judge.data.source)).numpy(),
-    ]
-    calibrator = Calibrator()
-    if recipe.calibration == "guarded":
-        calibrator = choose_calibrator(
-            plain[0],
-            rest.encoded[known],
-            weights=None if rest.weight is None else rest.weight[known],
-            seed=seed,
-            classes=found.classes,
-        )
-        for sentence in [calibrator.choice.sentence, *calibrator.choice.absent] if calibrator.choice else []:
-            said(sentence)
-    log_p = [calibrator.of_logits(rows) for rows in plain]
-    parts = (rest.take(known), judge)
-    predicted = Predicted(
-        rows=np.concatenate([part.rows for part in parts]),
-        splits=np.repeat(["held out", "test"], [len(part) for part in parts]),
-        labels=np.concatenate([_labels(found, part.data.y[part.rows]) for part in parts]),
-        probabilities=np.exp(np.concatenate(log_p)),
-    )
-    measured = _test(found, own, judge, predicted)
-    record = _record(
-        measured,
-        learned.history,
-        calibrator.choice.table if calibrator.choice else None,
-        numbers={
-            "validation_cross_entropy": _mean(log_p[0], parts[0]),
-            "uncalibrated_cross_entropy": _mean(plain[1], judge),
-        },
+    return finish(
+        learned,
+        recipe,
+        preparation,
+        rest.judged(found, learned.held_out).take(known),
+        judge.judged(found, learned.log_probabilities(preparation(judge.x, judge.data.source))),
+        problem.counts(),
+        seed,
+        said,
         facts={
-            "source": own.source,
-            "target": own.target,
-            "found": found.found,
+            "source": mine.source,
+            "tested": judge.data.source,
+            "target": mine.target,
             "splits": {"learn": len(rest), "test": len(judge)},
             "features": preparation.features,
-            "calibration": calibrator.kind,
-            "seed": seed,
-            "recipe": recipe.to_dict(),
             "command": command,
-            "versions": versions(),
-            "notes": [
-                *measured.facts.get("notes", []), *preparation.notes, *learned.history.trouble, *_rare(found, parts)
-            ],
+            "notes": [*preparation.notes, *_rare(found, (rest, judge))],
         },
-    )  # fmt: skip
-    return Run(
-        found, recipe, preparation, learned.network, learned.objective, calibrator, record, problem.counts(), predicted
+    )
+
+
+def _fit_own(
+    network: nn.Module,
+    loaders: Any,
+    limits: tuple[float, float] | None,
+    recipe: Recipe,
+    seed: int,
+    fabric: Any,
+    checkpoint: Path | None,
+    progress: Callable[[Progress], None],
+    said: Callable[[str], None],
+    deadline: float,
+    command: str,
+) -> Run:
+    """The same way for a network and loaders of the user's own."""
+    loader, problem, judge = own.look(loaders, network, limits)
+    said(problem.task.found)
+    said(f"{len(loader):,} batches to learn from, {len(problem):,} rows to choose by, {len(judge):,} to test once.")
+    learned = learn_from_loader(
+        network, own.scaled(loader, problem.task), problem, recipe, seed, fabric, checkpoint, progress, deadline
+    )
+    return finish(
+        learned,
+        recipe,
+        Preparation((), problem.x.shape[1] if problem.x.dim() > 1 else 0),
+        own.judged(problem, learned.held_out),
+        own.judged(judge, learned.log_probabilities(judge.x)),
+        problem.counts(),
+        seed,
+        said,
+        facts={
+            "source": type(network).__name__,
+            "tested": "the test loader",
+            "target": "y",
+            "splits": {"learn_batches": len(loader), "validation": len(problem), "test": len(judge)},
+            "features": problem.x[0].numel(),
+            "command": command,
+            "notes": [],
+        },
     )
 
 
@@ -174,14 +186,19 @@ class _Part:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def take(self, which: np.ndarray) -> _Part:
-        """Some of them."""
-        return _Part(self.data, self.rows[which], self.encoded[which])
-
     @property
     def weight(self) -> np.ndarray | None:
         """Their weights (n,), or None where all rows count alike."""
         return None if self.data.weight is None else self.data.weight[self.rows]
+
+    def judged(self, found: task.Task, log_p: torch.Tensor) -> Judged:
+        """Them with what was said of them; labels as they are written: numbers of a range, names, or shares."""
+        y = self.data.y[self.rows]
+        if found.kind == "range":
+            y = np.asarray(y, dtype=np.float64)
+        elif y.ndim == 1:
+            y = np.array([task.class_name(value) for value in y])
+        return Judged(self.rows, y, self.encoded, self.weight, log_p.numpy())
 
     @property
     def tensor_of_weights(self) -> torch.Tensor | None:
@@ -231,51 +248,6 @@ def _parts(found: task.Task, own: data.Data, other: data.Data | None, seed: int)
     return learn, judge
 
 
-def _test(found: task.Task, own: data.Data, judge: _Part, predicted: Predicted) -> Record:
-    """What the model is worth on the rows that nothing before has looked at."""
-    tested = predicted.splits == "test"
-    p = predicted.probabilities[tested]
-    return evaluate(
-        Predictions.from_arrays(
-            p[:, 1] if found.kind == "range" else p,
-            predicted.labels[tested],
-            classes=list(found.classes) or None,
-            rows=judge.rows,
-            weights=judge.weight,
-            task=found.kind,
-            low=found.low,
-            high=found.high,
-            source=judge.data.source,
-            split="test",
-        ),
-        title=f"{Path(own.source).stem}: what a network knows of {own.target}",
-    )
-
-
-def versions() -> dict[str, str]:
-    """The versions of what a figure may depend on."""
-    found = {"python": platform.python_version()}
-    for name in ("crossent", "torch", "numpy", "scipy", "scikit-learn", "skrub"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _labels(found: task.Task, y: np.ndarray) -> np.ndarray:
-    """Labels as they are written down: numbers of a range, or the names of classes."""
-    if found.kind == "range":
-        return np.asarray(y, dtype=np.float64)
-    if y.ndim == 2:
-        return y
-    return np.array([task.class_name(value) for value in y])
-
-
-def _mean(log_p: np.ndarray, part: _Part) -> Number:
-    return Number(float(np.average(costs_of_logs(log_p, part.encoded), weights=part.weight)), "nats", n=len(part))
-
-
 def _rare(found: task.Task, parts: tuple[_Part, ...]) -> list[str]:
     if found.kind == "range":
         return []
@@ -288,31 +260,3 @@ def _rare(found: task.Task, parts: tuple[_Part, ...]) -> list[str]:
         if count < 5
     ]
     return [f"Classes with fewer than five rows in all can hardly be learned or tested: {some(rare)}."] if rare else []
-
-
-def _record(
-    measured: Record, history: History, candidates: Table | None, numbers: dict[str, Number], facts: dict[str, Any]
-) -> Record:
-    """The evaluation of the test rows, with the training beside it."""
-    epochs = [float(epoch) for epoch in range(1, len(history.train) + 1)]
-    curves = {
-        name: Curve(epochs, list(values), "epoch", "cross-entropy in nats")
-        for name, values in (("training", history.train), ("validation", history.validation))
-    }
-    return Record(
-        kind="fit",
-        title=measured.title,
-        made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        numbers={**measured.numbers, **numbers},
-        tables={**measured.tables, **({"calibrators": candidates} if candidates else {})},
-        curves={**measured.curves, **curves},
-        facts={
-            **measured.facts,
-            **facts,
-            "epochs": len(history.train),
-            "best_epoch": history.best_epoch,
-            "stopped": history.stopped,
-            "seconds": round(history.seconds, 1),
-            "threads": torch.get_num_threads(),
-        },
-    )

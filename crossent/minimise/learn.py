@@ -114,6 +114,38 @@ def learn(
     return Learned(Several([each.network for each in done]), objective, held_out, done[0].history)
 
 
+def learn_from_loader(
+    network: nn.Module,
+    loader: Any,
+    held_out: Problem,
+    recipe: Recipe,
+    seed: int = 0,
+    fabric: Any = None,
+    checkpoint: Path | None = None,
+    progress: Callable[[Progress], None] = lambda _: None,
+    deadline: float = math.inf,
+) -> Learned:
+    """Train one network on batches of a loader; the rows of ``held_out`` are held out. The network is trained in place.
+
+    Arguments as for ``learn``; ``loader`` gives (x, target) or (x, target, weight), targets as a ``Problem`` has them.
+    """
+    trained = train(
+        network,
+        held_out,
+        recipe.objective(held_out.task, held_out.counts()),
+        torch.zeros(1, len(held_out), dtype=torch.long),
+        recipe,
+        seed,
+        fabric=fabric or launched(),
+        checkpoint=None if checkpoint is None else checkpoint / "network-1.pt",
+        progress=progress,
+        deadline=deadline,
+        loader=loader,
+    )
+    objective = recipe.objective(held_out.task, held_out.counts())
+    return Learned(trained.network, objective, trained.held_out, trained.history)
+
+
 def _factory(recipe: Recipe) -> Factory | None:
     """The user's own function that a recipe names, or None where the network is one of ours."""
     if ":" not in recipe.model:

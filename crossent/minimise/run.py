@@ -78,8 +78,11 @@ class Run:
         For a number in a range the two columns are the expected share of the range left and reached; ``predict``
         gives the number.
         """
-        rows = x if isinstance(x, data.Data) else data.from_arrays(x, None, "x")
-        features = self.preparation(rows.x, rows.source)
+        if isinstance(x, Tensor) and not self.preparation.columns:
+            features = x.float() if x.is_floating_point() else x  # as the network takes it: of the user's own, tokens
+        else:
+            rows = x if isinstance(x, data.Data) else data.from_arrays(x, None, "x")
+            features = self.preparation(rows.x, rows.source)
         return np.exp(self.calibrator.of_logits(self.log_probabilities(features).numpy()))
 
     def log_probabilities(self, features: Tensor) -> Tensor:

@@ -107,6 +107,7 @@ def train(
     checkpoint: Path | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
     deadline: float = math.inf,
+    loader: Any = None,
 ) -> Trained:
     """Train a network, choose the epoch on the rows held out, and give back the best.
 
@@ -122,12 +123,14 @@ def train(
         checkpoint: a file for the state, written about once a second; one that is found is gone on from.
         progress: called after each epoch, and twice a second within long ones.
         deadline: ``time.monotonic()`` after which no epoch begins.
+        loader: where the batches (x, target) to learn from come from, if not from the problem, whose rows are then all
+            held out; its ``len`` is the number of batches.
 
     ``KeyboardInterrupt`` (Ctrl-C) ends the training and keeps the best so far.
     """
     members = _members(problem, fold, network)
-    rows = min(len(learnt) for learnt, _ in members)
-    batch = recipe.batch_for(rows)
+    rows = len(loader) if loader is not None else min(len(learnt) for learnt, _ in members)
+    batch = 1 if loader is not None else recipe.batch_for(rows)
     steps = math.ceil(rows / batch)
     patience = recipe.patience_for(steps)
     epochs = recipe.epochs_for(patience)
@@ -149,14 +152,15 @@ def train(
                 history.stopped = "the time allowed was over"
                 break
             with _threads(network, batch), _seeded(seed, epoch, len(history.trouble), fabric.global_rank) as draw:
-                finite = _one_epoch(state, problem, objective, members, rows, batch, epochs, draw, report)
-            if not finite:
+                loss = _one_epoch(state, problem, objective, members, rows, batch, epochs, draw, report, loader)
+            if not math.isfinite(loss):
                 if not state.roll_back():
                     break
                 continue
             # Ctrl-C may come between any two lines: what belongs together is computed first, then set at once.
             said = _held_out(state.judged(problem.x, batch), objective, problem, members)
-            losses = (_learnt(state.average.module, objective, problem, members), _score(said, problem, recipe.stop))
+            learnt = loss if loader is not None else _learnt(state.average.module, objective, problem, members)
+            losses = (learnt, _score(said, problem, recipe.stop))
             better = losses[1] < history.best or recipe.stop == "none"
             kept = (copy.deepcopy(state.average.module), said, epoch) if better else (state.best, held_out, None)
             history.train.append(losses[0])
@@ -210,6 +214,8 @@ Members = list[tuple[Tensor, Tensor]]
 def _members(problem: Problem, fold: Tensor, network: nn.Module) -> Members:
     parts = int(fold.max()) + 1
     found = [((part != f).nonzero().flatten(), (part == f).nonzero().flatten()) for part in fold for f in range(parts)]
+    if any(len(held) == 0 for _, held in found):
+        raise ValueError("every member needs a row that is held out from it.")
     if len(found) != getattr(network, "members", 1):
         raise ValueError(
             f"{len(found)} members are parted by fold, and the network has {getattr(network, 'members', 1)}."
@@ -227,25 +233,24 @@ def _one_epoch(
     epochs: int,
     draw: torch.Generator,
     report: Callable[[int, float], None],
-) -> bool:
-    """One pass over the rows; whether every loss on the way was finite."""
+    loader: Any,
+) -> float:
+    """One pass over the rows; the mean of the losses on the way."""
     recipe, fabric, epoch = state.recipe, state.fabric, len(state.history.train) + 1
-    many = hasattr(state.network, "members")
-    order = torch.stack([_order(learnt, rows, problem.target, objective, draw) for learnt, _ in members])
-    share = slice(fabric.global_rank, None, fabric.world_size)
     images = problem.x.dim() > 2  # a table's noise is in units that its network knows
     augment = Augment(recipe.mixup, recipe.cutmix, recipe.noise if images else 0.0, recipe.flip, recipe.crop)
+    if loader is None:
+        order = torch.stack([_order(learnt, rows, problem.target, objective, draw) for learnt, _ in members])
+        batches = _batches(problem, order, batch, hasattr(state.network, "members"), fabric)
+    else:
+        batches = _loaded(loader, fabric)
     total, said, steps = torch.zeros((), dtype=torch.float64), time.monotonic(), math.ceil(rows / batch)
     state.train()
-    for step, whole in enumerate(order.split(batch, 1)):
-        mine = whole[:, share] if many else whole[0, share]
-        # The mean over all rows of all members, wherever they are: Fabric divides by the number of processes.
-        divisor = whole.numel() / fabric.world_size
-        x, target = augment(problem.x[mine], problem.target[mine], torch.default_generator)
-        weight = None if problem.weight is None else problem.weight[mine]
+    for step, (x, target, weight, divisor) in enumerate(batches):
+        rows_of_batch, mixed = augment(x, target, torch.default_generator)
 
         def gradients(
-            x: Tensor = x, target: Any = target, weight: Tensor | None = weight, divisor: float = divisor
+            x: Tensor = rows_of_batch, target: Any = mixed, weight: Tensor | None = weight, divisor: float = divisor
         ) -> Tensor:
             for optimiser in state.optimisers:
                 optimiser.zero_grad(set_to_none=True)
@@ -268,7 +273,35 @@ def _one_epoch(
         if time.monotonic() - said > 0.5:
             said = time.monotonic()
             report(epoch, (step + 1) / steps)
-    return math.isfinite(float(fabric.all_reduce(total, reduce_op="sum")))
+    return float(fabric.all_reduce(total, reduce_op="mean")) / steps
+
+
+def _batches(
+    problem: Problem, order: Tensor, batch: int, many: bool, fabric: Any
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None, float]]:
+    """Rows, targets and weights of this process, and what their losses are divided by.
+
+    The loss is a mean over all rows of all members, wherever they are, and Fabric divides gradients by the number of
+    processes: so it is the sum of the rows here by the rows of the whole batch for each process.
+    """
+    share = slice(fabric.global_rank, None, fabric.world_size)
+    for whole in order.split(batch, 1):
+        mine = whole[:, share] if many else whole[0, share]
+        weight = None if problem.weight is None else problem.weight[mine].to(fabric.device)
+        target = problem.target[mine].to(fabric.device)
+        yield problem.x[mine].to(fabric.device), target, weight, whole.numel() / fabric.world_size
+
+
+def _loaded(loader: Any, fabric: Any) -> Iterator[tuple[Tensor, Tensor, Tensor | None, float]]:
+    """The same from a loader, which has shared its rows among the processes: their number is asked for."""
+    for x, target, *weight in loader:
+        rows = fabric.all_reduce(torch.tensor(float(len(x))), reduce_op="mean")
+        yield (
+            x.to(fabric.device),
+            target.to(fabric.device),
+            weight[0].to(fabric.device) if weight else None,
+            float(rows),
+        )
 
 
 def _order(learnt: Tensor, rows: int, target: Tensor, objective: Objective, draw: torch.Generator) -> Tensor:

@@ -1,0 +1,167 @@
+"""From networks that have learnt to a run: calibrate by the rows held out, test once, and write down what was found."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from crossent.measure import Calibrator, Predictions, evaluate
+from crossent.measure.calibration import choose as choose_calibrator
+from crossent.measure.likelihood import costs_of_logs
+from crossent.minimise.learn import Learned
+from crossent.minimise.preparation import Preparation
+from crossent.minimise.recipe import Recipe
+from crossent.minimise.run import Predicted, Run
+from crossent.minimise.task import Task
+from crossent.minimise.train import History
+from crossent.record import Curve, Number, Record, Table
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """Rows and what was said of them: their numbers in the data, labels as written and encoded, weights (n,) or None.
+
+    ``log_p`` (n, classes) float64, not yet calibrated.
+    """
+
+    rows: NDArray[np.int64]
+    labels: NDArray[Any]
+    encoded: NDArray[Any]
+    weight: NDArray[np.float64] | None
+    log_p: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, which: NDArray[np.bool_]) -> Judged:
+        """Some of them."""
+        weight = None if self.weight is None else self.weight[which]
+        return Judged(self.rows[which], self.labels[which], self.encoded[which], weight, self.log_p[which])
+
+    def mean(self, log_p: NDArray[np.float64]) -> Number:
+        """Mean cross-entropy of log-probabilities of these rows."""
+        return Number(float(np.average(costs_of_logs(log_p, self.encoded), weights=self.weight)), "nats", n=len(self))
+
+
+def finish(
+    learned: Learned,
+    recipe: Recipe,
+    preparation: Preparation,
+    held_out: Judged,
+    test: Judged,
+    counts: Tensor,
+    seed: int,
+    said: Callable[[str], None],
+    facts: dict[str, Any],
+) -> Run:
+    """Choose a calibrator by rows held out, apply it, judge the test rows once, and put all into a ``Run``.
+
+    ``counts`` (classes,) are the rows of each class learnt from; ``facts`` go into the record, with their ``source``,
+    ``target``, the source ``tested``, and ``notes``.
+    """
+    task = learned.objective.task
+    calibrator = Calibrator()
+    if recipe.calibration == "guarded":
+        calibrator = choose_calibrator(
+            held_out.log_p, held_out.encoded, weights=held_out.weight, seed=seed, classes=task.classes
+        )
+        for sentence in [calibrator.choice.sentence, *calibrator.choice.absent] if calibrator.choice else []:
+            said(sentence)
+    parts = (held_out, test)
+    log_p = [calibrator.of_logits(part.log_p) for part in parts]
+    predicted = Predicted(
+        rows=np.concatenate([part.rows for part in parts]),
+        splits=np.repeat(["held out", "test"], [len(part) for part in parts]),
+        labels=np.concatenate([part.labels for part in parts]),
+        probabilities=np.exp(np.concatenate(log_p)),
+    )
+    measured = _measured(task, test, np.exp(log_p[1]), facts)
+    notes = [*measured.facts.get("notes", []), *facts["notes"], *learned.history.trouble]
+    record = recorded(
+        measured,
+        learned.history,
+        calibrator.choice.table if calibrator.choice else None,
+        numbers={
+            "training_cross_entropy": Number(learned.history.train[learned.history.best_epoch - 1], "nats"),
+            "validation_cross_entropy": held_out.mean(log_p[0]),
+            "uncalibrated_cross_entropy": test.mean(test.log_p),
+        },
+        facts={
+            "found": task.found,
+            "calibration": calibrator.kind,
+            "seed": seed,
+            "recipe": recipe.to_dict(),
+            "versions": versions(),
+            **{name: value for name, value in facts.items() if name not in ("tested", "notes")},
+            "notes": notes,
+        },
+    )
+    return Run(task, recipe, preparation, learned.network, learned.objective, calibrator, record, counts, predicted)
+
+
+def _measured(task: Task, test: Judged, p: NDArray[np.float64], facts: dict[str, Any]) -> Record:
+    """What the model is worth on the rows that nothing before has looked at."""
+    return evaluate(
+        Predictions.from_arrays(
+            p[:, 1] if task.kind == "range" else p,
+            test.labels,
+            classes=list(task.classes) or None,
+            rows=test.rows,
+            weights=test.weight,
+            task=task.kind,
+            low=task.low,
+            high=task.high,
+            source=facts["tested"],
+            split="test",
+        ),
+        title=f"{Path(facts['source']).stem}: what a network knows of {facts['target']}",
+    )
+
+
+def versions() -> dict[str, str]:
+    """The versions of what a figure may depend on."""
+    found = {"python": platform.python_version()}
+    for name in ("crossent", "torch", "numpy", "scipy", "scikit-learn", "skrub", "lightning-fabric"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def recorded(
+    measured: Record, history: History, candidates: Table | None, numbers: dict[str, Number], facts: dict[str, Any]
+) -> Record:
+    """The evaluation of the test rows, with the training beside it."""
+    epochs = [float(epoch) for epoch in range(1, len(history.train) + 1)]
+    curves = {
+        name: Curve(epochs, list(values), "epoch", "cross-entropy in nats")
+        for name, values in (("training", history.train), ("validation", history.validation))
+    }
+    return Record(
+        kind="fit",
+        title=measured.title,
+        made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        numbers={**measured.numbers, **numbers},
+        tables={**measured.tables, **({"calibrators": candidates} if candidates else {})},
+        curves={**measured.curves, **curves},
+        facts={
+            **measured.facts,
+            **facts,
+            "epochs": len(history.train),
+            "best_epoch": history.best_epoch,
+            "stopped": history.stopped,
+            "seconds": round(history.seconds, 1),
+            "threads": torch.get_num_threads(),
+        },
+    )

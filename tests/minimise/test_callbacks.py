@@ -238,8 +238,16 @@ def test_trainer_logs_what_evaluate_says(tmp_path: Path) -> None:
 
 
 @quietly
-@pytest.mark.parametrize("every", [1, 3])
-@pytest.mark.parametrize("arguments", [{}, {"batch_eval_metrics": True}, {"eval_do_concat_batches": False}], ids=str)
+@pytest.mark.parametrize(
+    ("arguments", "every"),
+    [
+        ({}, 1),
+        ({"batch_eval_metrics": True}, 1),
+        ({"batch_eval_metrics": True}, 3),
+        ({"eval_do_concat_batches": False}, 3),
+    ],
+    ids=str,
+)
 def test_a_language_model_s_positions_predict_the_next(tmp_path: Path, arguments: dict, every: int) -> None:
     parts, model = ForTrainer(every=every), llama()
     options = {"preprocess_logits_for_metrics": parts.preprocess} if every > 1 else {}

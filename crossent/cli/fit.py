@@ -8,13 +8,13 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from crossent.cli.training import Training
-from crossent.errors import DataError
+from crossent.errors import DataError, require
 
 
 def fit(
@@ -27,7 +27,13 @@ def fit(
         ),
     ],
     target: Annotated[
-        str | None, typer.Option(help="Column to predict; else target, label, class, y, or the last.")
+        str | None,
+        typer.Option(
+            help="Column to predict, or a pattern of one for each class; else target, label, class, y or the last."
+        ),
+    ] = None,
+    weight: Annotated[
+        str | None, typer.Option(help="Column of the rows' weights; all count alike without.", show_default=False)
     ] = None,
     test: Annotated[str | None, typer.Option(help="File of rows to test on, instead of a drawn fifth.")] = None,
     output: Annotated[
@@ -39,6 +45,18 @@ def fit(
     range_: Annotated[
         tuple[float, float] | None, typer.Option("--range", metavar="LOW HIGH", help="Ends of the target's range.")
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="network, linear, residual, or package.module:factory.", show_default=False),
+    ] = None,
+    logger: Annotated[
+        str | None, typer.Option(metavar="tensorboard|csv", help="Log every epoch there, in the run's folder.")
+    ] = None,
+    accelerator: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "cpu",
+    devices: Annotated[
+        str, typer.Option(help="How many of them; auto is one, or those that torchrun started.")
+    ] = "auto",
+    precision: Annotated[str, typer.Option(help="32-true, bf16-mixed, 16-mixed, …")] = "32-true",
     seed: Annotated[int, typer.Option(help="Two runs with one seed are equal to the bit.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
     budget: Annotated[
@@ -57,43 +75,67 @@ def fit(
     from crossent import report
     from crossent.record import Record
 
-    console = Console(highlight=False, markup=False)
-    folder = _folder(data, output, resume)
-    if resume and (folder / "model.json").exists():
+    first = int(os.environ.get("RANK", "0")) == 0  # under torchrun one process writes, and the others help
+    console = Console(highlight=False, markup=False, quiet=not first)
+    folder = _folder(data, output, resume) if first else Path()
+    if first and resume and (folder / "model.json").exists():
         console.print(f"{folder} is finished; nothing is left to do.")
         report.show(Record.read(folder / "record.json"), console)
         return
     checkpoint = folder / "checkpoint"
-    made = [place for place in (checkpoint, *checkpoint.parents) if not os.path.exists(place)]
-    _probe(checkpoint, made)  # before torch is imported: on a full disk a library that torch takes in says less
+    made = [place for place in (checkpoint, *checkpoint.parents) if not os.path.exists(place)] if first else []
+    if first:
+        _probe(checkpoint, made)  # before torch is imported: on a full disk a library that torch takes in says less
     try:
         from crossent.minimise import fit as train_and_test
+        from crossent.minimise.learn import launched
 
         settings = [*(set_ or []), *([] if calibrate else ["calibration=none"])]
+        settings += [f"model={model}"] if model else []
+        fabric = launched(devices, accelerator, precision, loggers=_loggers(logger, folder))
+        checkpoint = Path(fabric.broadcast(str(checkpoint)))
         with Training(console) as training:
             run = train_and_test(
                 data,
                 target=target,
+                weight=weight,
                 test=test,
                 kind=task,
                 limits=range_,
                 settings=settings,
                 budget=None if budget is None else _seconds(budget),
                 seed=seed,
+                fabric=fabric,
                 checkpoint=checkpoint,
                 progress=training.show,
                 said=training.say,
                 command=_command(),
             )
+        if not first:
+            return
         report.write(run.record, folder / "report.html")
         run.save(folder)
     except BaseException:
-        _take_back(folder, made)
+        if first:
+            _take_back(folder, made)
         raise
     shutil.rmtree(checkpoint, ignore_errors=True)
     report.show(run.record, console)
     console.print(f"\nReport: {folder / 'report.html'}", soft_wrap=True)
     console.print(f"Model, record and predictions: {folder}{os.sep}", soft_wrap=True)
+
+
+def _loggers(name: str | None, folder: Path) -> list[Any]:
+    """What writes down every epoch, in the run's folder."""
+    if name is None:
+        return []
+    loggers = require("lightning_fabric.loggers", "cli", "training")
+    if name == "csv":
+        return [loggers.CSVLogger(folder, name="log")]
+    if name == "tensorboard":
+        require("tensorboard", "tensorboard", "--logger tensorboard")
+        return [loggers.TensorBoardLogger(folder, name="log")]
+    raise DataError(f"--logger is tensorboard or csv; got {name!r}.")
 
 
 def _seconds(text: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Training:
-    """What is seen while a network trains: a bar on a terminal, a line every few seconds anywhere else."""
+    """What is seen while a network trains: a bar on a terminal, a line of JSON every few seconds anywhere else."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -51,10 +52,13 @@ class Training:
             self.bar.update(self.job, description=words, completed=done)
         elif time.monotonic() - self.said > 2.0:
             self.said = time.monotonic()
-            self.console.print(words)
+            known = {name: value for name, value in vars(at).items() if value == value}  # NaN is no JSON
+            self.console.print(json.dumps(known), soft_wrap=True)
 
     def _words(self, at: Progress) -> str:
         epoch = f"epoch {at.epoch}" if at.share >= 1 else f"epoch {at.epoch}, {at.share:.0%} of it"
+        if at.networks > 1:
+            epoch = f"network {at.network} of {at.networks}, {epoch}"
         if at.train != at.train:
             return epoch
         left = "" if at.seconds_left != at.seconds_left else f" · {_clock(at.seconds_left)} left, more if it improves"

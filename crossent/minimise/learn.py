@@ -47,7 +47,9 @@ class Learned:
 
 def launched(devices: int | str = "auto", accelerator: str = "cpu", precision: str = "32-true", **more: Any) -> Any:
     """A Lightning Fabric, launched: one process, or as many as ``torchrun`` or SLURM have started."""
-    fabric = require("lightning_fabric", "minimise", "training")
+    fabric = require("lightning_fabric", "cli", "training")
+    if isinstance(devices, str) and devices.isdigit():
+        devices = int(devices)
     if devices == "auto":
         devices = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         more.setdefault("num_nodes", int(os.environ.get("WORLD_SIZE", devices)) // devices)

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
+from crossent.compute.target import Target
 from crossent.errors import DataError
 from crossent.files import replacing
 from crossent.measure.calibration.scaling import recalibrate
@@ -168,6 +169,7 @@ def train(
             state.best, held_out, history.best_epoch = kept[0], kept[1], kept[2] or history.best_epoch
             state.remember()
             report(epoch, 1.0)
+            fabric.log_dict({"training": losses[0], "held_out": losses[1]}, step=epoch)
             if recipe.stop != "none" and epoch - history.best_epoch >= patience:
                 history.stopped = f"no lower held-out loss in {patience} epochs"
             if checkpoint is not None and time.monotonic() - saved > 1.0:
@@ -187,7 +189,7 @@ def train(
     history.seconds = already + time.monotonic() - began
     if checkpoint is not None and not interrupted:  # in the middle of an epoch: the last whole one stays saved
         state.save(checkpoint)
-    return Trained(state.best.requires_grad_(False).eval(), history, held_out)
+    return Trained(state.best.requires_grad_(False).eval().cpu(), history, held_out)
 
 
 def logits_of(network: nn.Module, x: Tensor, rows: int = 8192) -> Tensor:
@@ -195,9 +197,10 @@ def logits_of(network: nn.Module, x: Tensor, rows: int = 8192) -> Tensor:
     many = hasattr(network, "members")
     own = many and x.dim() == 3
     pieces = []
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
     with torch.no_grad():
         for piece in x.split(max(1, rows), 1 if own else 0):
-            logits = network(piece)
+            logits = network(piece.to(device)).cpu()
             pieces.append(logits if many else logits.unsqueeze(0))
     return torch.cat(pieces, 1)
 
@@ -247,10 +250,14 @@ def _one_epoch(
     total, said, steps = torch.zeros((), dtype=torch.float64), time.monotonic(), math.ceil(rows / batch)
     state.train()
     for step, (x, target, weight, divisor) in enumerate(batches):
-        rows_of_batch, mixed = augment(x, target, torch.default_generator)
+        mixed: Tensor | Target = target
+        if augment and weight is None:
+            x, mixed = augment(x, target, torch.default_generator)
+        elif augment:
+            x, mixed, weight = augment(x, target, torch.default_generator, weight)
 
         def gradients(
-            x: Tensor = rows_of_batch, target: Any = mixed, weight: Tensor | None = weight, divisor: float = divisor
+            x: Tensor = x, target: Tensor | Target = mixed, weight: Tensor | None = weight, divisor: float = divisor
         ) -> Tensor:
             for optimiser in state.optimisers:
                 optimiser.zero_grad(set_to_none=True)
@@ -443,7 +450,8 @@ class _State:
                 self.average.module.load_state_dict(self.network.state_dict())  # schedule-free has its own average
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.network.modules()):
             some = torch.linspace(0, len(x) - 1, min(len(x), 64 * batch)).long()
-            update_bn((x[rows] for rows in some.split(batch) if len(rows) > 1), self.average.module)
+            pieces = (x[rows].to(self.fabric.device) for rows in some.split(batch) if len(rows) > 1)
+            update_bn(pieces, self.average.module)
         return self.average.module.eval()
 
     def pace(self, done: float) -> None:

@@ -251,10 +251,10 @@ def _one_epoch(
     state.train()
     for step, (x, target, weight, divisor) in enumerate(batches):
         mixed: Tensor | Target = target
-        if augment and weight is None:
-            x, mixed = augment(x, target, torch.default_generator)
-        elif augment:
+        if augment and weight is not None:
             x, mixed, weight = augment(x, target, torch.default_generator, weight)
+        elif augment:
+            x, mixed = augment(x, target, torch.default_generator)
 
         def gradients(
             x: Tensor = x, target: Tensor | Target = mixed, weight: Tensor | None = weight, divisor: float = divisor

@@ -71,9 +71,14 @@ _PER_CLASS: Titles = {
     "rows": ("rows", counts, True),
     "share": ("share", digits.shares, False),
     "cross_entropy": ("cross-entropy", nats, True),
+    "skill": ("skill", digits.shares, False),
+    "kl_divergence": ("KL", nats, False),
+    "miscalibration": ("miscalibration", nats, False),
     "mean_probability": ("mean probability", digits.shares, False),
     "recall": ("recall", digits.shares, True),
     "precision": ("precision", digits.shares, True),
+    "brier": ("Brier", digits.column, False),
+    "impossible_rows": ("impossible rows", counts, False),
 }
 _COSTLIEST: Titles = {
     "row": ("row", names, True),
@@ -92,6 +97,8 @@ _SLICES: Titles = {
     "cross_entropy": ("cross-entropy", nats, True),
     "interval": ("95 % interval", names, False),
     "skill": ("skill", digits.shares, True),
+    "kl_divergence": ("KL", nats, False),
+    "bits_per_byte": ("bits per byte", digits.column, False),
     "accuracy": ("accuracy", digits.shares, False),
     "rmse": ("RMSE", digits.column, False),
     "impossible_rows": ("impossible rows", counts, False),
@@ -108,6 +115,7 @@ def per_class(record: Record, most: int) -> Sheet | None:
     """The classes in the record's order; beyond ``most`` of them the most expensive ones, dearest first."""
     table = record.tables.get("per_class", {})
     total = len(next(iter(table.values()), []))
+    table = _without_impossible(table)
     if total > most:
         table = select(table, _dearest(table)[:most])
         return sheet(table, _PER_CLASS, f"The {most} dearest of {total:,} classes; the record holds all.")
@@ -120,13 +128,19 @@ def slices(record: Record, most: int) -> Sheet | None:
     total = len(next(iter(table.values()), []))
     carried = [-math.inf if share is None else share for share in table.get("share_of_loss", [])]
     table = select(table, sorted(range(total), key=lambda i: -carried[i])[:most])
-    if not any(table.get("impossible_rows", [])):
-        table = {name: column for name, column in table.items() if name != "impossible_rows"}
+    table = _without_impossible(table)
     if len(set(table.get("column", []))) < 2:
         table.pop("column", None)
     table["interval"] = intervals(table)
     left_out = f"The {most} that carry most of {total:,} slices; the record holds all." if total > most else ""
     return sheet(table, _SLICES, left_out)
+
+
+def _without_impossible(table: Table) -> Table:
+    """Leave out the column of impossible rows where there are none."""
+    if any(table.get("impossible_rows", [])):
+        return table
+    return {name: column for name, column in table.items() if name != "impossible_rows"}
 
 
 def intervals(table: Table, low: str = "low", high: str = "high") -> list[str | None]:

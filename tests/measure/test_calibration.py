@@ -192,3 +192,18 @@ def test_calibrated_models_show_no_miscalibration_and_over_confident_ones_do():
     assert held[1.5] <= 4
     assert -0.002 < np.mean(values) < 0.0005
     assert np.mean(temperatures) == pytest.approx(1.5, rel=0.02)
+
+
+def test_folds_are_not_tied_to_data_drawn_with_the_same_seed():
+    """Labels that are 1 in every fifth place of a permutation: with its own seed, and none of the fold's business."""
+    n, seed = 1000, 3
+    y = (np.random.default_rng(seed).permutation(n) % 5 == 0).astype(int)
+    p = np.full(n, 0.5)
+
+    def cost(fitted):
+        return float(np.mean(-np.log(np.where(y == 1, fitted, 1 - fitted))))
+
+    entropy = -0.2 * np.log(0.2) - 0.8 * np.log(0.8)
+    assert cost(cross_fit(p, y, seed=seed)) == pytest.approx(entropy, abs=0.01)
+    tied = y == 1  # what a fold that is all 1s gets from the others, which are all 0s: it can fail
+    assert cost(np.where(tied, 1 / n, 0.25)) > 2 * entropy

@@ -104,8 +104,9 @@ def test_the_parts_are_those_of_the_cheaper_cross_fitted_calibrator():
     record = evaluate(sure, Y)
     loss = np.mean([-math.log(sure[i, Y[i]]) for i in range(400)])
     rows = Predictions.from_arrays(sure, Y)
-    sample = Tally.like(rows, capacity=400).add(rows).sample  # all rows, in the order in which they were drawn
-    z, y = sample.logs, sample.labels
+    sample = Tally.like(rows, capacity=400).add(rows).sample  # all rows
+    order = np.argsort(sample.ids)  # by which their folds are drawn
+    z, y = sample.logs[order], sample.labels[order]
     kinds = {kind: np.mean(costs_of_logs(cross_fit_log(z, y, kind), y)) for kind in KINDS[1:]}
     kind = min(kinds, key=kinds.get)
     own = np.mean(costs_of_logs(recalibrate(z, y, kind, logits=True).of_logits(z), y))

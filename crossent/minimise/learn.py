@@ -63,6 +63,7 @@ def learn(
     recipe: Recipe,
     seed: int = 0,
     *,
+    fold: Tensor | None = None,
     factory: Factory | None = None,
     fabric: Any = None,
     checkpoint: Path | None = None,
@@ -75,6 +76,7 @@ def learn(
         problem: the rows; none of them is kept for a test.
         recipe: the settings.
         seed: of folds, starts, batches and dropout: the same seed gives the same bits on one machine.
+        fold: (members, n) int64, the part in which a row is held out, -1 for none; by default as the recipe says.
         factory: makes the network, instead of the recipe's ``model``.
         fabric: a launched Lightning Fabric; by default one process on the CPU.
         checkpoint: a folder for the state of the training, to go on from.
@@ -85,8 +87,9 @@ def learn(
     objective = recipe.objective(problem.task, problem.counts())
     factory = factory or _factory(recipe)
     together = factory is None and problem.x.dim() == 2
-    parts, members = min(recipe.folds, len(problem)), recipe.members
-    fold = folds(problem, parts, members, seed)
+    if fold is None:
+        fold = folds(problem, min(recipe.folds, len(problem)), recipe.members, seed)
+    parts = int(fold.max()) + 1
     jobs = [fold] if together else [_only(repeat, part) for repeat in fold for part in range(parts)]
     done: list[Any] = []
     for number, job in enumerate(jobs, 1):

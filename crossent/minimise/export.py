@@ -32,6 +32,7 @@ from torch.export import ExportedProgram
 from crossent.errors import DataError, require
 from crossent.files import replacing
 from crossent.measure.calibration.steps import VennAbers
+from crossent.minimise.networks.residual import Residual
 from crossent.minimise.networks.tabular import Tabular
 from crossent.minimise.networks.text import TextNetwork
 from crossent.minimise.run import Run
@@ -101,17 +102,17 @@ def about(run: Run) -> dict[str, Any]:
 class Written:
     """What ``export`` wrote: a file that takes rows of a shape and gives so many columns of probabilities.
 
-    ``difference`` is the largest from ``predict_proba`` on so many made-up ``rows``.
+    ``difference`` is the largest from ``predict_proba`` on so many ``rows``.
     """
 
     path: Path
     shape: tuple[int, ...]
     columns: int
     difference: float
-    rows: int = ROWS
+    rows: int
 
 
-def export(run: Run, path: str | os.PathLike[str]) -> Written:
+def export(run: Run, path: str | os.PathLike[str], rows: Tensor | None = None) -> Written:
     """Write a run as ``.pt2`` (``torch.export``) or ``.onnx``, whole and checked, or not at all.
 
     Input ``features`` (rows, d) float32, any number of rows, NaN where a number is missing; images ``features`` (rows,
@@ -119,7 +120,10 @@ def export(run: Run, path: str | os.PathLike[str]) -> Written:
     ``probabilities`` and ``log_probabilities`` (rows, C) float32. The metadata are those of ``about``: in ONNX its
     ``metadata_props``, each value as JSON; in a ``.pt2`` the extra file ``crossent.json``.
 
-    Accuracy: within 1e-5 of ``predict_proba`` as probabilities, on rows of all sizes with gaps, or the file is not
+    ``rows`` are a few prepared rows to follow the network and to check the file by. A network of the user's own needs
+    them, because nobody else knows what it takes; so do images that are not square. For others they are made up.
+
+    Accuracy: within 1e-5 of ``predict_proba`` as probabilities, on 64 rows of all sizes with gaps, or the file is not
     written. A Venn–Abers calibrator is a staircase, and a row whose odds stand on an edge may fall to either side.
 
     Raises DataError for another suffix, for a file that says something else than the run, and for a disk that is full.
@@ -136,7 +140,7 @@ def export(run: Run, path: str | os.PathLike[str]) -> Written:
     write = _WRITERS.get(path.suffix.lower())
     if write is None:
         raise DataError(f"a model is exported as {' or '.join(_WRITERS)}, and {str(path)!r} is neither.")
-    module, (name, x, free) = as_module(run), _made_up(run)
+    module, (name, x, free) = as_module(run), _made_up(run) if rows is None else _given(run, rows)
     truth = np.exp(run.calibrator.of_logits(run.log_probabilities(x).numpy()))
     with _quiet(), torch.no_grad(), replacing(path) as temporary:
         try:
@@ -148,39 +152,59 @@ def export(run: Run, path: str | os.PathLike[str]) -> Written:
             ) from trouble
         difference = np.abs(write(program, about(run), temporary, name, x) - truth).max(axis=1)
         staircase = any(isinstance(step, VennAbers) for step in run.calibrator.steps)
-        if int((difference <= TOLERANCE).sum()) < ROWS - ON_AN_EDGE * staircase:  # so that NaN is not within it
+        if int((difference <= TOLERANCE).sum()) < len(x) - ON_AN_EDGE * staircase:  # so that NaN is not within it
             raise DataError(
                 f"the exported model would differ from predict_proba by {difference.max():.2g}, where {TOLERANCE:g} is "
                 f"allowed, and {str(path)!r} was not written. Please report this, with the model's folder."
             )
-    return Written(path, tuple(x.shape[1:]), truth.shape[1], float(difference.max()))
+    return Written(path, tuple(x.shape[1:]), truth.shape[1], float(difference.max()), len(x))
 
 
 def _text(run: Run) -> TextNetwork | None:
     return next((module for module in run.network.modules() if isinstance(module, TextNetwork)), None)
 
 
-def _made_up(run: Run) -> tuple[str, Tensor, dict[int, Any]]:
-    """The input's name, rows such as were trained on, and which of their dimensions may have another size.
+Rows = tuple[str, Tensor, dict[int, Any]]
+"""The name of an input, rows for it, and which of their dimensions may have another size."""
 
-    Rows of a table are of the size of its own, some far out, some cells missing; texts are words at random, some of
-    them short; all else lies in 0 … 1.
-    """
-    generator, rows = torch.Generator().manual_seed(0), torch.export.Dim("rows")
+
+def _given(run: Run, rows: Tensor) -> Rows:
+    if len(rows) == 0:
+        raise DataError("a network is followed by rows, and there are none: give a few.")
+    several = rows[:ROWS] if len(rows) > 1 else rows.expand(2, *rows.shape[1:])  # of one row torch takes 1 for a law
+    return _free(run, several.contiguous())
+
+
+def _free(run: Run, x: Tensor) -> Rows:
+    rows = torch.export.Dim("rows")
+    text = _text(run) is not None
+    return ("tokens", x, {0: rows, 1: torch.export.Dim.AUTO}) if text else ("features", x, {0: rows})
+
+
+def _made_up(run: Run) -> Rows:
+    """Rows such as were trained on: of a table's size, some far out, some cells missing; words at random; pixels."""
+    generator = torch.Generator().manual_seed(0)
     if (text := _text(run)) is not None:
         width, padding = min(text.longest, 24), text.tokenizer.pad_token_id
         x = torch.randint(len(text.tokenizer), (ROWS, width), generator=generator)
         x[x == padding] = (padding + 1) % len(text.tokenizer)
         ends = torch.randint(1, width + 1, (ROWS, 1), generator=generator)
-        return "tokens", torch.where(torch.arange(width) < ends, x, padding), {0: rows, 1: torch.export.Dim.AUTO}
-    size = (ROWS, *getattr(run.preparation, "shape", (run.preparation.features,)))
-    scaled = next((module for module in run.network.modules() if isinstance(module, Tabular)), None)
-    if scaled is None:
-        return "features", torch.rand(size, generator=generator), {0: rows}
-    x = scaled.center + scaled.spread * 2 * torch.randn(size, generator=generator)
-    x[: ROWS // 8] *= 1e3
-    x[torch.rand(size, generator=generator) < 0.1] = torch.nan
-    return "features", x, {0: rows}
+        return _free(run, torch.where(torch.arange(width) < ends, x, padding))
+    for module in run.network.modules():
+        if isinstance(module, Tabular):
+            size = (ROWS, len(module.center))
+            x = module.center + module.spread * 2 * torch.randn(size, generator=generator)
+            x[: ROWS // 8] *= 1e3
+            x[torch.rand(size, generator=generator) < 0.1] = torch.nan
+            return _free(run, x)
+        if isinstance(module, Residual):
+            side = int(module.settings["side"])
+            noise = torch.rand((ROWS, len(module.mean), side, side), generator=generator) - 0.5
+            return _free(run, module.mean + 3 * module.deviation * noise)
+    raise DataError(
+        "only its maker knows what this network takes: export it from Python with a few prepared rows, "
+        "export(run, path, rows=x[:10])."
+    )
 
 
 def _pt2(program: ExportedProgram, facts: dict[str, Any], path: Path, name: str, x: Tensor) -> NDArray[np.float64]:

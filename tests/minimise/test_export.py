@@ -23,6 +23,7 @@ from crossent.measure.calibration.steps import Affine, Curve, Mixture, VennAbers
 from crossent.minimise import Recipe, Run, fit
 from crossent.minimise import export as exporting
 from crossent.minimise.export import TOLERANCE, Written, about, as_module, export
+from crossent.minimise.networks.residual import Residual
 from crossent.minimise.networks.tabular import Tabular
 from crossent.minimise.objective import Objective
 from tests.minimise.conftest import QUICK
@@ -126,6 +127,53 @@ def test_the_mean_of_a_code_is_in_it(tmp_path: Path, runs: dict, code: str) -> N
     p, _ = by_torch(export(run, tmp_path / "model.pt2").path)(rows.numpy())
     assert np.abs(p - run.predict_proba(x)).max() <= TOLERANCE
     assert np.ptp(p[:, 1]) > 100 * TOLERANCE
+
+
+def test_images_come_as_pixels(tmp_path: Path, runs: dict) -> None:
+    images = torch.rand(40, 2, 9, 9, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    network = Residual.for_images(images, 3, width=8, depth=1, dropout=0.1)
+    with torch.no_grad():
+        network.head.weight.mul_(100)
+    run = replace(runs["array"][1], network=network.eval())
+    truth = np.exp(run.calibrator.of_logits(run.log_probabilities(images).numpy()))
+    predict = by_onnxruntime(export(run, tmp_path / "model.onnx").path)
+    assert np.abs(predict(images.numpy())[0] - truth).max() <= TOLERANCE
+    assert np.abs(predict(images.flip(1).numpy())[0] - truth).max() > 100 * TOLERANCE
+    wide = images[:, :, :5]
+    written = export(run, tmp_path / "wide.pt2", wide)
+    assert written.shape == (2, 5, 9)
+    found, expected = by_torch(written.path)(wide.numpy())[0], run.log_probabilities(wide)
+    assert np.abs(found - np.exp(run.calibrator.of_logits(expected.numpy()))).max() <= TOLERANCE
+
+
+class Own(torch.nn.Module):
+    """A network of somebody's own; with ``branching`` one that looks at values."""
+
+    def __init__(self, branching: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.line, self.branching = torch.nn.Linear(3, 3), branching
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.line(x if not self.branching or x.sum() > 0 else -x)
+
+
+@pytest.mark.parametrize("rows", [1, 50])
+def test_a_network_of_one_s_own_needs_rows(tmp_path: Path, runs: dict, rows: int) -> None:
+    x, run = runs["array"]
+    run = replace(run, network=Own())
+    path = tmp_path / "model.pt2"
+    with pytest.raises(DataError, match=r"only its maker knows what this network takes: .* rows=x"):
+        export(run, path)
+    with pytest.raises(DataError, match="there are none: give a few"):
+        export(run, path, torch.zeros(0, 3))
+    with pytest.raises(DataError, match=r"cannot follow this network: .* and not on values"):
+        export(replace(run, network=Own(branching=True)), path, torch.ones(4, 3))
+    assert list(tmp_path.iterdir()) == []
+    written = export(run, path, torch.from_numpy(features(run, x)[:rows]))
+    assert written.rows == max(2, rows)
+    assert np.abs(by_torch(path)(features(run, x))[0] - run.predict_proba(x)).max() <= TOLERANCE
 
 
 def test_texts_come_as_tokens(tmp_path: Path, runs: dict) -> None:

@@ -154,14 +154,16 @@ def train(
                 break
             with _threads(network, batch), _seeded(seed, epoch, len(history.trouble), fabric.global_rank) as draw:
                 loss = _one_epoch(state, problem, objective, members, rows, batch, epochs, draw, report, loader)
-            if not math.isfinite(loss):
+            # Ctrl-C may come between any two lines: what belongs together is computed first, then set at once.
+            said, losses = held_out, (loss, math.nan)
+            if math.isfinite(loss):
+                said = _held_out(state.judged(problem.x, batch), objective, problem, members)
+                learnt = loss if loader is not None else _learnt(state.average.module, objective, problem, members)
+                losses = (learnt, _score(said, problem, members, recipe.stop))
+            if any(map(math.isnan, losses)):  # the last step of an epoch may be the one too far
                 if not state.roll_back():
                     break
                 continue
-            # Ctrl-C may come between any two lines: what belongs together is computed first, then set at once.
-            said = _held_out(state.judged(problem.x, batch), objective, problem, members)
-            learnt = loss if loader is not None else _learnt(state.average.module, objective, problem, members)
-            losses = (learnt, _score(said, problem, recipe.stop))
             better = losses[1] < history.best or recipe.stop == "none"
             kept = (copy.deepcopy(state.average.module), said, epoch) if better else (state.best, held_out, None)
             history.train.append(losses[0])
@@ -352,13 +354,16 @@ def _learnt(network: nn.Module, objective: Objective, problem: Problem, members:
     return problem.take(sample[known]).cross_entropy(log_p)
 
 
-def _score(log_p: Tensor, problem: Problem, stop: str) -> float:
+def _score(log_p: Tensor, problem: Problem, members: Members, stop: str) -> float:
     """What the stop looks at: held-out cross-entropy, or what a fitted temperature leaves of it.
 
     The second is the refinement part, which goes on falling while over-confidence, which a calibrator mends later,
     makes the whole rise (Berta, Holzmüller, Jordan & Bach 2025, §4).
     """
-    known = ~log_p[:, 0].isnan()
+    known = torch.zeros(len(problem), dtype=torch.bool)
+    known[torch.cat([held for _, held in members])] = True
+    if log_p[known].isnan().any():
+        return math.nan
     if stop == "refinement" and problem.target.dim() == 1:
         said, labels = log_p[known].numpy(), problem.target[known].double().numpy()
         labels = labels if problem.task.kind == "range" else labels.astype(np.int64)
@@ -509,7 +514,7 @@ class _State:
                 f"the checkpoint {str(path)!r} cannot be read: {' '.join(str(trouble).split())[:200]} Delete it to "
                 "start afresh."
             ) from trouble
-        if whole.get("fingerprint") != self.fingerprint:
+        if not isinstance(whole, dict) or whole.get("fingerprint") != self.fingerprint:
             raise DataError(
                 f"the checkpoint {str(path)!r} belongs to other data, another recipe or another seed. Resume with what "
                 "it was started with, or choose another folder to start afresh."

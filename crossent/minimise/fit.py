@@ -17,7 +17,9 @@ from torch import nn
 from crossent.errors import DataError, some
 from crossent.minimise import data, own, split, task
 from crossent.minimise.finish import Judged, finish
+from crossent.minimise.leak import leaks
 from crossent.minimise.learn import Factory, learn, learn_from_loader
+from crossent.minimise.left import with_left
 from crossent.minimise.preparation import Preparation
 from crossent.minimise.problem import Problem
 from crossent.minimise.recipe import Recipe
@@ -97,6 +99,9 @@ def fit(
     found = task.look(mine.y, mine.source, mine.target, kind, limits, mine.names)
     said(found.found)
     rest, judge = _parts(found, mine, other, seed)
+    leaking = leaks(rest.x, rest.encoded)
+    for sentence in leaking:
+        said(sentence)
     preparation, features = Preparation.fit(rest.x, mine.source)
     problem = Problem(found, features, found.target(rest.encoded), rest.tensor_of_weights)
     recipe = (recipe or Recipe.usual(features)).parsed(settings)
@@ -113,12 +118,13 @@ def fit(
         deadline=deadline,
     )
     known = ~learned.held_out[:, 0].isnan().numpy()
-    return finish(
+    test_x = preparation(judge.x, judge.data.source)
+    run = finish(
         learned,
         recipe,
         preparation,
         rest.judged(found, learned.held_out).take(known),
-        judge.judged(found, learned.log_probabilities(preparation(judge.x, judge.data.source))),
+        judge.judged(found, learned.log_probabilities(test_x)),
         problem.counts(),
         seed,
         said,
@@ -129,9 +135,10 @@ def fit(
             "splits": {"learn": len(rest), "test": len(judge)},
             "features": preparation.features,
             "command": command,
-            "notes": [*preparation.notes, *_rare(found, (rest, judge))],
+            "notes": [*preparation.notes, *leaking, *_rare(found, (rest, judge))],
         },
     )
+    return with_left(run, problem, test_x.numpy(), judge.encoded)
 
 
 def _fit_own(

@@ -34,7 +34,7 @@ def optimisers(network: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer
     ]
     groups = [group for group in groups if group["params"]]
     if recipe.optimiser == "adamw":
-        return [torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99))]
+        return [torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), fused=True)]
     if recipe.optimiser == "sgd":
         return [torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True)]
     if recipe.optimiser == "schedulefree":

@@ -83,6 +83,7 @@ def page(record: Record) -> str:
         costliest=table.costliest(record, _MOST_ROWS),
         suspected=_suspected(record),
         calibrators=table.calibrators(record),
+        left=table.left(record),
         done=_done(record),
         recipe=_pairs(record.facts.get("recipe")),
         command=printable(record.facts.get("command") or ""),

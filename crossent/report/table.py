@@ -103,6 +103,12 @@ _SLICES: Titles = {
     "rmse": ("RMSE", digits.column, False),
     "impossible_rows": ("impossible rows", counts, False),
 }
+_LEFT: Titles = {
+    "part": ("where", names, True),
+    "nats": ("nats", nats, True),
+    "interval": ("95 % interval", names, False),
+    "meaning": ("what it is", names, True),
+}
 _CALIBRATORS: Titles = {
     "name": ("calibrator", names, True),
     "cross_entropy": ("cross-entropy", nats, True),
@@ -162,6 +168,13 @@ def costliest(record: Record, most: int) -> Sheet | None:
         return None
     linked = [replace(c, explained="suspicion") if c.title == _COSTLIEST["suspect"][0] else c for c in found.columns]
     return replace(found, columns=linked)
+
+
+def left(record: Record) -> Sheet | None:
+    """Where the remaining nats are, or None."""
+    found = record.tables.get("left", {})
+    bounds = zip(found.get("low", []), found.get("high", []), strict=False)
+    return sheet({**found, "interval": [_change(low, high) for low, high in bounds]}, _LEFT)
 
 
 def calibrators(record: Record) -> Sheet | None:

@@ -70,9 +70,13 @@ _MEANINGS = {
     ),
     "mae": ("Mean absolute error", "How far the predicted mean is off on average, in the target's own unit."),
     "rmse": ("Root mean squared error", "The same, large misses weighing more; in the target's own unit."),
+    "training_cross_entropy": (
+        "Training cross-entropy",
+        "On rows that the networks learnt from, before calibration.",
+    ),
     "validation_cross_entropy": (
-        "Validation cross-entropy",
-        "On the rows that chose when to stop and how to calibrate: likely a little too good.",
+        "Held-out cross-entropy",
+        "By networks that had not seen the row; it chose when to stop and how to calibrate: likely a little too good.",
     ),
     "uncalibrated_cross_entropy": (
         "Uncalibrated cross-entropy",

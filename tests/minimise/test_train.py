@@ -283,7 +283,7 @@ def test_ctrl_c_before_there_is_anything_to_keep_is_ctrl_c(eager, trained):
         trained(progress=progress)
 
 
-TOO_FAR = replace(RECIPE, epochs=40, dropout=0.0, learning_rate=0.05)
+TOO_FAR = replace(RECIPE, epochs=30, dropout=0.0, learning_rate=0.05)
 
 
 def test_the_best_epoch_is_the_lowest_point_of_the_held_out_curve(trained):
@@ -313,11 +313,9 @@ def test_the_refinement_part_is_what_a_temperature_leaves_and_is_lowest_later(tr
     assert refined.best_epoch == int(np.argmin(refined.validation)) + 1
     # A temperature found by trying all of them, on the last epoch's rows.
     last = trained(replace(TOO_FAR, stop="none"))
-    label, score = rows().target, []
-    for power in np.linspace(0.02, 2, 400):
-        score.append(rows().cross_entropy((last.held_out * power).log_softmax(-1)))
-    assert refined.validation[-1] == pytest.approx(min(score), abs=1e-4)  # the steps of the search, squared
-    assert len(label) == 96
+    powers = np.linspace(0.02, 2, 400)
+    least = min(rows().cross_entropy((last.held_out * power).log_softmax(-1)) for power in powers)
+    assert refined.validation[-1] == pytest.approx(least, abs=1e-4)  # the steps of the search, squared
 
 
 def test_as_many_epochs_and_as_much_patience_as_asked(trained):
@@ -357,7 +355,7 @@ BRITTLE = replace(RECIPE, epochs=5, learning_rate=0.2, averaging=0.0, batch=16)
 
 
 def test_a_loss_that_is_not_finite_is_rolled_back_with_a_lower_learning_rate_and_said(trained):
-    one = trained(BRITTLE, network=Brittle(0.5), fold=ONE)
+    one = trained(BRITTLE, network=Brittle(1.0), fold=ONE)
     trouble = one.history.trouble
     assert 1 <= len(trouble) <= 5
     epoch = next(epoch for epoch in range(1, 6) if f"In epoch {epoch} " in trouble[0])
@@ -367,24 +365,24 @@ def test_a_loss_that_is_not_finite_is_rolled_back_with_a_lower_learning_rate_and
     )
     assert np.isfinite(one.history.train + one.history.validation).all()
     assert len(one.history.train) == 5
-    assert one.network.linear.weight.abs().max() <= 0.5
+    assert one.network.linear.weight.abs().max() <= 1
     # What was undone is undone to the bit: a run that was slow enough from the beginning is the same one.
-    slow = trained(replace(BRITTLE, learning_rate=0.01), network=Brittle(0.5), fold=ONE)
+    slow = trained(replace(BRITTLE, learning_rate=0.01), network=Brittle(1.0), fold=ONE)
     assert slow.history.trouble == []
     free = trained(BRITTLE, network=Brittle(), fold=ONE)
     assert free.history.trouble == []
     assert free.history.train[: epoch - 1] == one.history.train[: epoch - 1]
     assert free.history.train[epoch - 1] != one.history.train[epoch - 1]
-    assert free.network.linear.weight.abs().max() > 0.5
+    assert free.network.linear.weight.abs().max() > 1
 
 
 @pytest.mark.parametrize("epoch", range(1, 6))
 @pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
 def test_a_run_that_was_rolled_back_goes_on_to_the_same_bits(tmp_path, eager, trained, epoch, optimiser):
-    recipe = replace(BRITTLE, optimiser=optimiser, learning_rate=0.2 if optimiser == "adamw" else 0.4)
-    whole = trained(recipe, network=Brittle(0.5), fold=ONE)
+    recipe = replace(BRITTLE, optimiser=optimiser)
+    whole = trained(recipe, network=Brittle(0.8), fold=ONE)
     assert whole.history.trouble
-    resumed, _ = killed_and_resumed(trained, tmp_path, epoch, recipe, make=lambda: Brittle(0.5), fold=ONE)
+    resumed, _ = killed_and_resumed(trained, tmp_path, epoch, recipe, make=lambda: Brittle(0.8), fold=ONE)
     assert same_course(whole, resumed)
 
 

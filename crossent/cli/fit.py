@@ -47,7 +47,11 @@ def fit(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="network, linear, residual, or package.module:factory.", show_default=False),
+        typer.Option(
+            metavar="NAME",
+            help="network, linear, residual, text:FOLDER of a Hugging Face model, or package.module:factory.",
+            show_default=False,
+        ),
     ] = None,
     logger: Annotated[
         str | None, typer.Option(metavar="tensorboard|csv", help="Log every epoch there, in the run's folder.")
@@ -197,9 +201,11 @@ def _probe(folder: Path, made: list[Path]) -> None:
 
 def _take_back(folder: Path, made: list[Path]) -> None:
     """Leave of a run that failed what --resume can go on from, and else nothing: no file, no folder it had made."""
-    from crossent.minimise.run import FILES, MODEL
+    from crossent.minimise.run import FILES, MODEL, TEXT
 
     if not (folder / MODEL).exists():
+        for place in folder.glob(f"{TEXT}-*"):
+            shutil.rmtree(place, ignore_errors=True)
         for name in ("report.html", *FILES):
             with contextlib.suppress(OSError):
                 (folder / name).unlink()

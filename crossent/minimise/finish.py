@@ -23,6 +23,7 @@ from crossent.minimise.preparation import Preparation
 from crossent.minimise.recipe import Recipe
 from crossent.minimise.run import Predicted, Run
 from crossent.minimise.task import Task
+from crossent.minimise.tokens import Tokens
 from crossent.minimise.train import History
 from crossent.record import Curve, Number, Record, Table
 
@@ -56,7 +57,7 @@ class Judged:
 def finish(
     learned: Learned,
     recipe: Recipe,
-    preparation: Preparation,
+    preparation: Preparation | Tokens,
     held_out: Judged,
     test: Judged,
     counts: Tensor,

@@ -24,6 +24,7 @@ from crossent.minimise.preparation import Preparation
 from crossent.minimise.problem import Problem
 from crossent.minimise.recipe import Recipe
 from crossent.minimise.run import Run
+from crossent.minimise.tokens import WORD, Tokens
 from crossent.minimise.train import Progress
 
 FEW_ROWS = 10
@@ -102,9 +103,15 @@ def fit(
     leaking = leaks(rest.x, rest.encoded)
     for sentence in leaking:
         said(sentence)
-    preparation, features = Preparation.fit(rest.x, mine.source)
+    preparation: Preparation | Tokens
+    if (named := _model(recipe, settings)).startswith(WORD):
+        preparation = Tokens.of(named, rest.x, mine.source, found)
+        features, model, usual = preparation(rest.x, mine.source), preparation.copy, Recipe.texts()
+    else:
+        preparation, features = Preparation.fit(rest.x, mine.source)
+        usual = Recipe.usual(features)
     problem = Problem(found, features, found.target(rest.encoded), rest.tensor_of_weights)
-    recipe = (recipe or Recipe.usual(features)).parsed(settings)
+    recipe = (recipe or usual).parsed(settings)
     all_of = "" if other is None else f" (all of {other.source})"
     said(f"{len(rest):,} rows to learn from, {recipe.says_of_folds}; {len(judge):,} to test once{all_of}.")
     learned = learn(
@@ -139,6 +146,12 @@ def fit(
         },
     )
     return with_left(run, problem, test_x.numpy(), judge.encoded)
+
+
+def _model(recipe: Recipe | None, settings: Sequence[str]) -> str:
+    """The model that was asked for, or nothing."""
+    asked = [setting.partition("=")[2] for setting in settings if setting.startswith("model=")]
+    return asked[-1] if asked else recipe.model if recipe else ""
 
 
 def _fit_own(

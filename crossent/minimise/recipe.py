@@ -41,6 +41,12 @@ IMAGES: dict[str, Any] = {
 }  # fmt: skip
 
 
+TEXTS: dict[str, Any] = {
+    "model": "text:", "folds": 1, "members": 1, "learning_rate": 5e-5, "weight_decay": 0.01, "batch": 16, "epochs": 4,
+    "schedule": "one-cycle", "averaging": 0.0,
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Recipe:
     """The settings of one training.
@@ -109,6 +115,11 @@ class Recipe:
     def usual(cls, x: Tensor) -> Recipe:
         """The recipe for rows (n, d), or for images (n, channels, height, width), that nobody chose another for."""
         return cls(**IMAGES) if x.dim() > 2 else cls()
+
+    @classmethod
+    def texts(cls) -> Recipe:
+        """The recipe for fine-tuning a model of texts that nobody chose another for."""
+        return cls(**TEXTS)
 
     @property
     def says_of_folds(self) -> str:

@@ -19,10 +19,13 @@ from crossent.measure import Calibrator, write_predictions
 from crossent.minimise import data
 from crossent.minimise.learn import Factory
 from crossent.minimise.networks import rebuilt, settings_of
+from crossent.minimise.networks.several import Several
+from crossent.minimise.networks.text import TextNetwork
 from crossent.minimise.objective import Objective
 from crossent.minimise.preparation import Preparation
 from crossent.minimise.recipe import Recipe
 from crossent.minimise.task import Task
+from crossent.minimise.tokens import Tokens
 from crossent.minimise.train import averaged, logits_of
 from crossent.record import Record
 
@@ -30,6 +33,8 @@ MODEL_FORMAT = "crossent model 2"
 MODEL, WEIGHTS, TABLE, RECORD, PREDICTIONS = (
     "model.json", "model.safetensors", "table.skops", "record.json", "predictions.parquet",
 )  # fmt: skip
+TEXT = "text"
+"""Folders of models of texts begin so."""
 FILES = (WEIGHTS, TABLE, PREDICTIONS, RECORD, MODEL)
 """What a run writes, in this order."""
 
@@ -59,7 +64,7 @@ class Run:
 
     task: Task
     recipe: Recipe
-    preparation: Preparation
+    preparation: Preparation | Tokens
     network: nn.Module
     objective: Objective
     calibrator: Calibrator
@@ -101,8 +106,11 @@ class Run:
         safetensors = require("safetensors.torch", "cli", "saving a model")
         folder = Path(folder)
         with replacing(folder / WEIGHTS) as temporary:
-            state = {name: tensor.contiguous() for name, tensor in self.network.state_dict().items()}
+            texts = _texts(self.network)  # which have folders of their own, that transformers reads too
+            state = {} if texts else {name: each.contiguous() for name, each in self.network.state_dict().items()}
             temporary.write_bytes(safetensors.save(state))  # not save_file, which hides that a disk is full
+        for number, network in enumerate(texts, 1):
+            network.save(folder / f"{TEXT}-{number}")
         self.preparation.save(folder / TABLE)
         if self.predicted is not None:
             self.write_predictions(
@@ -146,6 +154,11 @@ class Run:
         }
 
 
+def _texts(network: nn.Module) -> list[TextNetwork]:
+    networks = [*network.networks] if isinstance(network, Several) else [network]
+    return [each for each in networks if isinstance(each, TextNetwork)]
+
+
 def load(folder: str | os.PathLike[str], *, model: Factory | None = None) -> Run:
     """Read a model back from the folder that ``Run.save`` or ``crossent fit`` wrote; nothing in it is unpickled.
 
@@ -166,13 +179,17 @@ def load(folder: str | os.PathLike[str], *, model: Factory | None = None) -> Run
             )
         task = Task(**{**about["task"], "classes": tuple(about["task"]["classes"])})
         recipe = Recipe(**about["recipe"])
-        preparation = Preparation.load(about["preparation"], folder / TABLE)
+        texts = [TextNetwork.load(place) for place in sorted(folder.glob(f"{TEXT}-*"))]
+        preparation = Tokens(texts[0]) if texts else Preparation.load(about["preparation"], folder / TABLE)
         counts = torch.tensor(about["counts"], dtype=torch.float64)
         objective = recipe.objective(task, counts)
-        network = rebuilt(
-            about["network"], None if model is None else lambda: model((preparation.features,), objective.columns)
-        )
-        network.load_state_dict(safetensors.load_file(folder / WEIGHTS))
+        network: nn.Module
+        if texts:
+            network = Several([*texts])
+        else:
+            own = None if model is None else lambda: model((preparation.features,), objective.columns)
+            network = rebuilt(about["network"], own)
+            network.load_state_dict(safetensors.load_file(folder / WEIGHTS))
         network.requires_grad_(False).eval()
         calibrator = Calibrator.from_dict(about["calibrator"])
     except DataError:

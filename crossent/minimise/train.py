@@ -201,7 +201,7 @@ def logits_of(network: nn.Module, x: Tensor, rows: int = 8192) -> Tensor:
     pieces = []
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     with torch.no_grad():
-        for piece in x.split(max(1, rows), 1 if own else 0):
+        for piece in x.split(max(1, min(rows, getattr(network, "rows_at_once", rows))), 1 if own else 0):
             logits = network(piece.to(device)).cpu()
             pieces.append(logits if many else logits.unsqueeze(0))
     return torch.cat(pieces, 1)

@@ -19,6 +19,7 @@ from crossent.minimise.networks.several import Several
 from crossent.minimise.networks.tabular import Tabular
 
 KINDS: dict[str, type[nn.Module]] = {"tabular": Tabular, "residual": Residual}
+"""Networks that are made again from their settings. A model of texts has a folder of its own."""
 
 
 def settings_of(network: nn.Module) -> dict[str, Any]:

@@ -18,6 +18,11 @@ class Several(nn.Module):
         """How many networks there are."""
         return len(self.networks)
 
+    @property
+    def rows_at_once(self) -> int:
+        """Rows that are read together where no gradient is wanted."""
+        return min(getattr(network, "rows_at_once", 8192) for network in self.networks)
+
     def forward(self, x: Tensor) -> Tensor:
         """Every network's logits of every row."""
         return torch.stack([network(x) for network in self.networks])

@@ -37,6 +37,9 @@ class TextNetwork(nn.Module):
 
     model: Any
 
+    rows_at_once = 64
+    """Rows that are read together where no gradient is wanted."""
+
     def __init__(self, model: nn.Module, tokenizer: Any, column: str, classes: Sequence[str], longest: int) -> None:
         super().__init__()
         self.model = model

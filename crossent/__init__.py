@@ -2,7 +2,7 @@
 
     compute    cross_entropy, binary_cross_entropy_with_logits, linear_cross_entropy, kl_divergence, entropy, …
     measure    evaluate: what a model's probabilities are worth
-    minimise   fit: train, calibrate and test a network on a table
+    minimise   fit: train, calibrate and test a network on a table; tune: search for its recipe
     parallel   cross_entropy and linear_cross_entropy over many machines, and what a mean over them divides by
     report     report.write: one page a person looks at, drawn from a record
 
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from crossent.minimise import load as load
     from crossent.minimise.estimators import BoundedRegressor as BoundedRegressor
     from crossent.minimise.estimators import CrossEntropyClassifier as CrossEntropyClassifier
+    from crossent.minimise.tune import tune as tune
 
 __version__ = "0.1.0"
 
@@ -104,6 +105,7 @@ _HOME = {
     "load": "crossent.minimise",
     "BoundedRegressor": "crossent.minimise.estimators",
     "CrossEntropyClassifier": "crossent.minimise.estimators",
+    "tune": "crossent.minimise.tune",
     "DataError": "crossent.errors",
     "MissingExtra": "crossent.errors",
     "Record": "crossent.record",

@@ -43,17 +43,18 @@ def app() -> Any:
     from crossent.cli.fit import fit
     from crossent.cli.predict import predict
     from crossent.cli.report import report
+    from crossent.cli.tune import tune
     from crossent.cli.version import version
 
     commands = typer.Typer(
-        help="Cross-entropy: minimise it (fit), use the model (predict, export), measure it (evaluate, compare), mend "
-        "it (calibrate), look at it (report).",
+        help="Cross-entropy: minimise it (fit, tune), use the model (predict, export), measure it (evaluate, compare), "
+        "mend it (calibrate), look at it (report).",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
     )
-    for command in (fit, predict, export, evaluate, compare, calibrate, report):
+    for command in (fit, tune, predict, export, evaluate, compare, calibrate, report):
         commands.command()(command)
     commands.callback(invoke_without_command=True)(version)
     return commands

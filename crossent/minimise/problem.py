@@ -76,8 +76,10 @@ def folds(problem: Problem, parts: int, repeats: int, seed: int) -> Tensor:
             else:
                 found[repeat, rows] = np.where((place % 6 == 5) & (np.arange(len(rows)) > 0), 0, -1)
             offset += len(rows)  # what rounding kept from a fold in one class is owed to it in the next
-        if not (found[repeat] == 0).any():
-            found[repeat, generator.integers(len(problem))] = 0
+        if not (found[repeat] == 0).any():  # a row of a class that has others, if there is one
+            _, place, counts = np.unique(strata, return_inverse=True, return_counts=True)
+            spare = np.flatnonzero(counts[place] > 1)
+            found[repeat, generator.choice(spare if len(spare) else len(problem))] = 0
     return torch.from_numpy(found)
 
 

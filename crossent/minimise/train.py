@@ -149,7 +149,7 @@ def train(
     try:
         while len(history.train) < epochs and not history.stopped:
             epoch = len(history.train) + 1
-            if history.train and time.monotonic() > deadline:
+            if fabric.broadcast(bool(history.train) and time.monotonic() > deadline):  # one clock for all processes
                 history.stopped = "the time allowed was over"
                 break
             with _threads(network, batch), _seeded(seed, epoch, len(history.trouble), fabric.global_rank) as draw:

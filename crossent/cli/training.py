@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,7 @@ class Training:
             self.bar.update(self.job, description=words, completed=done)
         elif time.monotonic() - self.said > 2.0:
             self.said = time.monotonic()
-            known = {name: value for name, value in vars(at).items() if value == value}  # NaN is no JSON
+            known = {name: value for name, value in vars(at).items() if math.isfinite(value)}  # NaN is no JSON
             self.console.print(json.dumps(known), soft_wrap=True)
 
     def _words(self, at: Progress) -> str:

@@ -185,8 +185,7 @@ class Recipe:
         "--set 'loss=focal(2)' --set epochs=50"
         """
         usual = (base or Recipe()).to_dict()
-        written = [f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
-                   for name, value in self.to_dict().items() if value != usual[name]]  # fmt: skip
+        written = [f"{name}={value}" for name, value in self.to_dict().items() if value != usual[name]]
         return " ".join(f"--set {shlex.quote(setting)}" for setting in written)
 
     def objective(self, task: Task, counts: Tensor | None = None) -> Objective:

@@ -76,10 +76,10 @@ def test_the_target_is_the_usual_name_or_the_last_column_unless_named(tmp_path, 
 
 
 def test_an_npz_with_numbers_images_and_text_labels(tmp_path):
-    x, y = np.arange(24).reshape(3, 2, 4), np.array(["a", "b", "a"])
+    x, y = np.arange(24).reshape(3, 8), np.array(["a", "b", "a"])
     np.savez(tmp_path / "a.npz", x=x, y=y, other=y[::-1])
     found = data.read(tmp_path / "a.npz")
-    assert found.x.tolist() == x.reshape(3, 8).tolist()
+    assert found.x.tolist() == x.tolist()
     assert found.x.dtype == np.float32
     assert found.y.tolist() == ["a", "b", "a"]
     np.savez_compressed(tmp_path / "b.npz", x=x, kind=[3, 1, 2])
@@ -160,8 +160,27 @@ BAD_FILES = {
     "flat x": ("a.npz", npz(x=np.ones(3), y=np.ones(3)), "x must have a row for each example"),
     "text x": ("a.npz", npz(x=np.array([["a"]]), y=np.ones(1)), "x must hold numbers; it holds <U1"),
     "lengths": ("a.npz", npz(x=np.ones((3, 2)), y=np.ones(4)), r"one label for each of the 3 rows of x; its shape is"),
-    "NaN": ("a.npz", npz(x=np.array([[1, 2], [3, np.nan]]), y=np.ones(2)), "NaN, infinite .* first at row 1, column 1"),
+    "infinite": ("a.npz", npz(x=np.array([[1, 2], [3, np.inf]]), y=np.ones(2)), "1 features are .* at row 1, column 1"),
     "too large": ("a.npz", npz(x=np.array([[1e300, 2.0]]), y=np.ones(1)), "too large for float32, first at row 0"),
+    "a gap in an image": (
+        "a.npz",
+        npz(x=np.full((2, 3, 3), np.nan), y=np.ones(2)),
+        r"18 features are infinite or .* by NaN if they are missing \(images must be complete\)",
+    ),
+    "five dimensions": ("a.npz", npz(x=np.ones((2, 1, 1, 1, 1)), y=np.ones(2)), r"or images \(n, height, width"),
+    "negative shares": ("a.npz", npz(x=np.ones((1, 2)), y=np.array([[2, -1]])), "row 0 has -1.0 in '1'"),
+    "missing shares": ("a.npz", npz(x=np.ones((1, 2)), y=np.array([[np.nan, 1]])), "row 0 has nan in '0'"),
+    "no shares": ("a.npz", npz(x=np.ones((2, 2)), y=np.array([[1, 0], [0, 0]])), "row 1 has no share of any class"),
+    "shares over 1": (
+        "a.npz",
+        npz(x=np.ones((2, 2)), y=np.array([[0.5, 0.5], [0.5, 0.7]])),
+        r"shares of the classes must add up to 1; those of row 1 add up to 1\.2",
+    ),
+    "text shares": (
+        "a.npz",
+        npz(x=np.ones((1, 2)), y=np.array([["a", "b"]])),
+        "are shares or counts, and here .* text",
+    ),
     "another kind": ("a.xlsx", zipped(), r"data are read from .csv, .tsv, .parquet, .npz files, not from .xlsx"),
     "no kind": ("a", "a,y\n1,2\n", "not from a nameless kind"),
 }
@@ -225,8 +244,6 @@ def test_labels_in_every_guise_are_one_column():
     assert data.from_arrays(x, pd.array([1, None, 2], dtype="Int64")).y.tolist() == pytest.approx(
         [1, np.nan, 2], nan_ok=True
     )
-    with pytest.raises(DataError, match=r"the labels must be one column; got 2"):
-        data.from_arrays(x, pd.DataFrame(np.ones((3, 2))))
     with pytest.raises(DataError, match=r"one label for each of the 3 rows"):
         data.from_arrays(x, ["a", "b"])
     with pytest.raises(DataError, match=r"x has no rows"):
@@ -239,3 +256,104 @@ def test_the_caller_keeps_the_table_as_it_was():
     found = data.from_arrays(table, ["a", "b"])
     assert found.x.columns.tolist() == ["1", "b"]
     pd.testing.assert_frame_equal(table, before)
+
+
+def test_a_missing_number_of_an_array_is_missing_and_an_infinite_one_is_refused():
+    x = np.array([[1.0, np.nan], [3.0, 4.0]])
+    found = data.from_arrays(x, [0, 1]).x
+    assert np.isnan(found).tolist() == [[False, True], [False, False]]
+    assert found[1].tolist() == [3, 4]
+    for bad in (np.inf, -np.inf, 1e39):
+        with pytest.raises(DataError, match=r"1 features are infinite or too large for float32, first at row 1"):
+            data.from_arrays(np.array([[1.0, np.nan], [3.0, bad]]), [0, 1])
+
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 6), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (IMAGE, IMAGE / 255),
+        (np.moveaxis(IMAGE, 1, 3), IMAGE / 255),
+        (IMAGE[:, 0], IMAGE[:, :1] / 255),
+        (IMAGE[:, :1], IMAGE[:, :1] / 255),
+        (np.moveaxis(IMAGE[:, :1], 1, 3), IMAGE[:, :1] / 255),
+        (IMAGE / 255, IMAGE / 255),
+        (torch.from_numpy(IMAGE), IMAGE / 255),
+        (IMAGE.astype(np.int16), IMAGE),
+        (np.moveaxis(IMAGE, 1, 3).astype(np.float64), IMAGE),
+    ],
+    ids=["c h w", "h w c", "h w", "1 h w", "h w 1", "floats", "tensor", "int16 as they are", "float64 as they are"],
+)
+def test_images_come_as_channels_height_width_and_bytes_as_shares(given, expected):
+    found = data.from_arrays(given, [0, 1]).x
+    assert (found.dtype, found.flags["C_CONTIGUOUS"]) == (np.float32, True)
+    assert found.shape == expected.shape
+    assert np.array_equal(found, expected.astype(np.float32))
+    assert not np.array_equal(
+        data.from_arrays(given[::-1] if isinstance(given, np.ndarray) else given.flip(0), None).x, found
+    )
+
+
+VOTES = pd.DataFrame({"a": [1.5, 2.5, 3.5], "votes_no": [3, 0, 1], "w": [1, 0, 2.5], "votes_yes": [1, 2, 1]})
+
+
+def test_a_pattern_names_one_column_for_each_class(tmp_path):
+    VOTES.to_csv(tmp_path / "a.csv", index=False)
+    found = data.read(tmp_path / "a.csv", "votes_*", "w")
+    assert (found.names, found.target, found.x.columns.tolist()) == (("no", "yes"), "votes_*", ["a"])
+    assert found.y.tolist() == [[0.75, 0.25], [0, 1], [0.5, 0.5]]
+    assert found.weight.tolist() == [1, 0, 2.5]
+    assert data.read(tmp_path / "a.csv", "votes_*").x.columns.tolist() == ["a", "w"]
+    assert data.read(tmp_path / "a.csv", "w").y.tolist() == [1, 0, 2.5]
+    new = VOTES[["a"]]
+    new.to_csv(tmp_path / "new.csv", index=False)
+    assert data.read(tmp_path / "new.csv", "votes_*", "w", labelled=False).x.columns.tolist() == ["a"]
+    assert data.read(tmp_path / "a.csv", "votes_*", "w", labelled=False).x.columns.tolist() == ["a"]
+    for pattern, sentence in (
+        ("ballot_*", r"has 0 columns like 'ballot_\*'; labels in several columns need one for each class, two or more"),
+        ("votes_n*", r"has 1 columns like 'votes_n\*'"),
+        ("*", r"has only columns like '\*': there is nothing to predict them from"),
+    ):
+        with pytest.raises(DataError, match=sentence):
+            data.read(tmp_path / "a.csv", pattern)
+
+
+def test_soft_labels_of_arrays_and_tables_are_shares_with_names():
+    x = np.ones((2, 3))
+    counts = data.from_arrays(x, np.array([[3, 1], [0, 5]]))
+    assert (counts.y.tolist(), counts.names) == ([[0.75, 0.25], [0, 1]], ("0", "1"))
+    named = data.from_arrays(x, pd.DataFrame({"no": [0.2, 1.0], "yes": [0.8, 0.0]}))
+    assert (named.y.tolist(), named.names) == ([[0.2, 0.8], [1, 0]], ("no", "yes"))
+    assert data.from_arrays(torch.ones(2, 3), torch.tensor([[0.5, 0.5], [0.25, 0.75]])).y.tolist()[1] == [0.25, 0.75]
+    off = np.array([[0.5, 0.50004], [1 / 3, 2 / 3]])  # what rounding leaves is put right
+    assert data.from_arrays(x, off).y.sum(1) == pytest.approx([1, 1], abs=1e-15)
+    with pytest.raises(DataError, match=r"one label for each of the 2 rows of x; its shape is \(3, 2\)"):
+        data.from_arrays(x, np.ones((3, 2)))
+
+
+def test_weights_are_finite_numbers_one_a_row_and_not_all_nothing(tmp_path):
+    assert data.from_arrays(np.ones((2, 1)), [0, 1], weight=[1, 3]).weight.tolist() == [1, 3]
+    for weight, sentence in (
+        ([1, 2, 3], r"2 rows need as many weights; their shape is \(3,\)"),
+        ([1, -1], r"weights are finite numbers from 0 on; row 1 has -1.0 in 'weight'"),
+        ([1, np.nan], r"row 1 has nan"),
+        ([1, np.inf], r"row 1 has inf"),
+        ([0, 0], r"all weights in 'weight' are 0: no row counts"),
+        (["a", "b"], r"'weight' must hold numbers"),
+    ):
+        with pytest.raises(DataError, match=sentence):
+            data.from_arrays(np.ones((2, 1)), [0, 1], weight=weight)
+    VOTES.assign(town="Ulm").to_csv(tmp_path / "a.csv", index=False)
+    with pytest.raises(DataError, match=r"'town' must hold numbers, the weights of the rows"):
+        data.read(tmp_path / "a.csv", "a", "town")
+    with pytest.raises(DataError, match=r"has no column 'ww'. Did you mean 'w'\?"):
+        data.read(tmp_path / "a.csv", "a", "ww")
+    with pytest.raises(DataError, match=r"the embedded set 'iris' has no weights; leave out --weight"):
+        data.read("iris", weight="w")
+    np.savez(tmp_path / "a.npz", x=np.ones((2, 1)), y=[0, 1], w=[1.0, 2.0])
+    assert data.read(tmp_path / "a.npz", weight="w").weight.tolist() == [1, 2]
+    assert data.read(tmp_path / "a.npz", weight="w", labelled=False).weight.tolist() == [1, 2]
+    with pytest.raises(DataError, match=r"needs the arrays 'x' .* it has x, y, w"):
+        data.read(tmp_path / "a.npz", weight="v")

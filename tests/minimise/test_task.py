@@ -5,6 +5,7 @@ import datetime
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from crossent.errors import DataError
 from crossent.minimise import data, task
@@ -82,7 +83,8 @@ def test_a_range_needs_two_ends(limits):
 def test_a_range_is_encoded_as_the_share_of_it_that_is_reached():
     found = look([10.0, 20.0, 30.0, 12.5], limits=(10, 30))
     assert found.encode([10.0, 20.0, 30.0, 12.5], np.arange(4), "s").tolist() == [0, 0.5, 1, 0.125]
-    assert found.target(np.array([0.125])).tolist() == [[0.875, 0.125]]
+    assert found.target(np.array([0.125])).tolist() == [0.125]
+    assert found.target(np.array([0.125])).dtype == torch.float32
     with pytest.raises(DataError, match=r"2 values of the target lie outside the range 10 to 30, first at row 8: 31"):
         found.encode([15, 31.0, 9], np.array([7, 8, 9]), "s")
     with pytest.raises(DataError, match=r"the target is a number in a range, and here it holds text"):
@@ -134,3 +136,18 @@ def test_targets_that_cannot_be_learned_are_refused():
         look([f"customer {i}" for i in range(6)])
     with pytest.raises(DataError, match=r"holds dates. Turn them into numbers or classes first"):
         look(pd.Series([datetime.datetime(2020, 1, day) for day in range(1, 7)]))
+
+
+def test_labels_in_several_columns_are_soft_labels_of_classes_by_name():
+    found = task.look(np.array([[0.25, 0.75], [1.0, 0.0]]), "s.csv", "votes_*", names=("no", "yes"))
+    assert (found.kind, found.classes, found.columns) == ("binary", ("no", "yes"), 2)
+    assert found.found == "'votes_*' holds shares of 2 classes (no, yes): soft labels."
+    assert task.look(np.eye(3), "s.csv", "votes_*", names=("a", "b", "c")).kind == "multi-class"
+    encoded = found.encode(np.array([[0.25, 0.75]]), np.arange(1), "s.csv")
+    assert encoded.tolist() == [[0.25, 0.75]]
+    assert found.target(encoded).tolist() == [[0.25, 0.75]]
+    assert found.target(np.array([1, 0])).dtype == torch.int64
+    with pytest.raises(DataError, match=r"labels have 3 columns, and the task 2 classes"):
+        found.encode(np.eye(3), np.arange(3), "t.csv")
+    with pytest.raises(DataError, match=r"a number in a range is one column, and 'votes_\*' are 2"):
+        task.look(np.eye(2), "s.csv", "votes_*", limits=(0, 1), names=("no", "yes"))

@@ -168,7 +168,7 @@ def _fit_own(
     command: str,
 ) -> Run:
     """The same way for a network and loaders of the user's own."""
-    loader, problem, judge = own.look(loaders, network, limits)
+    loader, problem, judge = own.look(loaders, network, limits, recipe)
     said(problem.task.found)
     said(f"{len(loader):,} batches to learn from, {len(problem):,} rows to choose by, {len(judge):,} to test once.")
     learned = learn_from_loader(

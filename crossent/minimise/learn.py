@@ -20,13 +20,16 @@ import torch
 from torch import Tensor, nn
 
 from crossent.errors import DataError, require
-from crossent.minimise.networks.several import Several
+from crossent.measure.calibration.families import mixing_weights
+from crossent.minimise.networks.several import Mixture, Several
 from crossent.minimise.networks.tabular import Tabular
 from crossent.minimise.objective import Objective
 from crossent.minimise.problem import Problem, folds
 from crossent.minimise.recipe import Recipe
-from crossent.minimise.train import History, Progress, averaged, logits_of, train
+from crossent.minimise.train import History, Progress, Trained, averaged, logits_of, shares_of, train
 
+LEAST_SHARE = 0.02
+"""Of a second model, below which it is left out."""
 Factory = Callable[[tuple[int, ...], int], nn.Module]
 """Makes a network for rows of a shape and so many logits: ``factory((features,), columns)``."""
 
@@ -42,7 +45,7 @@ class Learned:
 
     def log_probabilities(self, x: Tensor) -> Tensor:
         """Log-probabilities (n, classes), float64, of prepared rows: of the mean of the members' probabilities."""
-        return averaged(self.objective.log_probabilities(logits_of(self.network, x)))
+        return averaged(self.objective.log_probabilities(logits_of(self.network, x)), shares_of(self.network))
 
 
 def launched(devices: int | str = "auto", accelerator: str = "cpu", precision: str = "32-true", **more: Any) -> Any:
@@ -89,34 +92,71 @@ def learn(
     together = factory is None and problem.x.dim() == 2
     if fold is None:
         fold = folds(problem, min(recipe.folds, len(problem)), recipe.members, seed)
-    parts = int(fold.max()) + 1
-    jobs = [fold] if together else [_only(repeat, part) for repeat in fold for part in range(parts)]
-    done: list[Any] = []
-    for number, job in enumerate(jobs, 1):
-        with torch.random.fork_rng():
-            torch.manual_seed(seed * 1_000_003 + number)
-            network = _network(problem, recipe, objective, job, factory)
-        left = (deadline - time.monotonic()) / (len(jobs) - number + 1)
-        done.append(
-            train(
-                network,
-                problem,
-                objective,
-                job,
-                recipe,
-                seed * 1_000_003 + number,
-                fabric=fabric,
-                checkpoint=None if checkpoint is None else checkpoint / f"network-{number}.pt",
-                progress=_numbered(progress, number, len(jobs)),
-                deadline=time.monotonic() + left,
-            )
-        )
-        if "by hand" in done[-1].history.stopped:
+    if together:
+        jobs = [(fold, recipe)]
+        if recipe.model == "network" and recipe.beside:
+            jobs.append((fold, recipe.changed(model="linear")))
+    else:
+        jobs = [(_only(repeat, part), recipe) for repeat in fold for part in range(int(fold.max()) + 1)]
+    done: list[Trained] = []
+    for number, (plan, chosen) in enumerate(jobs, 1):
+        left = (deadline - time.monotonic()) / (1 if together else len(jobs) - number + 1)
+        job = _Job(problem, objective, factory, fabric, _numbered(progress, number, len(jobs)), time.monotonic() + left)
+        kept = None if checkpoint is None else checkpoint / f"network-{number}.pt"
+        trained = job.train(plan, chosen, seed * 1_000_003 + number, kept)
+        done.append(job.train_on_all(trained, plan, chosen, seed * 1_000_003 + number, kept))
+        if "by hand" in trained.history.stopped:
             break
+    if together and len(done) == 2:
+        return _mixed(done[0], done[1], objective, problem)
     if together:
         return Learned(done[0].network, objective, done[0].held_out, done[0].history)
     held_out = _mean([each.held_out for each in done])
     return Learned(Several([each.network for each in done]), objective, held_out, done[0].history)
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What every training of a problem has in common."""
+
+    problem: Problem
+    objective: Objective
+    factory: Factory | None
+    fabric: Any
+    progress: Callable[[Progress], None]
+    deadline: float
+
+    def train(self, plan: Tensor, recipe: Recipe, seed: int, checkpoint: Path | None) -> Trained:
+        """A fresh network, trained on the rows that a plan does not hold out."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            network = _network(self.problem, recipe, self.objective, plan, self.factory)
+        return train(
+            network,
+            self.problem,
+            self.objective,
+            plan,
+            recipe,
+            seed,
+            fabric=self.fabric,
+            checkpoint=checkpoint,
+            progress=self.progress,
+            deadline=self.deadline,
+        )
+
+    def train_on_all(
+        self, trained: Trained, plan: Tensor, recipe: Recipe, seed: int, checkpoint: Path | None
+    ) -> Trained:
+        """Fresh networks on all rows for as many epochs as were best, if the recipe says so; they are the ones kept.
+
+        What is known of rows held out is what the first networks said of them: of these nothing can be held out.
+        """
+        if not recipe.refit or "by hand" in trained.history.stopped:
+            return trained
+        everything = torch.full((len(plan) * (int(plan.max()) + 1), len(self.problem)), -1)
+        whole = recipe.changed(stop="none", epochs=trained.history.best_epoch)
+        kept = None if checkpoint is None else checkpoint.with_stem(f"{checkpoint.stem}-on-all")
+        return replace(trained, network=self.train(everything, whole, seed + 500_000, kept).network)
 
 
 def learn_from_loader(
@@ -184,7 +224,7 @@ def _network(
     return Tabular.for_features(
         problem.x,
         columns,
-        members=len(fold) * (int(fold.max()) + 1),
+        members=len(fold) * max(1, int(fold.max()) + 1),
         width=recipe.width,
         depth=0 if linear else recipe.depth,
         dropout=0.0 if linear else recipe.dropout,
@@ -196,6 +236,27 @@ def _network(
 def _only(repeat: Tensor, part: int) -> Tensor:
     """The plan of one network: rows of one fold held out (0), all others learnt (-1)."""
     return torch.where(repeat == part, 0, -1).unsqueeze(0)
+
+
+def _mixed(first: Trained, second: Trained, objective: Objective, problem: Problem) -> Learned:
+    """Both, each counting what makes the labels of rows held out most likely; the second not at all if that is little.
+
+    The mean of two models of unlike kinds costs less than either wherever they are wrong on other rows, and the shares
+    are one number, which a few dozen rows settle: maximum likelihood of a mixture, by expectation-maximisation.
+    """
+    known = ~first.held_out[:, 0].isnan() & ~second.held_out[:, 0].isnan()
+    target = problem.take(known).distribution
+    if not target.is_floating_point():
+        target = torch.nn.functional.one_hot(target, problem.task.columns).double()
+    weight = torch.ones(len(target)) if problem.weight is None else problem.weight[known]
+    counts = target * weight.double().unsqueeze(-1)
+    seen = counts > 0
+    likelihood = torch.stack([each.held_out[known][seen].exp() for each in (second, first)]).clamp(min=1e-300)
+    share = float(mixing_weights(likelihood.numpy(), counts[seen].numpy())[0])
+    if share < LEAST_SHARE:
+        return Learned(first.network, objective, first.held_out, first.history)
+    held_out = averaged(torch.stack([first.held_out, second.held_out]), torch.tensor([1 - share, share]).double())
+    return Learned(Mixture([first.network, second.network], [1 - share, share]), objective, held_out, first.history)
 
 
 def _mean(log_p: list[Tensor]) -> Tensor:

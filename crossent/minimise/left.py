@@ -38,7 +38,7 @@ def with_left(run: Run, problem: Problem, test_x: NDArray[np.float32], test_y: N
     ``problem`` are the rows learnt from, ``test_x`` (n, d) the prepared test rows, ``test_y`` their encoded labels.
     """
     parts = [_calibration(run.record), _overfitting(run.record)]
-    if run.task.kind != "range" and test_x.ndim == 2:
+    if run.task.kind != "range" and test_x.ndim == 2 and test_x.dtype.kind == "f":
         parts += _baselines(run, problem, test_x, test_y)
     parts += [*_noise(problem, run), *_worst_class(run.record)]
     rows = [part for part in parts if part is not None]

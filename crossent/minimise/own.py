@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from crossent.errors import DataError
 from crossent.minimise.finish import Judged
 from crossent.minimise.problem import Problem
+from crossent.minimise.recipe import Recipe
 from crossent.minimise.task import Task
 
 
-def look(loaders: Any, network: nn.Module, limits: tuple[float, float] | None) -> tuple[Any, Problem, Problem]:
+def look(
+    loaders: Any, network: nn.Module, limits: tuple[float, float] | None, recipe: Recipe
+) -> tuple[Any, Problem, Problem]:
     """The loader to learn from, and the rows of the two others, held in memory, with the task they are of.
 
     ``loaders`` (train, validation, test), each giving batches (x, y) or (x, y, weight) of tensors.
@@ -46,6 +49,11 @@ def look(loaders: Any, network: nn.Module, limits: tuple[float, float] | None) -
     with torch.no_grad():
         columns = int(network(first[0][:2]).shape[-1])
     task = _task(first[1], columns, limits)
+    wanted = recipe.objective(task, torch.ones(task.columns)).columns
+    if columns != wanted:
+        raise DataError(
+            f"the network gives {columns} logits a row; a number in a range by the code {recipe.code!r} needs {wanted}."
+        )
     problems = [
         Problem(task, x, _target(task, y, name), weight)
         for name, (x, y, weight) in (("validation", first), ("test", _gathered(loaders[2], "test")))

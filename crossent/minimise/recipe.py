@@ -63,7 +63,8 @@ class Recipe:
     How: ``optimiser``, ``schedule``, ``sharpness`` (the radius of sharpness-aware steps), and ``averaging``, how many
     epochs' worth of steps the moving average of the weights trails behind, which is what is kept. ``batch``, ``epochs``
     and ``patience`` 0 mean by the number of rows. ``stop`` looks at the held-out "loss", or at its "refinement", what
-    of it is left by a temperature. With ``refit`` fresh networks learn from all rows, for as many epochs.
+    of it is left by a temperature. With ``refit`` fresh networks learn from all rows, for as many epochs. ``beside``
+    the network of a table a linear model learns in the same folds, and counts what rows held out give it.
     """
 
     model: str = "network"
@@ -93,6 +94,7 @@ class Recipe:
     patience: int = 0
     stop: str = "refinement"
     refit: bool = False
+    beside: bool = True
     calibration: str = "guarded"
 
     def __post_init__(self) -> None:

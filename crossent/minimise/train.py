@@ -207,9 +207,19 @@ def logits_of(network: nn.Module, x: Tensor, rows: int = 8192) -> Tensor:
     return torch.cat(pieces, 1)
 
 
-def averaged(log_p: Tensor) -> Tensor:
-    """Log-probabilities (n, classes) of the mean of the members' probabilities (members, n, classes)."""
+def averaged(log_p: Tensor, shares: Tensor | None = None) -> Tensor:
+    """Log-probabilities (n, classes) of the mean of the members' probabilities (members, n, classes).
+
+    ``shares`` (members,) are what members count, if not all alike.
+    """
+    if shares is not None:
+        return (log_p + shares.log().view(-1, 1, 1)).logsumexp(0)
     return log_p.logsumexp(0) - math.log(log_p.shape[0])
+
+
+def shares_of(network: nn.Module) -> Tensor | None:
+    """What each member counts in the mean; None where all count alike."""
+    return getattr(network, "shares", None)
 
 
 Members = list[tuple[Tensor, Tensor]]
@@ -217,10 +227,8 @@ Members = list[tuple[Tensor, Tensor]]
 
 
 def _members(problem: Problem, fold: Tensor, network: nn.Module) -> Members:
-    parts = int(fold.max()) + 1
+    parts = max(1, int(fold.max()) + 1)
     found = [((part != f).nonzero().flatten(), (part == f).nonzero().flatten()) for part in fold for f in range(parts)]
-    if any(len(held) == 0 for _, held in found):
-        raise ValueError("every member needs a row that is held out from it.")
     if len(found) != getattr(network, "members", 1):
         raise ValueError(
             f"{len(found)} members are parted by fold, and the network has {getattr(network, 'members', 1)}."
@@ -323,6 +331,8 @@ def _order(learnt: Tensor, rows: int, target: Tensor, objective: Objective, draw
 def _held_out(network: nn.Module, objective: Objective, problem: Problem, members: Members) -> Tensor:
     """Log-probabilities (n, classes) of each row, averaged over the members that had not learned from it."""
     network.eval()
+    if not all(len(held) for _, held in members):  # nothing is held out where all is learnt from: stop is "none"
+        return torch.full((len(problem), problem.task.columns), math.nan, dtype=torch.float64)
     most = max(len(held) for _, held in members)
     # Folds differ by a row or so: shorter ones repeat a row, whose answer is written twice.
     rows = torch.stack([torch.cat((held, held[:1].expand(most - len(held)))) for _, held in members])

@@ -3,7 +3,7 @@
 tabular        tables and plain arrays: several perceptrons side by side
 residual       images: a small residual network
 text           texts: a transformer that the user has
-several        networks that were trained one after another, as one
+several        networks that were trained one after another, or of several kinds, as one
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 
 from crossent.errors import DataError
 from crossent.minimise.networks.residual import Residual
-from crossent.minimise.networks.several import Several
+from crossent.minimise.networks.several import Mixture, Several
 from crossent.minimise.networks.tabular import Tabular
 
 KINDS: dict[str, type[nn.Module]] = {"tabular": Tabular, "residual": Residual}
@@ -26,6 +26,8 @@ def settings_of(network: nn.Module) -> dict[str, Any]:
     """What ``rebuilt`` needs to make a network that the weights of this one fit, as plain data."""
     if isinstance(network, Several):
         return {"kind": "several", "networks": [settings_of(each) for each in network.networks]}
+    if isinstance(network, Mixture):
+        return {"kind": "mixture", "networks": [settings_of(each) for each in network.networks]}
     for kind, made in KINDS.items():
         if isinstance(network, made):
             return {"kind": kind, **network.settings}  # type: ignore[dict-item]
@@ -38,6 +40,8 @@ def rebuilt(about: dict[str, Any], own: Callable[[], nn.Module] | None = None) -
     kind = settings.pop("kind")
     if kind == "several":
         return Several([rebuilt(each, own) for each in settings["networks"]])
+    if kind == "mixture":  # the shares are among the weights
+        return Mixture([rebuilt(each, own) for each in settings["networks"]], [1.0] * len(settings["networks"]))
     if kind in KINDS:
         return KINDS[kind](**settings)
     if own is None:

@@ -26,3 +26,28 @@ class Several(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Every network's logits of every row."""
         return torch.stack([network(x) for network in self.networks])
+
+
+class Mixture(nn.Module):
+    """Networks of several kinds, each with members of its own → logits (members, n, columns) of all.
+
+    ``shares`` (members,) say what each member's probabilities count in the mean; they add up to 1.
+    """
+
+    shares: Tensor
+
+    def __init__(self, networks: list[nn.Module], shares: list[float]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        counts = [int(network.members) for network in networks]  # type: ignore[arg-type]
+        each = [torch.full((count,), share / count) for count, share in zip(counts, shares, strict=True)]
+        self.register_buffer("shares", torch.cat(each).double())
+
+    @property
+    def members(self) -> int:
+        """How many members all networks have together."""
+        return len(self.shares)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Every member's logits of every row."""
+        return torch.cat([network(x) for network in self.networks])

@@ -1,0 +1,108 @@
+"""A network and loaders of the user's own, and model folders of texts, go the way of every other run."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import crossent
+from crossent.errors import DataError
+from crossent.minimise import Recipe
+
+SETTINGS = ["epochs=12", "patience=12", "averaging=0.5", "learning_rate=0.02"]
+
+
+def rows(n=500, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 4, generator=random)
+    return x, (x[:, 0] + 0.3 * torch.randn(n, generator=random) > 0).long()
+
+
+def loaders(x, y, cut=(300, 400), batch=30):
+    parts = ((0, cut[0]), (cut[0], cut[1]), (cut[1], len(x)))
+    return [DataLoader(TensorDataset(x[a:b], y[a:b]), batch_size=batch, shuffle=a == 0) for a, b in parts]
+
+
+def network(columns=2):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, columns))
+
+
+def test_a_network_of_ones_own_is_learned_chosen_and_tested_once():
+    x, y = rows()
+    run = crossent.fit(network(), loaders(x, y), settings=SETTINGS)
+    assert run.record["cross_entropy"].n == 100
+    assert run.record["cross_entropy"].value < 0.3
+    p = run.predict_proba(x[400:])
+    cost = -np.log(p[np.arange(100), y[400:]]).mean()  # the record by another road
+    assert cost == pytest.approx(run.record["cross_entropy"].value, abs=1e-6)  # predictions are float64, logits float32
+    shuffled = crossent.fit(network(), loaders(x, y[torch.randperm(len(y), generator=torch.Generator().manual_seed(0))]))
+    assert shuffled.record["cross_entropy"].value > 0.6  # the loss is of the labels, not of anything
+
+
+def test_it_is_saved_and_read_back_with_its_factory_only(tmp_path):
+    x, y = rows()
+    run = crossent.fit(network(), loaders(x, y), settings=SETTINGS)
+    run.save(tmp_path / "run")
+    with pytest.raises(DataError, match="pass the factory"):
+        crossent.load(tmp_path / "run")
+    again = crossent.load(tmp_path / "run", model=lambda shape, columns: network(columns))
+    assert np.array_equal(again.predict_proba(x), run.predict_proba(x))
+
+
+def test_soft_labels_weights_and_a_range_come_through_loaders():
+    x, y = rows()
+    soft = torch.nn.functional.one_hot(y, 2).float() * 0.8 + 0.1
+    run = crossent.fit(network(), loaders(x, soft), settings=SETTINGS)
+    assert run.record["cross_entropy"].value < 0.6  # the labels' own entropy is 0.325
+    numbers = loaders(x, x[:, 0].sigmoid() * 10)
+    with pytest.raises(DataError, match="2 logits a row; a number in a range by the code 'fraction' needs 1"):
+        crossent.fit(network(), numbers, limits=(0.0, 10.0), settings=SETTINGS)
+    run = crossent.fit(network(1), numbers, limits=(0.0, 10.0), settings=SETTINGS)
+    assert run.predict(x).min() >= 0
+    assert np.corrcoef(run.predict(x), x[:, 0])[0, 1] > 0.9
+    parts = [(x[a:b], y[a:b], torch.ones(b - a)) for a, b in ((0, 300), (300, 400), (400, 500))]
+    weighed = [DataLoader(TensorDataset(*part), batch_size=30) for part in parts]
+    assert crossent.fit(network(), weighed, settings=SETTINGS).record["cross_entropy"].value < 0.4
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda x, y: loaders(x, y)[:2], "three loaders"),
+        (lambda x, y: [[], *loaders(x, y)[1:]], "no batches"),
+        (lambda x, y: [iter([]), *loaders(x, y)[1:]], "how many batches"),
+        (lambda x, y: loaders(x, y + 1), "labels of the validation loader go from 1 to 2"),
+        (lambda x, y: [loaders(x, y)[0], [(x, "a")], loaders(x, y)[2]], "should hold tensors"),
+        (lambda x, y: [loaders(x, y)[0], [x], loaders(x, y)[2]], r"should give \(x, y\)"),
+    ],
+)
+def test_what_no_loader_gives_is_said(make, sentence):
+    with pytest.raises(DataError, match=sentence):
+        crossent.fit(network(), make(*rows()), settings=SETTINGS)
+
+
+def test_one_logit_is_said():
+    x, y = rows()
+    with pytest.raises(DataError, match="1 logit a row"):
+        crossent.fit(network(1), loaders(x, y), settings=SETTINGS)
+
+
+def test_a_model_folder_of_texts_is_fine_tuned_saved_and_read_back(tmp_path):
+    pytest.importorskip("transformers", reason="the extra 'text' is not installed")
+    from tests.minimise.test_text import model_folder, texts
+
+    folder = model_folder(tmp_path / "bert")
+    table, y = texts(240)
+    settings = [f"model=text:{folder}", "learning_rate=3e-3", "epochs=10"]
+    run = crossent.fit(table, y, settings=settings)
+    assert run.recipe.folds == 1
+    assert run.record["cross_entropy"].value < 0.5
+    run.save(tmp_path / "run")
+    again = crossent.load(tmp_path / "run")
+    assert np.array_equal(again.predict_proba(table), run.predict_proba(table))
+    with pytest.raises(DataError, match="no config.json"):
+        crossent.fit(table, y, settings=[f"model=text:{tmp_path / 'nowhere'}"])
+    with pytest.raises(DataError, match="no column of text"):
+        crossent.fit(table[["id"]], y, recipe=Recipe.texts().changed(model=f"text:{folder}"))

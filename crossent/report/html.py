@@ -10,7 +10,7 @@ from typing import Any
 from crossent.errors import require
 from crossent.files import replacing
 from crossent.record import Record
-from crossent.report import comparison, comparison_plots, digits, plots, table, text
+from crossent.report import comparison, comparison_plots, contest, contest_plots, digits, plots, table, text
 from crossent.report.label import printable
 
 _MOST_CLASSES = 300
@@ -61,6 +61,8 @@ def page(record: Record) -> str:
         "classes": plots.classes(record),
         "differences": comparison_plots.differences(record),
         "concentration": plots.concentration(record),
+        "losses": contest_plots.log_loss(record),
+        "beside": contest_plots.beside(record),
     }
     return template.render(
         style=Markup(here.joinpath("page.css").read_text(encoding="utf-8")),
@@ -77,7 +79,8 @@ def page(record: Record) -> str:
         band="reliability_null" in record.curves,
         whisker="miscalibration" in record and digits.interval(record["miscalibration"]) != "",
         kept=record.facts.get("best_epoch"),
-        comparison=comparison.sheets(record, _MOST_ROWS),
+        comparison=comparison.sheets(record, _MOST_ROWS) + contest.sheets(record),
+        limits=contest.limits(record),
         slices=table.slices(record, _MOST_SLICES),
         per_class=table.per_class(record, _MOST_CLASSES),
         costliest=table.costliest(record, _MOST_ROWS),
@@ -91,15 +94,16 @@ def page(record: Record) -> str:
 
 
 def _kicker(record: Record) -> str:
-    kind = {"fit": "Fit", "evaluation": "Evaluation", "comparison": "Comparison"}.get(
-        record.kind, printable(record.kind)
-    )
+    kinds = {"fit": "Fit", "evaluation": "Evaluation", "comparison": "Comparison", "losses": "Losses compared"}
+    kind = kinds.get(record.kind, printable(record.kind))
     day = record.made.partition("T")[0]
     return " · ".join(part for part in ("crossent", kind, text.measured_rows(record), printable(day)) if part)
 
 
 def _hero(record: Record) -> dict[str, str]:
     """The big number: the cross-entropy, in words where it is no number."""
+    if record.kind == "losses":
+        return contest.hero(record)
     loss = record.numbers.get("cross_entropy") or comparison.difference(record)
     if loss is None:
         return {}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from crossent.errors import require
 from crossent.record import Record
-from crossent.report import comparison, table, text
+from crossent.report import comparison, contest, table, text
 from crossent.report.label import clip, printable
 
 if TYPE_CHECKING:
@@ -49,6 +49,9 @@ def show(record: Record, console: Console | None = None) -> None:
     said.append(Text(_speakable(text.headline(record), screen), style=style))
     for thing in said:
         screen.print(thing, width=min(screen.width, _READABLE))
+    if limits := contest.limits(record):
+        screen.print()
+        screen.print(Text(_speakable(limits, screen), style="dim"), width=min(screen.width, _READABLE))
     for note in record.facts.get("notes") or []:
         screen.print()
         screen.print(
@@ -56,7 +59,7 @@ def show(record: Record, console: Console | None = None) -> None:
             width=min(screen.width, _READABLE),
         )
     _print_section(screen, "", _numbers(record, screen))
-    for title, sheet in comparison.sheets(record, _MOST_ROWS):
+    for title, sheet in comparison.sheets(record, _MOST_ROWS) + contest.sheets(record):
         _print_section(screen, title, _sheet(sheet, screen))
     _print_section(screen, "By slice", _sheet(table.slices(record, _MOST_SLICES), screen))
     _print_section(screen, "By class", _sheet(table.per_class(record, _MOST_CLASSES), screen))

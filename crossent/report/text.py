@@ -10,7 +10,7 @@ import math
 from typing import NamedTuple
 
 from crossent.record import Number, Record
-from crossent.report import comparison, digits
+from crossent.report import comparison, contest, digits
 from crossent.report.label import printable
 
 _MEANINGS = {
@@ -124,6 +124,8 @@ def headline(record: Record) -> str:
     """
     if record.kind == "comparison":
         return comparison.headline(record)
+    if record.kind == "losses":
+        return contest.headline(record)
     sentences = (_loss(record), _knowledge(record), _calibration(record), _error(record))
     return " ".join(sentence for sentence in sentences if sentence)
 
@@ -134,6 +136,8 @@ def summary(record: Record) -> list[Line]:
     >>> summary(Record("evaluation", "a test", numbers={"accuracy": Number(0.5, "share", n=4)}))
     [Line(label='Accuracy', value='50 %', explanation='Rows whose most probable class is their label.')]
     """
+    if record.kind == "losses":
+        return []  # its tables hold the same number of every loss
     # A number that this version has no words for goes last, under the name the record gives it.
     words = comparison.MEANINGS | _MEANINGS
     known = [name for name in words if name in record.numbers]

@@ -1,0 +1,75 @@
+"""The mean of numbers that were measured on every test row by every seed, and its error: rows and seeds both count.
+
+A loss is judged by training several networks from several seeds and testing all of them on the same rows. Seed s and
+row i give the number d_si, a cost or a difference of two costs. Of d_si = μ + r_i + a_s + e_si the row's part r is what
+other test rows would change, a what other folds, starts and batches would, e what belongs to neither. The mean over
+both has (Searle, Casella & McCulloch 1992, *Variance Components*, §4.3, the two-way crossed model with random effects)
+
+    error² = (σ_r² + σ_e² / S) / n  +  σ_a² / S ,
+
+n rows and S seeds. The first term is the squared error of the mean over rows of d_i = Σ_s d_si / S, found by
+``cluster_mean`` with weights and skewness. The second is what the S means scatter beyond what e alone would make them,
+
+    σ_a² = s_a² − s_e² ,    s_a² = Σ_s (d_s − d)² / (S − 1),    s_e² = σ_e² / n,
+
+0 where that is below it. The degrees of freedom are Satterthwaite's, ν = error⁴ / (first² / ν_r + (s_a² / S)² /
+(S − 1)): where seeds make the error, three seeds leave ν near 2 and the interval is as wide as that deserves; where
+rows make it, ν is theirs. With a single seed nothing is known of a, and the error is that of the rows alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossent.measure.cluster import ClusterMean, cluster_mean
+
+
+@dataclass(frozen=True)
+class Crossed:
+    """A mean over rows and seeds with its error, and how much of the squared error the seeds make, from 0 to 1."""
+
+    mean: ClusterMean
+    of_seeds: float
+
+
+def crossed(
+    values: NDArray[np.float64],
+    weights: NDArray[np.float64] | None = None,
+    scale: float | None = None,
+    further: float = 0.0,
+) -> Crossed:
+    """Estimate the mean that ``values`` (seeds, rows) were drawn from; rows and seeds are both drawn.
+
+    ``weights`` (rows,) are what a row counts. ``scale`` and ``further`` are those of ``cluster_mean``: the largest
+    number that was subtracted, and a standard deviation of the value from elsewhere.
+
+    >>> one_seed = np.array([[0.1, 0.3, 0.2, 0.6]])
+    >>> round(crossed(one_seed).mean.error, 3)
+    0.108
+    >>> seeds_differ = np.vstack((one_seed, one_seed + 1, one_seed + 2))
+    >>> round(crossed(seeds_differ).mean.error, 3), round(crossed(seeds_differ).of_seeds, 3)
+    (0.587, 0.966)
+    """
+    seeds = len(values)
+    rows = values.mean(0)
+    alone = cluster_mean(rows, weights, None, scale, further)
+    if seeds < 2:
+        return Crossed(alone, 0.0)
+    w = np.full(rows.size, 1 / rows.size) if weights is None else weights / weights.sum()
+    means = values @ w
+    of_means = float(np.var(means, ddof=1))
+    errors = [cluster_mean(each - rows, weights, None, scale).error or 0.0 for each in values]
+    # What is left of a row once its own mean is taken away has (S − 1) / S of the variance of e.
+    of_neither = float(np.mean(np.square(errors))) * seeds / (seeds - 1)
+    own = max(of_means - of_neither, 0.0) / seeds
+    if not own:
+        return Crossed(alone, 0.0)
+    found = cluster_mean(rows, weights, None, scale, math.hypot(further, math.sqrt(own)))
+    assert found.error is not None
+    first = 0.0 if alone.error is None else alone.error**2
+    doubt = (of_means / seeds) ** 2 / (seeds - 1) + (first**2 / alone.freedom if alone.freedom else 0.0)
+    return Crossed(replace(found, freedom=max(found.error**4 / doubt, 1.0)), own / found.error**2)

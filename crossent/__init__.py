@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from crossent.minimise import Run as Run
     from crossent.minimise import fit as fit
     from crossent.minimise import load as load
+    from crossent.minimise.contest import compare_losses as compare_losses
     from crossent.minimise.estimators import BoundedRegressor as BoundedRegressor
     from crossent.minimise.estimators import CrossEntropyClassifier as CrossEntropyClassifier
     from crossent.minimise.tune import tune as tune
@@ -103,6 +104,7 @@ _HOME = {
     "Run": "crossent.minimise",
     "fit": "crossent.minimise",
     "load": "crossent.minimise",
+    "compare_losses": "crossent.minimise.contest",
     "BoundedRegressor": "crossent.minimise.estimators",
     "CrossEntropyClassifier": "crossent.minimise.estimators",
     "tune": "crossent.minimise.tune",

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from crossent.cli.contest import way
 from crossent.cli.training import Training
 from crossent.errors import DataError, require
 
@@ -61,6 +62,15 @@ def fit(
         str, typer.Option(help="How many of them; auto is one, or those that torchrun started.")
     ] = "auto",
     precision: Annotated[str, typer.Option(help="32-true, bf16-mixed, 16-mixed, …")] = "32-true",
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOSSES", help="Compare losses, nll,focal(2),brier,…, or codes of a range.", show_default=False
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="How often each loss is trained, with --compare.", min=1, show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Two runs with one seed are equal to the bit.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
     budget: Annotated[
@@ -91,9 +101,9 @@ def fit(
     if first:
         _probe(checkpoint, made)  # before torch is imported: on a full disk a library that torch takes in says less
     try:
-        from crossent.minimise import fit as train_and_test
         from crossent.minimise.learn import launched
 
+        train_and_test = way(compare, seeds)
         settings = [*(set_ or []), *([] if calibrate else ["calibration=none"])]
         settings += [f"model={model}"] if model else []
         fabric = launched(devices, accelerator, precision, loggers=_loggers(logger, folder))
@@ -126,7 +136,8 @@ def fit(
     shutil.rmtree(checkpoint, ignore_errors=True)
     report.show(run.record, console)
     console.print(f"\nReport: {folder / 'report.html'}", soft_wrap=True)
-    console.print(f"Model, record and predictions: {folder}{os.sep}", soft_wrap=True)
+    what = "Model, record and predictions" if compare is None else "Record"
+    console.print(f"{what}: {folder}{os.sep}", soft_wrap=True)
 
 
 def _loggers(name: str | None, folder: Path) -> list[Any]:

@@ -12,6 +12,7 @@ augment        rows that were never seen
 networks/      from features, images or texts to logits
 learn          from a problem and a recipe to networks that have learnt it
 train          the loop (optimiser)
+contest        the same with several losses, compared (scoreboard, crossed, steepness)
 suspects       labels that are probably wrong
 run            the result: a model and its folder
 """

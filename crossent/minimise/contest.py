@@ -17,6 +17,7 @@ rows. Differences from the first loss are taken row by row and seed by seed, and
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
@@ -36,7 +37,7 @@ from crossent.measure.likelihood import Rows
 from crossent.measure.predictions import Predictions
 from crossent.measure.rival import rival
 from crossent.minimise import task as tasks
-from crossent.minimise.fit import _data, _Part, _parts
+from crossent.minimise.fit import _data, _model, _Part, _parts
 from crossent.minimise.inverse import PROPERTIES
 from crossent.minimise.learn import Factory, launched, learn
 from crossent.minimise.objective import Objective, OfRange
@@ -46,7 +47,8 @@ from crossent.minimise.recipe import Recipe
 from crossent.minimise.scoreboard import Told, board
 from crossent.minimise.spelling import read_loss, split
 from crossent.minimise.steepness import steepness
-from crossent.minimise.train import Progress, averaged, logits_of
+from crossent.minimise.tokens import WORD, Tokens
+from crossent.minimise.train import Progress, averaged, logits_of, shares_of
 from crossent.record import Record
 
 LOSSES = "nll,smoothed(0.05),focal(2),brier,hinge,gce(0.7)"
@@ -127,9 +129,15 @@ def compare_losses(
     said(found.found)
     rest, judge = _parts(found, mine, other, seed)
     judge = _that_count(judge)
-    preparation, features = Preparation.fit(rest.x, mine.source)
+    preparation: Preparation | Tokens
+    if (named := _model(recipe, settings)).startswith(WORD):
+        preparation = Tokens.of(named, rest.x, mine.source, found)
+        features, model, usual = preparation(rest.x, mine.source), preparation.copy, Recipe.texts()
+    else:
+        preparation, features = Preparation.fit(rest.x, mine.source)
+        usual = Recipe.usual(features).changed(beside=False)  # one network for each loss, and nothing to lean on
     problem = Problem(found, features, found.target(rest.encoded), rest.tensor_of_weights)
-    recipe = (recipe or Recipe.usual(features)).parsed(settings)
+    recipe = (recipe or usual).parsed(settings)
     entries = [_entry(text, problem, recipe) for text in _texts(losses, found)]
     for entry in entries:
         if entry.trouble:
@@ -301,7 +309,8 @@ def _trained(
         raise KeyboardInterrupt
     seconds = max(time.monotonic() - began, history.seconds)  # a training that was gone on with had some before
     logits = logits_of(learned.network, judge.features)
-    raw, fair = (averaged(objective.log_probabilities(logits, raw=plain)).numpy() for plain in (True, False))
+    shares = shares_of(learned.network)
+    raw, fair = (averaged(objective.log_probabilities(logits, raw=plain), shares).numpy() for plain in (True, False))
     known = ~learned.held_out[:, 0].isnan().numpy()
     weights = judge.rest.weight
     if weights is not None:
@@ -318,12 +327,11 @@ def _trained(
         return None
     if isinstance(objective, OfRange):
         share = judge.task.target(judge.test.encoded)
-        try:
-            score = _of_members(objective.log_score(logits, share.expand(logits.shape[:-1])).numpy())
-        except TypeError:  # it learns no distribution
-            score = np.full(1, np.nan)
-        if np.isfinite(score).all():
-            costs["fair"][0]["log_score"] = score
+        with contextlib.suppress(TypeError):  # a code that learns no distribution
+            each = objective.log_score(logits, share.expand(logits.shape[:-1])).unsqueeze(-1)
+            score = averaged(each, shares).squeeze(-1).numpy()
+            if np.isfinite(score).all():
+                costs["fair"][0]["log_score"] = score
     return Told(
         {figure: cost for figure, (cost, _) in costs.items()},
         {figure: doubt for figure, (_, doubt) in costs.items()},
@@ -332,12 +340,6 @@ def _trained(
         len(history.train),
         held_out=float(np.average(held_out.costs(temperature.of_logits(held_out.z)), weights=weights)),
     )
-
-
-def _of_members(log_p: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The log (n,) of the mean of the members' densities (members, n)."""
-    found: NDArray[np.float64] = np.logaddexp.reduce(log_p, axis=0) - math.log(len(log_p))
-    return found
 
 
 def _costs(judge: _Judge, log_p: NDArray[np.float64]) -> tuple[dict[str, NDArray[np.float64]], float]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from crossent.errors import DataError, require
 from crossent.measure.calibration.families import mixing_weights
-from crossent.minimise.networks.several import Mixture, Several
+from crossent.minimise.networks.several import Even, Mixture, Several
 from crossent.minimise.networks.tabular import Tabular
 from crossent.minimise.objective import Objective
 from crossent.minimise.problem import Problem, folds
@@ -107,10 +107,8 @@ def learn(
         done.append(job.train_on_all(trained, plan, chosen, seed * 1_000_003 + number, kept))
         if "by hand" in trained.history.stopped:
             break
-    if together and len(done) == 2:
-        return _mixed(done[0], done[1], objective, problem)
     if together:
-        return Learned(done[0].network, objective, done[0].held_out, done[0].history)
+        return _mixed(done, objective, problem)
     held_out = _mean([each.held_out for each in done])
     return Learned(Several([each.network for each in done]), objective, held_out, done[0].history)
 
@@ -238,25 +236,41 @@ def _only(repeat: Tensor, part: int) -> Tensor:
     return torch.where(repeat == part, 0, -1).unsqueeze(0)
 
 
-def _mixed(first: Trained, second: Trained, objective: Objective, problem: Problem) -> Learned:
-    """Both, each counting what makes the labels of rows held out most likely; the second not at all if that is little.
+def _mixed(done: list[Trained], objective: Objective, problem: Problem) -> Learned:
+    """All of them, and the even distribution, each counting what makes the labels of rows held out most likely.
 
-    The mean of two models of unlike kinds costs less than either wherever they are wrong on other rows, and the shares
-    are one number, which a few dozen rows settle: maximum likelihood of a mixture, by expectation-maximisation.
+    The mean of models of unlike kinds costs less than any of them wherever they are wrong on other rows, and a few
+    dozen rows settle what each counts: maximum likelihood of a mixture, by expectation-maximisation. What counts little
+    is left out. The even distribution counts as much as one row more at least, as in Laplace's rule of succession: n
+    rows are no ground for being surer of anything than n to 1, and one row that was certain and wrong costs as much as
+    hundreds that were right.
     """
-    known = ~first.held_out[:, 0].isnan() & ~second.held_out[:, 0].isnan()
+    known = torch.stack([~each.held_out[:, 0].isnan() for each in done]).all(0)
     target = problem.take(known).distribution
     if not target.is_floating_point():
         target = torch.nn.functional.one_hot(target, problem.task.columns).double()
     weight = torch.ones(len(target)) if problem.weight is None else problem.weight[known]
     counts = target * weight.double().unsqueeze(-1)
+    even = objective.log_probabilities(torch.zeros(1, objective.columns)).expand_as(done[0].held_out)
+    said = torch.stack([*(each.held_out for each in done), even])
     seen = counts > 0
-    likelihood = torch.stack([each.held_out[known][seen].exp() for each in (second, first)]).clamp(min=1e-300)
-    share = float(mixing_weights(likelihood.numpy(), counts[seen].numpy())[0])
-    if share < LEAST_SHARE:
-        return Learned(first.network, objective, first.held_out, first.history)
-    held_out = averaged(torch.stack([first.held_out, second.held_out]), torch.tensor([1 - share, share]).double())
-    return Learned(Mixture([first.network, second.network], [1 - share, share]), objective, held_out, first.history)
+
+    def shares(parts: list[int]) -> list[float]:
+        likelihood = said[parts][:, known][:, seen].exp().clamp(min=1e-300)
+        return mixing_weights(likelihood.numpy(), counts[seen].numpy()).tolist()
+
+    parts = list(range(len(said)))
+    kept = [part for part, share in zip(parts, shares(parts), strict=True) if share >= LEAST_SHARE or part == parts[-1]]
+    kept = kept if len(kept) > 1 else parts
+    found = torch.tensor(shares(kept), dtype=torch.float64)
+    found = found / found.sum()
+    networks = [*(each.network for each in done), Even(objective.columns)]
+    return Learned(
+        Mixture([networks[part] for part in kept], found.tolist()),
+        objective,
+        averaged(said[kept], found),
+        done[0].history,
+    )
 
 
 def _mean(log_p: list[Tensor]) -> Tensor:

@@ -15,10 +15,10 @@ from torch import nn
 
 from crossent.errors import DataError
 from crossent.minimise.networks.residual import Residual
-from crossent.minimise.networks.several import Mixture, Several
+from crossent.minimise.networks.several import Even, Mixture, Several
 from crossent.minimise.networks.tabular import Tabular
 
-KINDS: dict[str, type[nn.Module]] = {"tabular": Tabular, "residual": Residual}
+KINDS: dict[str, type[nn.Module]] = {"tabular": Tabular, "residual": Residual, "even": Even}
 """Networks that are made again from their settings. A model of texts has a folder of its own."""
 
 

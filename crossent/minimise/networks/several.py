@@ -51,3 +51,17 @@ class Mixture(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Every member's logits of every row."""
         return torch.cat([network(x) for network in self.networks])
+
+
+class Even(nn.Module):
+    """Rows (n, …) → logits (1, n, columns), all 0: it knows nothing, and says so."""
+
+    members = 1
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.settings = {"columns": columns}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zeros."""
+        return torch.zeros(1, len(x), self.settings["columns"], device=x.device)

@@ -110,7 +110,7 @@ def learn(
     if together:
         return _mixed(done, objective, problem)
     held_out = _mean([each.held_out for each in done])
-    return Learned(Several([each.network for each in done]), objective, held_out, done[0].history)
+    return Learned(Several([each.network for each in done]), objective, held_out, _told(done))
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,8 +269,13 @@ def _mixed(done: list[Trained], objective: Objective, problem: Problem) -> Learn
         Mixture([networks[part] for part in kept], found.tolist()),
         objective,
         averaged(said[kept], found),
-        done[0].history,
+        _told(done),
     )
+
+
+def _told(done: list[Trained]) -> History:
+    """What happened to the first network; to the last, if it was stopped by hand, for who asks whether one was."""
+    return done[-1 if "by hand" in done[-1].history.stopped else 0].history
 
 
 def _mean(log_p: list[Tensor]) -> Tensor:

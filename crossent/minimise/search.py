@@ -76,8 +76,9 @@ class Judge:
 
         # All members hold out the same rows, so that what is judged is their mean.
         plan = torch.where(self.fold == number, 0, -1).expand(recipe.members, -1).contiguous()
+        alone = recipe.changed(refit=False)
         learned = learn(
-            self.problem, recipe, self.seed, fold=plan, factory=self.model, fabric=self.fabric, progress=report
+            self.problem, alone, self.seed, fold=plan, factory=self.model, fabric=self.fabric, progress=report
         )
         if "by hand" in learned.history.stopped:
             raise KeyboardInterrupt

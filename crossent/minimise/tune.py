@@ -100,7 +100,7 @@ def tune(
     Raises:
         DataError: a sentence, if the data, the space or the storage cannot be used.
 
-    >>> tuned = tune("iris", settings=["epochs=20", "width=8"], space=["dropout=0..0.5"], trials=2)
+    >>> tuned = tune("iris", settings=["epochs=9", "members=1"], space=["dropout=0..0.5"], trials=1)
     >>> tuned.trials["state"][0], tuned.run.record["cross_entropy"].n
     ('complete', 30)
     """

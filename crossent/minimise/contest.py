@@ -48,7 +48,7 @@ from crossent.minimise.scoreboard import Told, board
 from crossent.minimise.spelling import read_loss, split
 from crossent.minimise.steepness import steepness
 from crossent.minimise.tokens import WORD, Tokens
-from crossent.minimise.train import Progress, averaged, logits_of, shares_of
+from crossent.minimise.train import Progress, averaged, logits_of, shares_of, temperatures_of
 from crossent.record import Record
 
 LOSSES = "nll,smoothed(0.05),focal(2),brier,hinge,gce(0.7)"
@@ -124,6 +124,8 @@ def compare_losses(
     ('nll', ['brier', 'nll'])
     """
     began = time.monotonic()
+    if y is not None and isinstance(x, (str, os.PathLike)):
+        raise DataError(f"{os.fspath(x)!r} brings its own labels; leave out y (losses are named by losses=).")
     mine, other = _data(x, y, target, weight, test)
     found = tasks.look(mine.y, mine.source, mine.target, kind, limits, mine.names)
     said(found.found)
@@ -310,7 +312,8 @@ def _trained(
     seconds = max(time.monotonic() - began, history.seconds)  # a training that was gone on with had some before
     logits = logits_of(learned.network, judge.features)
     shares = shares_of(learned.network)
-    raw, fair = (averaged(objective.log_probabilities(logits, raw=plain), shares).numpy() for plain in (True, False))
+    raw = averaged(objective.log_probabilities(logits, raw=True), shares).numpy()
+    fair = averaged(objective.log_probabilities(logits), shares, temperatures_of(learned.network)).numpy()
     known = ~learned.held_out[:, 0].isnan().numpy()
     weights = judge.rest.weight
     if weights is not None:

@@ -1,0 +1,282 @@
+"""Losses compared: trained alike, judged alike, told apart only where the data can, and log loss is cross-entropy."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from sklearn.metrics import log_loss
+
+import crossent
+from crossent.cli.contest import way
+from crossent.errors import DataError
+from crossent.measure.cluster import cluster_mean
+from crossent.minimise.contest import compare_losses
+from crossent.minimise.crossed import crossed
+from crossent.minimise.objective import Objective
+from crossent.minimise.steepness import steepness
+from crossent.minimise.task import Task
+from crossent.report import contest, html, show
+
+TINY = ["members=1", "folds=2", "width=8", "epochs=6"]
+EPSILON = np.finfo(np.float64).eps
+
+
+@pytest.fixture(scope="module")
+def iris():
+    said = []
+    losses = "nll,focal(0),smoothed(0.1),hinge,fraction"
+    record = compare_losses("iris", losses=losses, seeds=2, settings=TINY, said=said.append, command="again")
+    return record, said
+
+
+@pytest.fixture(scope="module")
+def in_a_range():
+    x = np.random.default_rng(3).normal(size=(120, 2))
+    y = np.clip(np.round(5 + 2 * x[:, 0] + np.random.default_rng(4).normal(size=120)), 0, 10)
+    return compare_losses(
+        x, y, losses="mse,fraction,mae,hlgauss(10),ordinal,twohot(5)", limits=(0, 10), seeds=2, settings=TINY
+    )
+
+
+def lines(record, figure, measure):
+    return {line["loss"]: line for line in contest.differences(record, figure, measure)}
+
+
+def test_every_loss_has_its_row_and_what_it_learns(iris):
+    record, said = iris
+    table = record.tables["losses"]
+    rows = {name: {key: column[i] for key, column in table.items()} for i, name in enumerate(table["loss"])}
+    assert set(rows) == {"nll", "focal(0)", "smoothed(0.1)", "hinge", "fraction"}
+    assert (rows["nll"]["proper"], rows["nll"]["minimiser"]) == (True, "q")
+    assert (rows["smoothed(0.1)"]["proper"], rows["smoothed(0.1)"]["inverse"]) == (False, "(p - ε / K) / (1 - ε)")
+    assert "no inverse link" in rows["hinge"]["inverse"]
+    assert rows["fraction"]["trouble"] == "fraction is a code of a number in a range, and the target has classes."
+    assert rows["fraction"]["fair_cross_entropy"] is None
+    assert any(sentence.startswith("fraction is left out") for sentence in said)
+    able = [cost for cost in table["fair_cross_entropy"] if cost is not None]
+    assert able == sorted(able)
+    assert record["cross_entropy"].value == pytest.approx(rows["nll"]["fair_cross_entropy"], rel=1e-14)
+    assert record.facts["baseline"] == "nll"
+    assert record.facts["seeds"] == 2
+    assert "calibration" not in record.facts["recipe"]
+
+
+def test_a_loss_that_is_the_nll_in_other_words_is_the_same_and_another_is_not(iris):
+    """Focal loss with γ = 0 is the NLL: trained from the same seeds it must give the same network, to the last bits of
+    kernels that add in another order; that is the control on all that is said to be alike."""
+    record, _ = iris
+    for figure in ("fair", "raw"):
+        for measure in ("cross_entropy", "accuracy", "brier"):
+            told = lines(record, figure, measure)
+            # Six epochs of steps carry a rounding of 6e-8 to some 1e-5 at most; real differences are 1e-3 and more.
+            assert abs(told["focal(0)"]["difference"]) < 1e-4
+    assert abs(lines(record, "raw", "cross_entropy")["smoothed(0.1)"]["difference"]) > 1e-3
+
+
+def test_differences_are_those_of_the_means_and_intervals_hold_them(iris, in_a_range):
+    for record in (iris[0], in_a_range):
+        table = record.tables["losses"]
+        first = table["loss"].index(record.facts["baseline"])
+        told = record.tables["differences"]
+        assert set(told["figure"]) == {"fair", "raw"}
+        for i, measure in enumerate(told["measure"]):
+            column = "seconds" if measure == "seconds" else f"{told['figure'][i]}_{measure}"
+            values = table[column]
+            expected = values[table["loss"].index(told["loss"][i])] - values[first]
+            assert told["difference"][i] == pytest.approx(expected, rel=1e-9, abs=1e-12)  # float64, sums of few rows
+            if told["low"][i] is not None:
+                assert told["low"][i] <= told["difference"][i] <= told["high"][i]
+
+
+def test_a_range_is_compared_by_its_codes(in_a_range):
+    record = in_a_range
+    assert record.facts["baseline"] == "fraction"
+    about = dict(zip(record.tables["losses"]["loss"], record.tables["losses"]["proper"], strict=True))
+    proper = {"fraction", "mse", "ordinal", "twohot(5)"}
+    assert about == {name: name in proper for name in (*proper, "mae", "hlgauss(10)")}
+    for measure in ("cross_entropy", "mae", "rmse"):
+        assert set(lines(record, "fair", measure)) == set(about) - {"fraction"}
+    scores = dict(zip(record.tables["losses"]["loss"], record.tables["losses"]["fair_log_score"], strict=True))
+    assert {name for name, score in scores.items() if score is not None} == {"hlgauss(10)", "ordinal"}
+    assert record["mae"].value <= record["rmse"].value < 5
+
+
+def test_what_cannot_be_compared_is_said_in_a_sentence():
+    with pytest.raises(DataError, match="did you mean 'focal'"):
+        compare_losses("iris", losses="nll,focall(2)", settings=TINY)
+    with pytest.raises(DataError, match="two losses or more; got nll"):
+        compare_losses("iris", losses="nll", settings=TINY)
+    with pytest.raises(DataError, match="brier is to be compared with itself"):
+        compare_losses("iris", losses="brier,nll,brier", settings=TINY)
+    with pytest.raises(
+        DataError, match=r"two losses, and 1 fits this task\. mse: mse is a code of a number in a range"
+    ):
+        compare_losses("iris", losses="nll,mse", settings=TINY)
+    with pytest.raises(DataError, match="--seeds is for losses"):
+        way(None, 3)
+
+
+def test_a_training_that_fails_is_a_row_and_not_the_end(monkeypatch):
+    from crossent.minimise import contest as verb
+
+    def broken(problem, recipe, *rest, **more):
+        if recipe.loss == "brier":
+            raise DataError("the training loss was never finite: a sentence.")
+        return learn(problem, recipe, *rest, **more)
+
+    learn = verb.learn
+    monkeypatch.setattr(verb, "learn", broken)
+    record = compare_losses("iris", losses=["brier", "nll", "hinge"], seeds=1, settings=TINY)
+    table = record.tables["losses"]
+    assert table["loss"][-1] == "brier"
+    assert table["trouble"][-1] == "the training loss was never finite: a sentence."
+    assert set(lines(record, "fair", "cross_entropy")) == {"hinge"}
+    assert "one seed nothing is known" in record.facts["notes"][0]
+    assert record.facts["covers"] == "test rows alone"
+
+
+def test_one_temperature_mends_what_is_only_too_flat():
+    """Logits three times too small cost the raw figure and not the fair one: the planted fault that fairness is for."""
+    from crossent.measure.calibration.rows import rows_of
+    from crossent.measure.calibration.scaling import fit_scaling
+
+    generator = np.random.default_rng(0)
+    z = 3 * generator.normal(size=(4000, 3))
+    p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    y = (p.cumsum(1) < generator.uniform(size=(4000, 1))).sum(1).clip(max=2)
+    right, flat = (rows_of(scale * z, y) for scale in (1, 1 / 3))
+    mended = flat.costs(fit_scaling(flat, "temperature").of_logits(flat.z)).mean()
+    assert flat.costs(flat.z).mean() > right.costs(right.z).mean() + 0.1
+    assert mended == pytest.approx(right.costs(right.z).mean(), abs=0.002)  # one parameter of 4,000 rows: 1 / 8,000
+
+
+@pytest.mark.parametrize(("seeds", "of_seed"), [(3, 0.4), (5, 0.4)])
+def test_intervals_cover_rows_and_seeds_and_rows_alone_do_not(seeds, of_seed):
+    """The truth is 0 by construction. 500 draws know a coverage to 1 or 2 %, and rows alone would have 62 and 69 %:
+    their error² is (1 + 1 / S) / 100, and 0.4² / S is missing from it."""
+    generator, held, alone = np.random.default_rng(7), 0, 0
+    for _ in range(500):
+        d = generator.normal(size=100) + generator.normal(size=(seeds, 100))
+        d += of_seed * generator.normal(size=(seeds, 1))
+        low, high = crossed(d).mean.interval()
+        held += low <= 0 <= high
+        low, high = cluster_mean(d.mean(0)).interval()
+        alone += low <= 0 <= high
+    assert held / 500 > 0.91
+    assert alone / 500 < 0.75
+
+
+def test_of_one_seed_the_error_is_that_of_rows():
+    rows = np.random.default_rng(1).normal(size=(1, 50))
+    assert crossed(rows).mean == cluster_mean(rows[0])
+    assert crossed(np.repeat(rows, 3, 0)).mean == cluster_mean(rows[0])  # seeds that agree add nothing
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_pulls_are_the_formulas(classes):
+    """By derivatives worked out on paper: L of p_y, dp_y/dz_y = p (1 - p), the other classes sharing what is left."""
+    task = Task("multi-class", tuple(map(str, range(classes))), "")
+    p, rest = np.array([1e-6, 1 - 1e-6]), np.array([1 - 1e-6, 1e-6])
+    others = classes - 1
+    formulas = {
+        "nll": rest,
+        "smoothed(0.1)": np.abs(rest - 0.1 * (1 - 1 / classes)),
+        "gce(0.7)": p**0.7 * rest,
+        "focal(2)": rest**3 - 2 * p * rest**2 * np.log(p),
+        # (1 - p)² + (1 - p)² / (K - 1)
+        "brier": 2 * p * rest**2 * (1 + 1 / others),
+        "hinge": np.array([1.0, 0.0]),
+    }
+    for loss, expected in formulas.items():
+        # 1 - 1e-6 is known to float64's 1e-16, which is 1e-10 of the 1e-6 left: squared in brier, cubed in focal.
+        assert steepness(Objective.of(task, loss=loss)) == pytest.approx(tuple(expected), rel=1e-8), loss
+    with pytest.raises(AssertionError):
+        assert steepness(Objective.of(task)) == pytest.approx(tuple(formulas["gce(0.7)"]), rel=1e-8)
+
+
+def test_several_logits_of_a_range_have_no_pull_and_one_has():
+    share = Task("range", (), "", 0.0, 10.0)
+    assert steepness(Objective.of(share, code="hlgauss")) == (None, None)
+    assert steepness(Objective.of(share, code="fraction")) == pytest.approx((1 - 1e-6, 1e-6), rel=1e-9)
+    assert steepness(Objective.of(share, code="mse")) == pytest.approx((2e-6 * (1 - 1e-6) ** 2, 2e-12), rel=1e-5)
+
+
+def test_log_loss_is_cross_entropy():
+    """Of logits, of probabilities, weighted, of two classes and of many: scikit-learn's figure, to rounding."""
+    generator = torch.Generator().manual_seed(0)
+    for classes in (2, 7):
+        z = 3 * torch.randn(500, classes, dtype=torch.float64, generator=generator)
+        y = torch.randint(classes, (500,), generator=generator)
+        w = torch.rand(500, dtype=torch.float64, generator=generator)
+        p = torch.softmax(z, -1).numpy()
+        theirs = log_loss(y, p, labels=range(classes))
+        weighted = log_loss(y, p, sample_weight=w, labels=range(classes))
+        assert float(crossent.cross_entropy(z, y)) == pytest.approx(theirs, rel=1e-13)
+        assert float(crossent.cross_entropy(z, y, sample_weight=w)) == pytest.approx(weighted, rel=1e-13)
+        assert crossent.evaluate(p, y.numpy())["cross_entropy"].value == pytest.approx(theirs, rel=1e-13)
+
+
+def test_where_scikit_learn_clips_it_says_less_and_by_how_much():
+    """A label of probability 0 costs infinity here; scikit-learn raises it to 2.2e-16, which is 36 nats. So it does
+    with e^-50, which float64 could hold: logits that leave their label so little cost 50 nats here, and 800 if e^-800.
+    """
+    y = np.array([0, 1])
+    never = np.array([[0.5, 0.5], [1.0, 0.0]])
+    assert log_loss(y, never) == pytest.approx((math.log(2) - math.log(EPSILON)) / 2, rel=1e-12)
+    assert crossent.evaluate(never, y)["cross_entropy"].value == math.inf
+    for depth, theirs in ((30.0, 30.0), (50.0, -math.log(EPSILON)), (800.0, -math.log(EPSILON))):
+        z = torch.tensor([[0.0, -depth]], dtype=torch.float64)
+        assert float(crossent.cross_entropy(z, torch.tensor([1]))) == pytest.approx(depth, rel=1e-12)
+        clipped = log_loss([1], torch.softmax(z, -1).numpy(), labels=[0, 1])
+        assert clipped == pytest.approx(theirs, rel=1e-9)
+
+
+def test_the_page_and_the_terminal_hold_the_conclusion_and_its_limits(iris, in_a_range):
+    for record in (iris[0], in_a_range):
+        screen = io.StringIO()
+        show(record, Console(file=screen, width=160, highlight=False, markup=False))
+        page = html.page(record)
+        for text in (screen.getvalue(), page):
+            for part in (
+                "has the lowest log loss of",
+                "tuned for cross-entropy",
+                "What each loss learns",
+                "Bonferroni",
+            ):
+                assert part in " ".join(text.split())
+        assert 'id="losses"' in page
+        assert 'id="beside"' in page
+        assert f"Log loss, against {record.facts['baseline']}" in page
+    other = crossent.Record("evaluation", "a test")
+    assert contest.sheets(other) == []
+    assert contest.limits(other) == ""
+
+
+def test_the_conclusion_says_who_wins_and_who_cannot_be_told():
+    told = {
+        "loss": ["brier", "hinge", "focal(2)"],
+        "figure": ["fair"] * 3,
+        "measure": ["cross_entropy"] * 3,
+        "difference": [0.01, 0.2, -0.001],
+        "low": [0.005, 0.1, -0.003],
+        "high": [0.015, 0.3, 0.001],
+        "p_adjusted": [0.002, 1e-9, 0.4],
+        "of_seeds": [0.1, 0.1, 0.1],
+        "verdict": ["worse", "worse", "undecided"],
+    }
+    table = {
+        "loss": ["focal(2)", "nll", "brier", "hinge"],
+        "fair_cross_entropy": [0.249, 0.25, 0.26, 0.45],
+        "raw_cross_entropy": [0.3, 0.25, 0.26, 0.5],
+    }
+    facts = {"baseline": "nll", "rows": 2000, "seeds": 3}
+    record = crossent.Record("losses", "a test", tables={"losses": table, "differences": told}, facts=facts)
+    assert crossent.report.headline(record) == (
+        "On 2,000 test rows, from 3 seeds, focal(2) has the lowest log loss of 4 losses, 0.249 nats. nll is better "
+        "than brier by 0.0100 nats (0.0050 to 0.0150; p = 0.002), hinge by 0.20 nats (0.10 to 0.30; p < 0.001). From "
+        "nll the data cannot tell focal(2) (−0.0010 nats, −0.0030 to 0.0010). A raw comparison would mislead, most "
+        "about focal(2): without the way back and a temperature its log loss is 0.0510 nats higher."
+    )

@@ -36,7 +36,7 @@ from crossent.minimise.networks.residual import Residual
 from crossent.minimise.networks.tabular import Tabular
 from crossent.minimise.networks.text import TextNetwork
 from crossent.minimise.run import Run
-from crossent.minimise.train import averaged, shares_of
+from crossent.minimise.train import averaged, shares_of, temperatures_of
 
 OUTPUTS = ("probabilities", "log_probabilities")
 ABOUT = "crossent.json"
@@ -68,7 +68,9 @@ class Exported(nn.Module):
         logits = self.network(x)
         if not hasattr(self.network, "members"):
             logits = logits.unsqueeze(0)
-        log_p = self.calibrator(averaged(self.objective.log_probabilities(logits), shares_of(self.network)))
+        log_p = self.calibrator(
+            averaged(self.objective.log_probabilities(logits), shares_of(self.network), temperatures_of(self.network))
+        )
         return log_p.exp().float(), log_p.float()
 
 

@@ -21,13 +21,16 @@ from torch import Tensor, nn
 
 from crossent.errors import DataError, require
 from crossent.measure.calibration.families import mixing_weights
+from crossent.measure.calibration.rows import rows_of
+from crossent.measure.calibration.scaling import fit_scaling
 from crossent.minimise.networks.several import Even, Mixture, Several
 from crossent.minimise.networks.tabular import Tabular
 from crossent.minimise.objective import Objective
 from crossent.minimise.problem import Problem, folds
 from crossent.minimise.recipe import Recipe
-from crossent.minimise.train import History, Progress, Trained, averaged, logits_of, shares_of, train
+from crossent.minimise.train import History, Progress, Trained, averaged, logits_of, shares_of, temperatures_of, train
 
+ENOUGH_FOR_A_TEMPERATURE = 50
 LEAST_SHARE = 0.02
 """Of a second model, below which it is left out."""
 Factory = Callable[[tuple[int, ...], int], nn.Module]
@@ -45,7 +48,11 @@ class Learned:
 
     def log_probabilities(self, x: Tensor) -> Tensor:
         """Log-probabilities (n, classes), float64, of prepared rows: of the mean of the members' probabilities."""
-        return averaged(self.objective.log_probabilities(logits_of(self.network, x)), shares_of(self.network))
+        return averaged(
+            self.objective.log_probabilities(logits_of(self.network, x)),
+            shares_of(self.network),
+            temperatures_of(self.network),
+        )
 
 
 def launched(devices: int | str = "auto", accelerator: str = "cpu", precision: str = "32-true", **more: Any) -> Any:
@@ -217,7 +224,14 @@ def _network(
     if problem.x.dim() > 2:
         from crossent.minimise.networks.residual import Residual
 
-        return Residual.for_images(problem.x, columns, width=recipe.width, depth=recipe.depth, dropout=recipe.dropout)
+        return Residual.for_images(
+            problem.x,
+            columns,
+            width=recipe.width,
+            depth=recipe.depth,
+            dropout=recipe.dropout,
+            mirror=recipe.flip,
+        )
     linear = recipe.model == "linear"
     return Tabular.for_features(
         problem.x,
@@ -239,6 +253,7 @@ def _only(repeat: Tensor, part: int) -> Tensor:
 def _mixed(done: list[Trained], objective: Objective, problem: Problem) -> Learned:
     """All of them, and the even distribution, each counting what makes the labels of rows held out most likely.
 
+    Each has its temperature first: the epoch was chosen by what a temperature leaves, and would be too sure without.
     The mean of models of unlike kinds costs less than any of them wherever they are wrong on other rows, and a few
     dozen rows settle what each counts: maximum likelihood of a mixture, by expectation-maximisation. What counts little
     is left out. The even distribution counts as much as one row more at least, as in Laplace's rule of succession: n
@@ -246,6 +261,7 @@ def _mixed(done: list[Trained], objective: Objective, problem: Problem) -> Learn
     hundreds that were right.
     """
     known = torch.stack([~each.held_out[:, 0].isnan() for each in done]).all(0)
+    temperatures = [_temperature(each.held_out[known], problem.take(known)) for each in done] + [1.0]
     target = problem.take(known).distribution
     if not target.is_floating_point():
         target = torch.nn.functional.one_hot(target, problem.task.columns).double()
@@ -253,6 +269,7 @@ def _mixed(done: list[Trained], objective: Objective, problem: Problem) -> Learn
     counts = target * weight.double().unsqueeze(-1)
     even = objective.log_probabilities(torch.zeros(1, objective.columns)).expand_as(done[0].held_out)
     said = torch.stack([*(each.held_out for each in done), even])
+    said = torch.log_softmax(said / torch.tensor(temperatures).double().view(-1, 1, 1), -1)
     seen = counts > 0
 
     def shares(parts: list[int]) -> list[float]:
@@ -266,7 +283,7 @@ def _mixed(done: list[Trained], objective: Objective, problem: Problem) -> Learn
     found = found / found.sum()
     networks = [*(each.network for each in done), Even(objective.columns)]
     return Learned(
-        Mixture([networks[part] for part in kept], found.tolist()),
+        Mixture([networks[part] for part in kept], found.tolist(), [temperatures[part] for part in kept]),
         objective,
         averaged(said[kept], found),
         _told(done),
@@ -276,6 +293,20 @@ def _mixed(done: list[Trained], objective: Objective, problem: Problem) -> Learn
 def _told(done: list[Trained]) -> History:
     """What happened to the first network; to the last, if it was stopped by hand, for who asks whether one was."""
     return done[-1 if "by hand" in done[-1].history.stopped else 0].history
+
+
+def _temperature(log_p: Tensor, problem: Problem) -> float:
+    """The temperature that makes the labels most likely, where that is above 1; being surer has to be shown first.
+
+    Cooling undoes what the stop allowed. Whether a sharper answer helps is for the guarded calibrator to show: on few
+    rows without a mistake the likeliest temperature is near 0, and the first mistake pays for it.
+    """
+    if len(problem) < ENOUGH_FOR_A_TEMPERATURE:
+        return 1.0
+    rows = rows_of(
+        log_p.numpy(), problem.distribution.numpy(), None if problem.weight is None else problem.weight.numpy()
+    )
+    return max(1.0, fit_scaling(rows, "temperature").temperature)
 
 
 def _mean(log_p: list[Tensor]) -> Tensor:

@@ -36,11 +36,10 @@ BOUNDS = {
 
 
 IMAGES: dict[str, Any] = {
-    "model": "residual", "folds": 1, "members": 1, "width": 32, "depth": 2, "dropout": 0.0, "flip": False, "crop": 2,
-    "schedule": "one-cycle", "epochs": 15, "batch": 128, "weight_decay": 0.05, "averaging": 1.0,
+    "model": "residual", "folds": 1, "members": 1, "width": 32, "depth": 2, "dropout": 0.0, "crop": 2,
+    "optimiser": "muon", "learning_rate": 0.015, "weight_decay": 0.05, "schedule": "one-cycle", "batch": 128,
+    "epochs": 12, "patience": 12, "averaging": 0.0,
 }  # fmt: skip
-
-
 TEXTS: dict[str, Any] = {
     "model": "text:", "folds": 1, "members": 1, "learning_rate": 5e-5, "weight_decay": 0.01, "batch": 16, "epochs": 4,
     "schedule": "one-cycle", "averaging": 0.0,

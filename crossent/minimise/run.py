@@ -26,7 +26,7 @@ from crossent.minimise.preparation import Preparation
 from crossent.minimise.recipe import Recipe
 from crossent.minimise.task import Task
 from crossent.minimise.tokens import Tokens
-from crossent.minimise.train import averaged, logits_of, shares_of
+from crossent.minimise.train import averaged, logits_of, shares_of, temperatures_of
 from crossent.record import Record
 
 MODEL_FORMAT = "crossent model 2"
@@ -92,7 +92,11 @@ class Run:
 
     def log_probabilities(self, features: Tensor) -> Tensor:
         """Log-probabilities (n, classes), float64, of prepared features, before they are calibrated."""
-        return averaged(self.objective.log_probabilities(logits_of(self.network, features)), shares_of(self.network))
+        return averaged(
+            self.objective.log_probabilities(logits_of(self.network, features)),
+            shares_of(self.network),
+            temperatures_of(self.network),
+        )
 
     def predict(self, x: Any) -> NDArray[Any]:
         """The most probable class by name (n,), or the expected number of a range (n,)."""

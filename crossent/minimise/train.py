@@ -207,11 +207,13 @@ def logits_of(network: nn.Module, x: Tensor, rows: int = 8192) -> Tensor:
     return torch.cat(pieces, 1)
 
 
-def averaged(log_p: Tensor, shares: Tensor | None = None) -> Tensor:
+def averaged(log_p: Tensor, shares: Tensor | None = None, temperatures: Tensor | None = None) -> Tensor:
     """Log-probabilities (n, classes) of the mean of the members' probabilities (members, n, classes).
 
-    ``shares`` (members,) are what members count, if not all alike.
+    ``shares`` (members,) are what members count, if not all alike; ``temperatures`` (members,) cool each of them first.
     """
+    if temperatures is not None:
+        log_p = torch.log_softmax(log_p / temperatures.view(-1, 1, 1), -1)
     if shares is not None:
         return (log_p + shares.log().view(-1, 1, 1)).logsumexp(0)
     return log_p.logsumexp(0) - math.log(log_p.shape[0])
@@ -220,6 +222,11 @@ def averaged(log_p: Tensor, shares: Tensor | None = None) -> Tensor:
 def shares_of(network: nn.Module) -> Tensor | None:
     """What each member counts in the mean; None where all count alike."""
     return getattr(network, "shares", None)
+
+
+def temperatures_of(network: nn.Module) -> Tensor | None:
+    """By what each member's log-probabilities are divided; None where nothing is."""
+    return getattr(network, "temperatures", None)
 
 
 Members = list[tuple[Tensor, Tensor]]
@@ -394,7 +401,8 @@ def _progress(history: History, epoch: int, share: float, epochs: int, patience:
 def _threads(network: nn.Module, rows: int) -> Iterator[None]:
     """One thread where there is too little work for more."""
     before = torch.get_num_threads()
-    if rows * sum(p.numel() for p in network.parameters()) < LEAST_WORK_FOR_THREADS:
+    work = getattr(network, "work", None) or sum(p.numel() for p in network.parameters())
+    if rows * work < LEAST_WORK_FOR_THREADS:
         torch.set_num_threads(1)
     try:
         yield

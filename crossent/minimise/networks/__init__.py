@@ -40,8 +40,9 @@ def rebuilt(about: dict[str, Any], own: Callable[[], nn.Module] | None = None) -
     kind = settings.pop("kind")
     if kind == "several":
         return Several([rebuilt(each, own) for each in settings["networks"]])
-    if kind == "mixture":  # the shares are among the weights
-        return Mixture([rebuilt(each, own) for each in settings["networks"]], [1.0] * len(settings["networks"]))
+    if kind == "mixture":  # shares and temperatures are among the weights
+        parts = [rebuilt(each, own) for each in settings["networks"]]
+        return Mixture(parts, [1.0] * len(parts), [1.0] * len(parts))
     if kind in KINDS:
         return KINDS[kind](**settings)
     if own is None:

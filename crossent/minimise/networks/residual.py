@@ -50,6 +50,8 @@ class Residual(nn.Module):
 
     mean: Tensor
     deviation: Tensor
+    work: int
+    """Multiplications of an image, roughly: every weight of a convolution is used at every place."""
 
     def __init__(
         self, channels: int, side: int, columns: int, width: int, depth: int, dropout: float, mirror: bool = False
@@ -79,6 +81,7 @@ class Residual(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(wide, columns)
+        self.work = sum(p.numel() for p in self.parameters()) * MOST_PLACES**2 // 4
         nn.init.normal_(self.head.weight, std=0.1 / math.sqrt(wide))  # start near the even distribution
         nn.init.zeros_(self.head.bias)
 

@@ -31,17 +31,22 @@ class Several(nn.Module):
 class Mixture(nn.Module):
     """Networks of several kinds, each with members of its own → logits (members, n, columns) of all.
 
-    ``shares`` (members,) say what each member's probabilities count in the mean; they add up to 1.
+    ``shares`` (members,) say what each member's probabilities count in the mean; they add up to 1. ``temperatures``
+    (members,) say by what its log-probabilities are divided before.
     """
 
     shares: Tensor
+    temperatures: Tensor
 
-    def __init__(self, networks: list[nn.Module], shares: list[float]) -> None:
+    def __init__(self, networks: list[nn.Module], shares: list[float], temperatures: list[float]) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
         counts = [int(network.members) for network in networks]  # type: ignore[arg-type]
         each = [torch.full((count,), share / count) for count, share in zip(counts, shares, strict=True)]
         self.register_buffer("shares", torch.cat(each).double())
+        self.register_buffer(
+            "temperatures", torch.tensor(temperatures).double().repeat_interleave(torch.tensor(counts))
+        )
 
     @property
     def members(self) -> int:

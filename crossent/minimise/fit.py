@@ -110,6 +110,7 @@ def fit(
     else:
         preparation, features = Preparation.fit(rest.x, mine.source)
         usual = Recipe.usual(features)
+    test_x = preparation(judge.x, judge.data.source)  # what is wrong with it is said before the training, not after
     problem = Problem(found, features, found.target(rest.encoded), rest.tensor_of_weights)
     recipe = (recipe or usual).parsed(settings)
     all_of = "" if other is None else f" (all of {other.source})"
@@ -125,7 +126,6 @@ def fit(
         deadline=deadline,
     )
     known = ~learned.held_out[:, 0].isnan().numpy()
-    test_x = preparation(judge.x, judge.data.source)
     run = finish(
         learned,
         recipe,

@@ -26,7 +26,6 @@ from crossent.measure.calibration import choose as choose_calibrator
 from crossent.minimise import data
 from crossent.minimise.finish import recorded, versions
 from crossent.minimise.learn import Learned, learn
-from crossent.minimise.networks.tabular import Tabular
 from crossent.minimise.preparation import Preparation
 from crossent.minimise.problem import Problem
 from crossent.minimise.recipe import Recipe
@@ -223,7 +222,7 @@ class _Estimator(_Settings):
         x = preparation(self._rows(X, reset=False), "X")
         for note in preparation.notes:
             warnings.warn(note, UserWarning, stacklevel=3)
-        if isinstance(learned.network, Tabular):
+        if ":" not in found.recipe.model:  # a network of the user's own may be for float32 alone
             learned, x = replace(learned, network=copy.deepcopy(learned.network).double()), x.double()
         return found.calibrator.of_logits(learned.log_probabilities(x).numpy())
 

@@ -5,14 +5,16 @@ it answers another question; read as if it had answered ours it looks bad, and t
 judged twice, by the same network:
 
     raw     the plain softmax of its logits, or the mean of its code, as most comparisons take it
-    fair    through the loss's inverse link (``inverse``), then one temperature, fitted to rows held out, for every loss
+    fair    through the loss's inverse link (``inverse``), then one temperature for every loss, fitted to a sixth of the
+            rows that none of its networks learnt from, by what they say together
 
 The link is exact at the minimum of the loss, and no trained network is there; the temperature mends what a link that is
 too strong or too weak leaves, and epochs are chosen by what a temperature would leave as well (``stop="refinement"``).
 
 All losses learn from the same rows in the same folds, from the same starts, in the same batches, and end by the same
-rule. That is done from several seeds, each of which draws folds, starts and batches anew; all are tested on the same
-rows. Differences from the first loss are taken row by row and seed by seed, and both make their error (``crossed``).
+rule. That is done from several seeds, each of which draws that sixth, folds, starts and batches anew; all are tested on
+the same rows. Differences from the first loss are taken row by row and seed by seed, and both make their error
+(``crossed``).
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from crossent.compute.losses import NLL
 from crossent.errors import DataError, some
@@ -42,7 +46,7 @@ from crossent.minimise.inverse import PROPERTIES
 from crossent.minimise.learn import Factory, launched, learn
 from crossent.minimise.objective import Objective, OfRange
 from crossent.minimise.preparation import Preparation
-from crossent.minimise.problem import Problem
+from crossent.minimise.problem import Problem, folds
 from crossent.minimise.recipe import Recipe
 from crossent.minimise.scoreboard import Told, board
 from crossent.minimise.spelling import read_loss, split
@@ -154,16 +158,17 @@ def compare_losses(
     )
     fabric = fabric or launched()
     share = math.inf if budget is None else budget / (len(alive) * repeats)
-    judged = _Judge(judge, rest, preparation(judge.x, judge.data.source), found)
+    judged = _Judge(judge, preparation(judge.x, judge.data.source), found)
     done = 0
     try:
         for repeat in range(repeats):
             turn = alive[repeat % len(alive) :] + alive[: repeat % len(alive)]  # none is always the first
             heard = {}
+            parts = _Parts.of(problem, rest, seed + repeat)
             for entry in turn:
                 place = None if checkpoint is None else Path(checkpoint) / f"{entries.index(entry)}-{seed + repeat}"
                 heard[entry.name] = told = _trained(
-                    entry, problem, judged, seed + repeat, model, fabric, place, progress, time.monotonic() + share
+                    entry, parts, judged, seed + repeat, model, fabric, place, progress, time.monotonic() + share
                 )
                 said(f"{entry.name}, seed {seed + repeat}: {told or entry.trouble}")
             alive = [entry for entry in alive if not entry.trouble]
@@ -213,10 +218,9 @@ class _Entry:
 
 @dataclass(frozen=True, eq=False)
 class _Judge:
-    """The rows of the test with their features, and those learnt from, which held-out answers belong to."""
+    """The rows of the test with their features."""
 
     test: _Part
-    rest: _Part
     features: Any
     task: tasks.Task
 
@@ -234,6 +238,26 @@ class _Judge:
             log_probabilities=log_p,
             weights=self.test.weight,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """The rows to learn from, and those set apart from all networks for the temperature: features, labels, weights."""
+
+    learn: Problem
+    apart: Tensor
+    encoded: NDArray[Any]
+    weight: NDArray[np.float64] | None
+
+    @classmethod
+    def of(cls, problem: Problem, rest: _Part, seed: int) -> _Parts:
+        """A sixth of the rows is set apart, drawn by class."""
+        apart = folds(problem, 1, 1, seed)[0] == 0
+        counts = apart.numpy() if rest.weight is None else apart.numpy() & (rest.weight > 0)
+        if not counts.any():
+            raise DataError("no row with a weight was drawn for the temperature; take another seed.")
+        weight = None if rest.weight is None else rest.weight[counts]
+        return cls(problem.take(~apart), problem.x[torch.from_numpy(counts)], rest.encoded[counts], weight)
 
 
 def _texts(losses: str | Sequence[str] | None, task: tasks.Task) -> list[str]:
@@ -280,7 +304,7 @@ def _about(objective: Objective | None, code: str) -> dict[str, Any]:
 
 def _trained(
     entry: _Entry,
-    problem: Problem,
+    parts: _Parts,
     judge: _Judge,
     seed: int,
     model: Factory | None,
@@ -290,11 +314,10 @@ def _trained(
     deadline: float,
 ) -> Told | None:
     """One training and what the test rows cost it; None, and the trouble written down, if it failed."""
-    objective, began = entry.objective, time.monotonic()
-    assert objective is not None
+    began = time.monotonic()
     try:
         learned = learn(
-            problem,
+            parts.learn,
             entry.recipe,
             seed,
             factory=model,
@@ -306,7 +329,7 @@ def _trained(
     except (ValueError, TypeError) as trouble:  # DataError is one of them
         entry.trouble = " ".join(str(trouble).split())
         return None
-    history = learned.history
+    history, objective = learned.history, learned.objective
     if "by hand" in history.stopped:
         raise KeyboardInterrupt
     seconds = max(time.monotonic() - began, history.seconds)  # a training that was gone on with had some before
@@ -314,13 +337,8 @@ def _trained(
     shares = shares_of(learned.network)
     raw = averaged(objective.log_probabilities(logits, raw=True), shares).numpy()
     fair = averaged(objective.log_probabilities(logits), shares, temperatures_of(learned.network)).numpy()
-    known = ~learned.held_out[:, 0].isnan().numpy()
-    weights = judge.rest.weight
-    if weights is not None:
-        known &= weights > 0
-        weights = weights[known]
-    held_out = rows_of(learned.held_out.numpy()[known], judge.rest.encoded[known], weights)
-    temperature = fit_scaling(held_out, "temperature")
+    apart = rows_of(learned.log_probabilities(parts.apart).numpy(), parts.encoded, parts.weight)
+    temperature = fit_scaling(apart, "temperature")
     costs = {
         "fair": _costs(judge, temperature.of_logits(fair)),
         "raw": _costs(judge, raw),
@@ -341,7 +359,7 @@ def _trained(
         temperature.temperature,
         seconds,
         len(history.train),
-        held_out=float(np.average(held_out.costs(temperature.of_logits(held_out.z)), weights=weights)),
+        held_out=float(np.average(apart.costs(temperature.of_logits(apart.z)), weights=parts.weight)),
     )
 
 

@@ -24,6 +24,7 @@ from crossent.record import Number, Record, Table
 BETTER_HIGH = ("accuracy", "log_score")
 FIGURES = ("fair", "raw")
 _CROSS_ENTROPY = ("nll", "fraction")
+_COVERED = "test rows and seeds, each of which draws rows for the temperature, folds, starts and batches anew"
 _UNITS = {"accuracy": "share", "brier": "1", "mae": "target", "rmse": "target"}
 
 
@@ -32,7 +33,7 @@ class Told:
     """What one training gave: by figure and measure a number for each test row (n,).
 
     ``doubt`` is by figure the standard deviation that fitting a calibrated self adds to the mean miscalibration.
-    ``held_out`` is the cross-entropy of rows held out, after the temperature.
+    ``held_out`` is the cross-entropy of the rows that the temperature was fitted to, after it.
     """
 
     costs: dict[str, dict[str, NDArray[np.float64]]]
@@ -87,9 +88,7 @@ def board(
             "model": others[lead][0],
             "verdicts": dict(zip(told["loss"], told["verdict"], strict=True)),
             "comparisons": len(others),
-            "covers": "test rows and seeds, each of which draws folds, starts and batches anew"
-            if seeds > 1
-            else "test rows alone",
+            "covers": _COVERED if seeds > 1 else "test rows alone",
             "versions": versions(),
             **facts,
         },

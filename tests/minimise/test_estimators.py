@@ -27,7 +27,7 @@ from crossent.minimise.repeats import MOST_REPEATS, once_each
 from tests.minimise.conftest import mixed_table
 
 TINY = {"members": 1, "folds": 2, "width": 16, "bins": 0, "dropout": 0.0, "learning_rate": 0.1}
-TINY |= {"batch": 512, "epochs": 12, "calibration": "none"}
+TINY |= {"batch": 512, "epochs": 10, "calibration": "none", "beside": False, "stop": "loss"}
 BOTH = [CrossEntropyClassifier, BoundedRegressor]
 
 
@@ -170,7 +170,7 @@ def test_equal_rows_are_draws_where_rows_are_few():
 def test_soft_labels_are_shares_or_counts():
     x, y = rows()
     one_hot = pd.get_dummies(pd.Series(y)).astype(float)
-    hard, soft = (CrossEntropyClassifier(stop="loss", **TINY).fit(x, labels) for labels in (y, one_hot))
+    hard, soft = (CrossEntropyClassifier(**TINY).fit(x, labels) for labels in (y, one_hot))
     assert soft.classes_.tolist() == hard.classes_.tolist() == ["high", "low", "middle"]
     # float32 sums of three terms for one of a single term, over a dozen steps
     assert soft.predict_proba(x) == pytest.approx(hard.predict_proba(x), abs=1e-3)
@@ -240,9 +240,18 @@ def test_trouble_is_said_and_ctrl_c_ends_it(monkeypatch):
         model.fit(x, y)
 
 
+def test_a_rows_answer_is_its_own():
+    """Not that of the rows asked with it: float32 would show them in its seventh digit."""
+    x, y = rows()
+    model = CrossEntropyClassifier(**{**TINY, "beside": True}).fit(x, y)
+    alone = np.concatenate([model.predict_log_proba(x[[row]]) for row in range(20)])
+    assert alone == pytest.approx(model.predict_log_proba(x)[:20], rel=1e-12)
+    assert not np.array_equal(np.log(model.run_.predict_proba(x)).round(12), model.predict_log_proba(x).round(12))
+
+
 def test_the_run_inside_is_saved_and_loaded(tmp_path):
     x, y = mixed_table()
-    model = CrossEntropyClassifier(**TINY).fit(x, y)
+    model = CrossEntropyClassifier(**{**TINY, "beside": True, "stop": "refinement", "calibration": "guarded"}).fit(x, y)
     model.run_.save(tmp_path / "run")
     assert crossent.load(tmp_path / "run").predict_proba(x) == pytest.approx(model.predict_proba(x), abs=1e-6)
     for again in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):

@@ -43,6 +43,7 @@ from crossent.measure.rival import rival
 from crossent.minimise import task as tasks
 from crossent.minimise.fit import _data, _model, _Part, _parts
 from crossent.minimise.inverse import PROPERTIES
+from crossent.minimise.judge import averaged, logits_of, shares_of, temperatures_of
 from crossent.minimise.learn import Factory, launched, learn
 from crossent.minimise.objective import Objective, OfRange
 from crossent.minimise.preparation import Preparation
@@ -52,7 +53,7 @@ from crossent.minimise.scoreboard import Told, board
 from crossent.minimise.spelling import read_loss, split
 from crossent.minimise.steepness import steepness
 from crossent.minimise.tokens import WORD, Tokens
-from crossent.minimise.train import Progress, averaged, logits_of, shares_of, temperatures_of
+from crossent.minimise.train import Progress
 from crossent.record import Record
 
 LOSSES = "nll,smoothed(0.05),focal(2),brier,hinge,gce(0.7)"

@@ -22,9 +22,9 @@ from crossent.minimise.learn import Learned
 from crossent.minimise.preparation import Preparation
 from crossent.minimise.recipe import Recipe
 from crossent.minimise.run import Predicted, Run
+from crossent.minimise.state import History
 from crossent.minimise.task import Task
 from crossent.minimise.tokens import Tokens
-from crossent.minimise.train import History
 from crossent.record import Curve, Number, Record, Table
 
 

@@ -17,6 +17,7 @@ from crossent.errors import DataError, require
 from crossent.files import replacing
 from crossent.measure import Calibrator, write_predictions
 from crossent.minimise import data
+from crossent.minimise.judge import averaged, logits_of, shares_of, temperatures_of
 from crossent.minimise.learn import Factory
 from crossent.minimise.networks import rebuilt, settings_of
 from crossent.minimise.networks.several import Several
@@ -26,7 +27,6 @@ from crossent.minimise.preparation import Preparation
 from crossent.minimise.recipe import Recipe
 from crossent.minimise.task import Task
 from crossent.minimise.tokens import Tokens
-from crossent.minimise.train import averaged, logits_of, shares_of, temperatures_of
 from crossent.record import Record
 
 MODEL_FORMAT = "crossent model 2"

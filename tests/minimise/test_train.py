@@ -261,7 +261,7 @@ def test_ctrl_c_keeps_the_best_so_far(trained, epoch):
 
 
 def test_ctrl_c_while_an_epoch_is_measured_leaves_curves_of_one_length(monkeypatch, trained):
-    score, calls = train._score, []
+    score, calls = train.score, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -269,7 +269,7 @@ def test_ctrl_c_while_an_epoch_is_measured_leaves_curves_of_one_length(monkeypat
             raise KeyboardInterrupt
         return score(*arguments)
 
-    monkeypatch.setattr(train, "_score", interrupted)
+    monkeypatch.setattr(train, "score", interrupted)
     history = trained().history
     assert len(history.train) == len(history.validation) == 2
 
@@ -411,7 +411,7 @@ def two_threads():
 @pytest.mark.parametrize("trouble", [None, KeyboardInterrupt, Stop])
 def test_torch_is_left_as_it_was_found(trained, trouble, two_threads):
     inside = []
-    with train._threads(nn.Linear(3, 2), 1):
+    with train.threads(nn.Linear(3, 2), 1):
         inside.append(torch.get_num_threads())
     torch.manual_seed(11)
     state = torch.get_rng_state()

@@ -1,0 +1,137 @@
+"""What networks say of rows: members' answers, the mean of them, and what the stop of a training looks at."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from crossent.measure.calibration.scaling import recalibrate
+from crossent.minimise.objective import Objective
+from crossent.minimise.problem import Problem
+
+MOST_ROWS_FOR_THE_CURVE = 4_000
+LEAST_WORK_FOR_THREADS = 2e8
+"""Multiplications in a forward pass below which one thread does it: threads that wait for each other a thousand
+times a second gain little on a quiet machine, and made a run fifty times slower on one that was busy (LOG.md)."""
+
+
+def logits_of(network: nn.Module, x: Tensor, rows: int = 8192) -> Tensor:
+    """Logits (members, n, columns) of rows (n, …), or (members, n, d) where members read their own; piece by piece."""
+    many = hasattr(network, "members")
+    own = many and x.dim() == 3
+    pieces = []
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    with torch.no_grad():
+        for piece in x.split(max(1, min(rows, getattr(network, "rows_at_once", rows))), 1 if own else 0):
+            logits = network(piece.to(device)).cpu()
+            pieces.append(logits if many else logits.unsqueeze(0))
+    return torch.cat(pieces, 1)
+
+
+def averaged(log_p: Tensor, shares: Tensor | None = None, temperatures: Tensor | None = None) -> Tensor:
+    """Log-probabilities (n, classes) of the mean of the members' probabilities (members, n, classes).
+
+    ``shares`` (members,) are what members count, if not all alike; ``temperatures`` (members,) cool each of them first.
+    """
+    if temperatures is not None:
+        log_p = torch.log_softmax(log_p / temperatures.view(-1, 1, 1), -1)
+    if shares is not None:
+        return (log_p + shares.log().view(-1, 1, 1)).logsumexp(0)
+    return log_p.logsumexp(0) - math.log(log_p.shape[0])
+
+
+def shares_of(network: nn.Module) -> Tensor | None:
+    """What each member counts in the mean; None where all count alike."""
+    return getattr(network, "shares", None)
+
+
+def temperatures_of(network: nn.Module) -> Tensor | None:
+    """By what each member's log-probabilities are divided; None where nothing is."""
+    return getattr(network, "temperatures", None)
+
+
+Members = list[tuple[Tensor, Tensor]]
+"""For each member the rows it learns from and the rows it does not."""
+
+
+def members_of(problem: Problem, fold: Tensor, network: nn.Module) -> Members:
+    """Who learns from what, as ``fold`` (repeats, n) says: member m = repeat · folds + f holds out the rows of fold f."""
+    parts = max(1, int(fold.max()) + 1)
+    found = [((part != f).nonzero().flatten(), (part == f).nonzero().flatten()) for part in fold for f in range(parts)]
+    if len(found) != getattr(network, "members", 1):
+        raise ValueError(
+            f"{len(found)} members are parted by fold, and the network has {getattr(network, 'members', 1)}."
+        )
+    return found
+
+
+def held_out_of(network: nn.Module, objective: Objective, problem: Problem, members: Members) -> Tensor:
+    """Log-probabilities (n, classes) of each row, averaged over the members that had not learned from it."""
+    network.eval()
+    if not all(len(held) for _, held in members):  # nothing is held out where all is learnt from: stop is "none"
+        return torch.full((len(problem), problem.task.columns), math.nan, dtype=torch.float64)
+    most = max(len(held) for _, held in members)
+    # Folds differ by a row or so: shorter ones repeat a row, whose answer is written twice.
+    rows = torch.stack([torch.cat((held, held[:1].expand(most - len(held)))) for _, held in members])
+    with threads(network, most):
+        if hasattr(network, "members"):
+            log_p = objective.log_probabilities(logits_of(network, problem.x[rows], 8192 // len(members) + 1))
+        else:
+            log_p = objective.log_probabilities(logits_of(network, problem.x[rows[0]]))
+    sum_p = torch.full((len(problem), log_p.shape[-1]), -math.inf, dtype=torch.float64)
+    times = torch.zeros(len(problem), 1, dtype=torch.float64)
+    for held, said in zip([held for _, held in members], log_p, strict=True):
+        sum_p[held] = torch.logaddexp(sum_p[held], said[: len(held)])
+        times[held] += 1
+    return torch.where(times > 0, sum_p - times.log(), math.nan)
+
+
+def learnt_of(network: nn.Module, objective: Objective, problem: Problem, members: Members) -> float:
+    """Cross-entropy on a sample of the rows, by members that learned from them."""
+    sample = torch.linspace(0, len(problem) - 1, min(len(problem), MOST_ROWS_FOR_THE_CURVE)).long()
+    with threads(network, len(sample)):
+        log_p = objective.log_probabilities(logits_of(network, problem.x[sample], 8192 // len(members) + 1))
+    learnt = torch.ones(len(members), len(problem), dtype=torch.bool)
+    for member, (_, held) in enumerate(members):
+        learnt[member, held] = False
+    learnt = learnt[:, sample]
+    known = learnt.any(0)
+    log_p = torch.where(learnt.unsqueeze(-1), log_p, -math.inf)[:, known]
+    log_p = log_p.logsumexp(0) - learnt.sum(0)[known].double().log().unsqueeze(-1)
+    return problem.take(sample[known]).cross_entropy(log_p)
+
+
+def score(log_p: Tensor, problem: Problem, members: Members, stop: str) -> float:
+    """What the stop looks at: held-out cross-entropy, or what a fitted temperature leaves of it.
+
+    The second is the refinement part, which goes on falling while over-confidence, which a calibrator mends later,
+    makes the whole rise (Berta, Holzmüller, Jordan & Bach 2025, §4).
+    """
+    known = torch.zeros(len(problem), dtype=torch.bool)
+    known[torch.cat([held for _, held in members])] = True
+    if log_p[known].isnan().any():
+        return math.nan
+    if stop == "refinement" and problem.target.dim() == 1:
+        said, labels = log_p[known].numpy(), problem.target[known].double().numpy()
+        labels = labels if problem.task.kind == "range" else labels.astype(np.int64)
+        log_p = log_p.clone()
+        log_p[known] = torch.from_numpy(recalibrate(said, labels, "temperature", logits=True).of_logits(said))
+    return problem.cross_entropy(log_p, known)
+
+
+@contextlib.contextmanager
+def threads(network: nn.Module, rows: int) -> Iterator[None]:
+    """One thread where there is too little work for more."""
+    before = torch.get_num_threads()
+    work = getattr(network, "work", None) or sum(p.numel() for p in network.parameters())
+    if rows * work < LEAST_WORK_FOR_THREADS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -7,7 +7,7 @@ import torch
 
 from crossent.minimise import Recipe, fit
 
-QUICK = {"folds": 2, "members": 1, "width": 16, "epochs": 8, "learning_rate": 0.02}
+QUICK = {"folds": 2, "members": 1, "width": 16, "epochs": 8, "learning_rate": 0.02, "beside": False}
 
 
 @pytest.fixture

@@ -60,14 +60,15 @@ def test_the_file_of_predictions_agrees_with_the_record(tmp_path, kind, array_ru
     for name in ("cross_entropy", "label_entropy", "miscalibration", "brier" if kind != "range" else "mae"):
         assert found[name].value == pytest.approx(run.record[name].value, rel=1e-12, abs=1e-12), name
     assert found["cross_entropy"].n == run.record.facts["splits"]["test"]
-    validation = crossent.evaluate(tmp_path / "predictions.parquet", split="validation")
+    validation = crossent.evaluate(tmp_path / "predictions.parquet", split="held out")
     expected = run.record["validation_cross_entropy"].value
     assert validation["cross_entropy"].value == pytest.approx(expected, rel=1e-12)
     assert validation["cross_entropy"].value != pytest.approx(run.record["cross_entropy"].value, rel=1e-6)
     table = pd.read_parquet(tmp_path / "predictions.parquet")
     names = [f"p_{name}" for name in run.classes] or ["p_1", "prediction"]
     assert table.columns.tolist() == ["row", "label", "split", *names]
-    assert table["split"].value_counts().to_dict() == run.record.facts["splits"]
+    splits = run.record.facts["splits"]
+    assert table["split"].value_counts().to_dict() == {"held out": splits["learn"], "test": splits["test"]}
     assert sorted(table["row"]) == list(range(len(table)))
 
 
@@ -75,8 +76,13 @@ def test_a_written_prediction_is_the_model_s_own(tmp_path, arrays, array_run):
     array_run.save(tmp_path)
     table = pd.read_parquet(tmp_path / "predictions.parquet").sort_values("row")
     assert table["label"].tolist() == arrays[1].tolist()
-    assert np.allclose(table[["p_high", "p_low", "p_middle"]], array_run.predict_proba(arrays[0]), rtol=0, atol=1e-6)
-    assert not np.allclose(table[["p_low", "p_high", "p_middle"]], array_run.predict_proba(arrays[0]), atol=1e-3)
+    written, said = table[["p_high", "p_low", "p_middle"]].to_numpy(), array_run.predict_proba(arrays[0])
+    tested = (table["split"] == "test").to_numpy()
+    # float32 networks multiply in another order for other numbers of rows, and files hold float32.
+    assert np.allclose(written[tested], said[tested], rtol=0, atol=1e-6)
+    assert not np.allclose(written[tested][:, [1, 0, 2]], said[tested], atol=1e-3)
+    # A row that was learnt from is written down as those members saw it that had not learnt from it.
+    assert not np.allclose(written[~tested], said[~tested], atol=1e-3)
 
 
 def test_a_range_is_predicted_in_its_own_unit(range_run):
@@ -91,7 +97,7 @@ def test_a_range_is_predicted_in_its_own_unit(range_run):
 def test_strange_names_of_classes_survive_the_folder(tmp_path):
     names = ["a,b", "nan", "None", "p_x", "ü 'q\"", "007"]
     x = np.random.default_rng(0).normal(size=(120, 2))
-    run = fit(x, np.array(names * 20, dtype=object), recipe=Recipe(members=1, width=4, epochs=2))
+    run = fit(x, np.array(names * 20, dtype=object), recipe=Recipe(folds=2, members=1, width=4, epochs=2))
     run.save(tmp_path)
     assert set(load(tmp_path).classes) == set(names)
     found = crossent.evaluate(tmp_path / "predictions.parquet")
@@ -100,6 +106,17 @@ def test_strange_names_of_classes_survive_the_folder(tmp_path):
 
 def cut(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def about(folder):
+    return json.loads((folder / "model.json").read_text())
+
+
+def wider(network):
+    """The plan of a network, or of several in it, with one more hidden unit."""
+    if "networks" in network:
+        return {**network, "networks": [wider(each) for each in network["networks"]]}
+    return {**network, "width": 17} if "width" in network else network
 
 
 def change(path, **fields):
@@ -112,10 +129,16 @@ DAMAGE = {
     "model.json is a list": (lambda f: (f / "model.json").write_text("[]"), r"the model in .* is damaged"),
     "model.json is binary": (lambda f: (f / "model.json").write_bytes(b"\xff\xfe"), r"the model in .* is damaged"),
     "another format": (lambda f: change(f / "model.json", format="9"), r"its format should be .* and is '9'"),
-    "another recipe": (
-        lambda f: change(f / "model.json", recipe={**QUICK, "width": 17}),
+    "another network": (
+        lambda f: change(f / "model.json", network=wider(about(f)["network"])),
         r"the model in .* is damaged: .*size mismatch",
     ),
+    "a network of no kind": (lambda f: change(f / "model.json", network={"kind": "x"}), r"is the user's own"),
+    "another setting": (
+        lambda f: change(f / "model.json", recipe={**about(f)["recipe"], "dropout": 9}),
+        r"dropout must lie between",
+    ),
+    "the last format": (lambda f: change(f / "model.json", format="crossent model 1"), r"and is 'crossent model 1'"),
     "a lacking part": (lambda f: change(f / "model.json", task={}), r"the model in .* is damaged"),
     "weights are gone": (lambda f: (f / "model.safetensors").unlink(), r"the model in .* is damaged"),
     "weights are cut": (lambda f: cut(f / "model.safetensors"), r"the model in .* is damaged"),

@@ -115,6 +115,7 @@ class Search:
         """Try recipes; ``why`` says in the end what ended it."""
         while not self.why:
             try:
+                self.study.mend()
                 if self.most is not None and self.study.begun >= self.most:
                     self.why = f"the {self.most} trials asked for were done"
                 elif time.monotonic() >= self.end:
@@ -156,7 +157,7 @@ class Search:
             self.why = "it was stopped by hand"
         except Over as late:
             state, value, sentence = "stopped", None, str(late)
-        except (DataError, ValueError, TypeError, RuntimeError, MemoryError, ImportError) as trouble:
+        except Exception as trouble:  # memory, numbers, settings that exclude each other, a network of the user's own
             state, value = "failed", None
             sentence = " ".join(str(trouble).split())[:500] or type(trouble).__name__
         self.seconds.append(time.monotonic() - began)
@@ -237,7 +238,8 @@ class Search:
             "lost": "lost and begun again", "running": "running elsewhere",
         }  # fmt: skip
         counted = ", ".join(f"{states.count(state)} {words}" for state, words in of.items() if state in states)
-        said = [f"{len(states)} trials: {counted or 'none'}. The search ended because {self.why}."]
+        trials = f"{len(states)} trial{'s' * (len(states) != 1)}"
+        said = [f"{trials}: {counted or 'none'}. The search ended because {self.why}."]
         best, first = self.study.best, self.study.first
         if best is None:
             return [*said, "No trial was finished, so that the recipe to start from is the answer."]

@@ -39,6 +39,7 @@ terminator = require("optuna.terminator", "tune", "tuning")
 importance = require("optuna.importance", "tune", "tuning")
 _Sampler: Any = optuna.samplers.BaseSampler
 State: Any = optuna.trial.TrialState
+StorageError: Any = optuna.exceptions.StorageInternalError
 
 NAME = "crossent tune"
 SURE = 0.02
@@ -101,10 +102,24 @@ class Study:
 
     # What comes next
 
+    def mend(self) -> None:
+        """Put trials whose process is gone back into the search; once each, for a trial may be what kills it."""
+        for trial in self.optuna.get_trials(deepcopy=False, states=(State.RUNNING,)):
+            if not self._lost(trial):
+                continue
+            try:
+                self.optuna.tell(trial.number, state=State.FAIL)
+            except (ValueError, RuntimeError):
+                continue  # another process was quicker
+            if "again" in trial.user_attrs:
+                continue
+            again = {"again": trial.number, "index": _index(self.optuna, trial.number, trial.user_attrs)}
+            with _quiet():
+                self.optuna.enqueue_trial(dict(trial.params), user_attrs=again)
+
     def begin(self) -> Any:
         """The next trial: one that was lost, or a new one."""
         with _quiet():
-            self._mend()
             trial = self.optuna.ask()
         trial.set_user_attr("process", self.process)
         trial.set_user_attr("index", _index(self.optuna, trial.number, trial.user_attrs))
@@ -144,25 +159,12 @@ class Study:
             else:
                 self.optuna.tell(trial, value)
 
-    def _mend(self) -> None:
-        """Put trials whose process is gone back into the search; once each, for a trial may be what kills it."""
-        for trial in self.optuna.get_trials(deepcopy=False, states=(State.RUNNING,)):
-            if not self._lost(trial.user_attrs):
-                continue
-            try:
-                self.optuna.tell(trial.number, state=State.FAIL)
-            except (ValueError, RuntimeError):
-                continue  # another process was quicker
-            if "again" in trial.user_attrs:
-                continue
-            again = {"again": trial.number, "index": _index(self.optuna, trial.number, trial.user_attrs)}
-            self.optuna.enqueue_trial(dict(trial.params), user_attrs=again)
-
-    def _lost(self, known: dict[str, Any]) -> bool:
+    def _lost(self, trial: Any) -> bool:
+        known = trial.user_attrs
         node, _, number = known.get("process", " 0").rpartition(" ")
         if node == platform.node() and int(number):
             return int(number) == os.getpid() or not _runs(int(number))
-        return time.time() - known.get("alive", 0.0) > SILENT and bool(known)
+        return time.time() - known.get("alive", trial.datetime_start.timestamp()) > SILENT
 
     # What has been found
 
@@ -216,7 +218,7 @@ class Study:
             "seconds": [each.get("seconds") for each in known],
             "settings": [each.get("settings", "") for each in known],
             "sentence": [
-                each.get("sentence", _LOST if _state(trial) == "lost" else "")
+                each.get("sentence", _LOST["again" in each] if _state(trial) == "lost" else "")
                 for each, trial in zip(known, trials, strict=True)
             ],
         }
@@ -275,7 +277,10 @@ def expected(values: list[float], further: float) -> float:
     return min((following - least) * math.log1p(further / len(values)), least)
 
 
-_LOST = "Its process ended without a word; it was begun again once."
+_LOST = (
+    "Its process ended without a word; it was begun again.",
+    "Its process ended without a word, for the second time; it may be what ends them, and was left alone.",
+)
 
 
 def _state(trial: Any) -> str:

@@ -36,7 +36,7 @@ from crossent.minimise.recipe import Recipe
 from crossent.minimise.run import Run
 from crossent.minimise.search import FOLDS, Judge, Search
 from crossent.minimise.space import Space
-from crossent.minimise.study import Study
+from crossent.minimise.study import StorageError, Study
 from crossent.minimise.train import Progress
 from crossent.record import Table
 
@@ -116,8 +116,8 @@ def tune(
     problem = Problem(found, features, found.target(rest.encoded), rest.tensor_of_weights)
     base = (recipe or Recipe.usual(features)).parsed(settings)
     tried = Space.read(space, problem, base, [setting.partition("=")[0] for setting in settings])
-    if not len(tried):
-        raise DataError("there is nothing to search over: --set fixes all that the space has.")
+    if not any(len(domain.alternatives) > 1 or domain.alternatives[0].ranges for domain in tried):
+        raise DataError("there is nothing to search over: the space has one recipe in all.")
     study = Study(storage, _belongs(problem, base, tried, seed), seed, tried.place_of(base))
     said(
         f"{len(rest):,} rows to search on, each held out once in a trial of {FOLDS} trainings; the test rows are not "
@@ -129,6 +129,10 @@ def tune(
         search.run()
     except OSError as trouble:
         raise DataError(refusal(trouble, str(storage))) from trouble
+    except StorageError as trouble:
+        raise DataError(
+            f"the storage {str(storage)!r} fails: {' '.join(str(trouble).split())[:300]} The trials in it are kept."
+        ) from trouble
     best = search.recipe
     sentences = search.sentences()
     for sentence in sentences:

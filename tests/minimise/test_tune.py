@@ -161,6 +161,37 @@ def test_no_loss_wins_by_its_scale(search):
     assert sharp.trials["cross_entropy"][0] != pytest.approx(one.trials["cross_entropy"][0], rel=0.02)
 
 
+def small(shape, columns):
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(math.prod(shape), columns))
+
+
+@pytest.mark.parametrize("kind", ["soft labels", "weights", "images", "a network of one's own", "a range"])
+def test_whatever_can_be_fitted_can_be_searched(search, kind):
+    x, y = rows(60)
+    random = np.random.default_rng(1)
+    how = {"trials": 2, "space": ["learning_rate=0.01..0.1"]}
+    if kind == "soft labels":
+        y = random.dirichlet([1, 1, 1], 60)
+    if kind == "weights":
+        how["weight"] = random.integers(0, 2, 60).astype(float)
+    if kind == "images":
+        x = random.random((60, 6, 6)).astype(np.float32)
+        how["recipe"] = replace(START, model="residual", crop=1, width=2, epochs=1)
+    if kind == "a network of one's own":
+        how["model"] = small
+    if kind == "a range":
+        y = np.tanh(x[:, 0])
+        how["space"] = ["code=hlgauss(4..8), fraction"]
+    tuned = search(x, y, **how)
+    assert tuned.trials["state"][0] == "complete"
+    assert set(tuned.trials["state"]) <= {"complete", "pruned"}
+    assert math.isfinite(tuned.trials["cross_entropy"][0])
+    if kind == "weights":  # rows that do not count are in no interval
+        judged = tuned.run.record["search_cross_entropy"].n
+        assert judged < 48
+        assert judged == pytest.approx(how["weight"].sum() * 0.8, abs=6)
+
+
 # What is tried
 
 
@@ -244,6 +275,7 @@ def test_a_space_is_texts_that_become_recipes_and_commands():
         ({"space": ["dropout", "dropout"]}, "which it has named"),
         ({"space": ["dropout"], "settings": ["dropout=0.1"]}, "which --set fixes"),
         ({"space": ["flip"]}, "no usual alternatives"),
+        ({"space": ["noise=0"]}, "the space has one recipe in all"),
         ({"trials": 0}, "at least one trial"),
         ({"budget": -1.0}, "must be a positive number of seconds"),
         ({"storage": "."}, "is a folder"),
@@ -327,26 +359,26 @@ def worker(storage, trials, kill=False):
 
 def test_killed_and_resumed_it_finds_what_it_would_have_found(search, tmp_path):
     storage = tmp_path / "trials.journal"
-    killed = worker(storage, 4, kill=True)
+    killed = worker(storage, 3, kill=True)
     assert killed.wait(120) == -signal.SIGKILL
     with open(storage, "ab") as file:
         file.write(b'{"op_code": 8, "worker_id": "half a li')  # as a full disk leaves it
-    resumed, whole = search(storage=storage, trials=4), search(trials=4)
+    resumed, whole = search(storage=storage, trials=3), search(trials=3)
     lost = resumed.trials["state"].index("lost")
     assert lost == 2
     assert "begun again" in resumed.trials["sentence"][lost]
-    kept = [place for place in range(5) if place != lost]
+    kept = [place for place in range(4) if place != lost]
     for name in ("state", "cross_entropy", "low", "high", "settings"):
         assert [resumed.trials[name][place] for place in kept] == whole.trials[name], name
     assert resumed.recipe == whole.recipe
     # Nothing is done twice: a search that is over is over.
-    assert search(storage=storage, trials=4).trials == resumed.trials
+    assert search(storage=storage, trials=3).trials == resumed.trials
     for other, part in (({"seed": 1}, "seed"), ({"space": SPACE[:2]}, "space")):
         with pytest.raises(DataError, match=f"{part} differ"):
-            search(storage=storage, trials=4, **other)
+            search(storage=storage, trials=3, **other)
     x, y = rows()
     with pytest.raises(DataError, match="its data differs"):
-        search(x + 1, y, storage=storage, trials=4)
+        search(x + 1, y, storage=storage, trials=3)
 
 
 def test_two_processes_share_one_study(search, tmp_path):
@@ -418,7 +450,9 @@ def test_a_silent_trial_of_another_machine_is_begun_again_and_a_talking_one_is_n
     begun[1].set_user_attr("process", "elsewhere 1")
     for trial, silent in zip(begun, (study.SILENT + 1, 1.0), strict=True):
         trial.set_user_attr("alive", trial.user_attrs["alive"] - silent)
-    again = Study(tmp_path / name, {"data": "x"}, 0, {}).begin()
+    other = Study(tmp_path / name, {"data": "x"}, 0, {})
+    other.mend()
+    again = other.begin()
     assert again.user_attrs["again"] == 0
     assert again.user_attrs["index"] == 0
     assert again.suggest_float("position", 0, 1) == found.trials[0].params["position"]
@@ -428,6 +462,19 @@ def test_a_silent_trial_of_another_machine_is_begun_again_and_a_talking_one_is_n
     assert found.begin().user_attrs["index"] == 2
     with pytest.raises(DataError, match="of other things than this one: its data differs"):
         Study(tmp_path / name, {"data": "y"}, 0, {})
+
+
+def test_ranks_and_the_mean_must_both_say_that_a_trial_is_worse():
+    found = Study(None, {}, 0, {})
+    best = {block: 0.5 + block / 100 for block in range(8)}
+    first = found.begin()
+    assert not found.prunes(first, best)
+    found.end(first, "complete", 0.535, losses=[0.5, 0.6])
+    assert not found.prunes(found.begin(), best)  # as good, block for block
+    assert found.prunes(found.begin(), {block: loss + 0.01 for block, loss in best.items()})
+    assert not found.prunes(found.begin(), {block: loss - 0.01 for block, loss in best.items()})
+    # Seven blocks of eight a little worse, and one much better.
+    assert not found.prunes(found.begin(), {block: loss + 0.001 for block, loss in best.items()} | {0: 0.1})
 
 
 def test_a_storage_that_is_something_else_is_left_as_it_is(tmp_path):

@@ -151,12 +151,14 @@ def _misled(record: Record) -> str:
 
 def _elsewhere(record: Record) -> str:
     """On which other measures some loss can be shown to be better than the first."""
-    said = []
+    first, said = printable(record.facts.get("baseline")), []
     for measure in ("accuracy", "brier", "mae", "rmse", "miscalibration"):
         told = differences(record, "fair", measure)
         if better := [printable(line["loss"]) for line in told if line["verdict"] == "better"]:
-            said.append(f"in {SPOKEN[measure]} {', '.join(better)}")
-    return f"Better than {printable(record.facts.get('baseline'))} {'; '.join(said)}." if said else ""
+            said.append(
+                f"In {SPOKEN[measure]} {', '.join(better)} {'is' if len(better) == 1 else 'are'} better than {first}."
+            )
+    return " ".join(said)
 
 
 def _paired(record: Record, measure: str) -> Table:
@@ -213,7 +215,7 @@ def _sizes(values: list[float | None]) -> list[str]:
             return f"{value:.2g}"
         mantissa, exponent = f"{value:.1e}".split("e")
         raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-        return f"{mantissa.removesuffix('.0')} × 10{raised}"
+        return f"{mantissa.removesuffix('.0')}\u00a0×\u00a010{raised}"
 
     return [cell(value) for value in values]
 
@@ -251,7 +253,7 @@ _ABOUT: Titles = {
     "proper": ("proper", _words, True),
     "minimiser": ("its minimiser, q being the truth", _words, True),
     "inverse": ("the way back from p", _words, False),
-    "gradient_at_0": ("pull at p = 10⁻⁶", _sizes, True),
-    "gradient_at_1": ("at 1 − 10⁻⁶", _sizes, True),
+    "gradient_at_0": ("pull at p = 10⁻⁶", _sizes, False),
+    "gradient_at_1": ("at 1 − 10⁻⁶", _sizes, False),
     "trouble": ("why it is not compared", _words, True),
 }

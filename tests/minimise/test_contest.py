@@ -2,6 +2,7 @@
 
 import io
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from rich.console import Console
 from sklearn.metrics import log_loss
 
 import crossent
+from crossent import cli
 from crossent.cli.contest import way
 from crossent.errors import DataError
 from crossent.measure.cluster import cluster_mean
@@ -280,3 +282,20 @@ def test_the_conclusion_says_who_wins_and_who_cannot_be_told():
         "nll the data cannot tell focal(2) (−0.0010 nats, −0.0030 to 0.0010). A raw comparison would mislead, most "
         "about focal(2): without the way back and a temperature its log loss is 0.0510 nats higher."
     )
+
+
+def test_the_command_line_leaves_a_record_and_a_page(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "losses"
+    words = ["fit", "iris", "--compare", "nll,smoothed(0.1, over=others)", "--seeds", "1", "-o", str(folder)]
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # main() sets it where nobody has; here it goes away again
+    monkeypatch.setattr(sys, "argv", ["crossent", *words, *(word for setting in TINY for word in ("--set", setting))])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    said = capsys.readouterr().out
+    assert "has the lowest log loss of 2 losses" in " ".join(said.split())
+    assert {path.name for path in folder.iterdir()} == {"record.json", "report.html"}
+    record = crossent.Record.read(folder / "record.json")
+    assert record.kind == "losses"
+    assert "--compare 'nll,smoothed(0.1, over=others)'" in record.facts["command"]
+    assert contest.headline(record) == crossent.report.headline(record)

@@ -239,7 +239,8 @@ def test_every_loss_and_every_setting_is_described() -> None:
         row = next((line for line in guide.splitlines() if line.startswith("| ") and f"`{setting}`" in line), None)
         assert row is not None, setting
         names, values = (cell.strip().split(", ") for cell in row.split("|")[1:3])
-        assert values[names.index(f"`{setting}`")] == str(value), setting
+        written = {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+        assert values[names.index(f"`{setting}`")] == written, setting
 
 
 def test_every_public_name_is_in_the_api() -> None:

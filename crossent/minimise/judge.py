@@ -60,7 +60,7 @@ Members = list[tuple[Tensor, Tensor]]
 
 
 def members_of(problem: Problem, fold: Tensor, network: nn.Module) -> Members:
-    """Who learns from what, as ``fold`` (repeats, n) says: member m = repeat · folds + f holds out the rows of fold f."""
+    """Who learns from what: member m = repeat · folds + f of ``fold`` (repeats, n) holds out the rows of fold f."""
     parts = max(1, int(fold.max()) + 1)
     found = [((part != f).nonzero().flatten(), (part == f).nonzero().flatten()) for part in fold for f in range(parts)]
     if len(found) != getattr(network, "members", 1):

@@ -103,6 +103,8 @@ def train(
     ``KeyboardInterrupt`` (Ctrl-C) ends the training and keeps the best so far.
     """
     members = members_of(problem, fold, network)
+    if recipe.stop != "none" and not all(len(held) for _, held in members):
+        raise ValueError("every member needs a row that is held out from it.")
     rows = len(loader) if loader is not None else min(len(learnt) for learnt, _ in members)
     batch = 1 if loader is not None else recipe.batch_for(rows)
     steps = math.ceil(rows / batch)

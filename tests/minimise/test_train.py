@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from crossent.errors import DataError
-from crossent.minimise import Problem, Recipe, train
+from crossent.minimise import Problem, Recipe, judge, train
 from crossent.minimise.learn import launched
 from crossent.minimise.networks import Tabular
 from crossent.minimise.problem import folds
@@ -296,7 +296,7 @@ def test_the_best_epoch_is_the_lowest_point_of_the_held_out_curve(trained):
     # The same from the network alone, worked out in numpy. It is a network of float32, and matrices of another size
     # are multiplied in another order: some 1e-6 of logits below 10.
     fold = folds(problem, 2, 1, 0)[0].numpy()
-    logits = train.logits_of(one.network, problem.x).double().numpy()
+    logits = judge.logits_of(one.network, problem.x).double().numpy()
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     row, label = np.arange(96), problem.target.numpy()
     assert -log_p[fold, row, label].mean() == pytest.approx(history.best, abs=1e-5)

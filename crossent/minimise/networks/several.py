@@ -69,4 +69,4 @@ class Even(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Zeros."""
-        return torch.zeros(1, len(x), self.settings["columns"], device=x.device)
+        return torch.zeros(1, x.shape[0], self.settings["columns"], device=x.device)

@@ -36,8 +36,10 @@ def test_a_network_of_ones_own_is_learned_chosen_and_tested_once():
     assert run.record["cross_entropy"].value < 0.3
     p = run.predict_proba(x[400:])
     cost = -np.log(p[np.arange(100), y[400:]]).mean()  # the record by another road
-    assert cost == pytest.approx(run.record["cross_entropy"].value, abs=1e-6)  # predictions are float64, logits float32
-    shuffled = crossent.fit(network(), loaders(x, y[torch.randperm(len(y), generator=torch.Generator().manual_seed(0))]))
+    assert cost == pytest.approx(run.record["cross_entropy"].value, abs=1e-6)  # logits are float32
+    shuffled = crossent.fit(
+        network(), loaders(x, y[torch.randperm(len(y), generator=torch.Generator().manual_seed(0))])
+    )
     assert shuffled.record["cross_entropy"].value > 0.6  # the loss is of the labels, not of anything
 
 
@@ -102,7 +104,7 @@ def test_a_model_folder_of_texts_is_fine_tuned_saved_and_read_back(tmp_path):
     run.save(tmp_path / "run")
     again = crossent.load(tmp_path / "run")
     assert np.array_equal(again.predict_proba(table), run.predict_proba(table))
-    with pytest.raises(DataError, match="no config.json"):
+    with pytest.raises(DataError, match=r"no config\.json"):
         crossent.fit(table, y, settings=[f"model=text:{tmp_path / 'nowhere'}"])
     with pytest.raises(DataError, match="no column of text"):
         crossent.fit(table[["id"]], y, recipe=Recipe.texts().changed(model=f"text:{folder}"))

@@ -64,7 +64,10 @@ def loaded_by(statement: str) -> set[str]:
     )
 
 
-HEAVY = {"numba", "triton", "matplotlib", "ray", "transformers", "pandas", "sklearn", "skrub", "pyarrow"}
+HEAVY = {
+    *("numba", "triton", "matplotlib", "ray", "transformers", "pandas", "sklearn", "skrub", "pyarrow"),
+    *("lightning", "lightning_fabric", "schedulefree", "optuna"),
+}
 
 
 def test_nothing_heavy_is_loaded_before_it_is_used() -> None:

@@ -33,7 +33,7 @@ FOLDS = 5
 BLOCKS = 8
 """Parts of the rows held out at a time, whose losses are compared in pairs: fewer would prove nothing in one fold."""
 TOO_SLOW = 5.0
-"""Times the seconds of the best trial's slowest fold after which a fold is given up, where there is a budget."""
+"""Times the seconds that the best trial took for a training after which it is given up, where there is a budget."""
 ASKED_EVERY = 5
 """Trials from one question to the terminator to the next: it takes about a second to answer."""
 
@@ -64,28 +64,50 @@ class Judge:
             self.rows.append(rows)
             self.blocks.append([block for block in np.array_split(rows, BLOCKS) if len(block)])
 
-    def costs(self, recipe: Recipe, number: int, watch: Callable[[], None]) -> NDArray[np.float64]:
-        """What each row held out in fold ``number`` costs, in nats, in the order of ``rows``.
+    def groups(self, recipe: Recipe) -> list[list[int]]:
+        """The folds that are held out one after the other, or beside each other.
+
+        The networks of a table learn side by side, and five of them hardly longer than one where there are few rows: so
+        the first fold is for pruning, and all others come together. Networks that learn one after the other can be
+        pruned after each.
+        """
+        if self.model is None and self.problem.x.dim() == 2 and ":" not in recipe.model:
+            return [[0], list(range(1, self.folds))]
+        return [[number] for number in range(self.folds)]
+
+    def costs(self, recipe: Recipe, group: list[int], watch: Callable[[], None]) -> list[NDArray[np.float64]]:
+        """What each row held out in each fold of a group costs, in nats, in the order of ``rows``.
 
         ``watch`` is called all along and may raise.
         """
 
         def report(at: Progress) -> None:
             watch()
-            self.progress(replace(at, network=number + 1, networks=self.folds))
+            self.progress(replace(at, network=group[0] + 1, networks=self.folds))
 
         # All members hold out the same rows, so that what is judged is their mean.
-        plan = torch.where(self.fold == number, 0, -1).expand(recipe.members, -1).contiguous()
-        alone = recipe.changed(refit=False)
+        plan = torch.full_like(self.fold, -1)
+        for part, number in enumerate(group):
+            plan[self.fold == number] = part
         learned = learn(
-            self.problem, alone, self.seed, fold=plan, factory=self.model, fabric=self.fabric, progress=report
+            self.problem,
+            recipe.changed(refit=False),
+            self.seed,
+            fold=plan.expand(recipe.members, -1).contiguous(),
+            factory=self.model,
+            fabric=self.fabric,
+            progress=report,
         )
         if "by hand" in learned.history.stopped:
             raise KeyboardInterrupt
-        rows = self.rows[number]
-        weight = None if self.weight is None else self.weight[rows]
-        held_out = rows_of(learned.held_out.numpy()[rows], self.truth[rows], weight)
-        return held_out.costs(fit_scaling(held_out, "temperature").of_logits(held_out.z))
+        log_p = learned.held_out.numpy()
+        costs = []
+        for number in group:
+            rows = self.rows[number]
+            weight = None if self.weight is None else self.weight[rows]
+            held_out = rows_of(log_p[rows], self.truth[rows], weight)
+            costs.append(held_out.costs(fit_scaling(held_out, "temperature").of_logits(held_out.z)))
+        return costs
 
     def mean(self, costs: NDArray[np.float64], rows: NDArray[np.int64]) -> float:
         """Of all rows (n,) what some cost on average."""
@@ -132,25 +154,28 @@ class Search:
         if self.budget is None:
             return math.inf
         best = self.study.best
-        slowest = math.inf if best is None else best.user_attrs["slowest"] * self.base.folds
-        return self.began + self.budget - min(0.5 * self.budget, slowest)
+        # The last training is of the recipe's folds, and takes about as long for each as a trial did.
+        last = math.inf if best is None else best.user_attrs["seconds"] * self.base.folds / self.judge.folds
+        return self.began + self.budget - min(0.5, (1 + self.base.refit) * last / self.budget) * self.budget
 
     def _one(self) -> None:
         """One trial, from its settings to its end, whatever that is."""
         study, judge, began = self.study, self.judge, time.monotonic()
         trial = study.begin()
         known: dict[str, Any] = {"settings": "", "folds": 0}
-        costs, times = np.full(len(judge.problem), np.nan), [0.0]
+        costs, times = np.full(len(judge.problem), np.nan), []
         try:
             recipe = study.recipe(trial, self.space, self.base)
             known |= {"settings": recipe.command(self.base) or _START, "recipe": recipe.to_dict()}
             ended = None
-            while ended is None and known["folds"] < judge.folds:
-                started, fold = time.monotonic(), known["folds"]
-                costs[judge.rows[fold]] = judge.costs(recipe, fold, self._watch(trial, started))
-                times.append(time.monotonic() - started)
-                known["folds"] = fold + 1
-                ended = self._worse(trial, costs, fold)
+            for group in judge.groups(recipe):
+                started = time.monotonic()
+                for fold, cost in zip(group, judge.costs(recipe, group, self._watch(trial, len(times))), strict=True):
+                    costs[judge.rows[fold]] = cost
+                times.append(round(time.monotonic() - started, 3))
+                known["folds"] += len(group)
+                if ended := self._worse(trial, costs, group):
+                    break
             state, value, sentence = ended or ("complete", *self._all(costs, known))
         except KeyboardInterrupt:
             state, value, sentence = "stopped", None, "Stopped by hand."
@@ -161,16 +186,16 @@ class Search:
             state, value = "failed", None
             sentence = " ".join(str(trouble).split())[:500] or type(trouble).__name__
         self.seconds.append(time.monotonic() - began)
-        known |= {"slowest": max(times), "seconds": round(self.seconds[-1], 2), "sentence": sentence}
+        known |= {"times": times, "seconds": round(self.seconds[-1], 2), "sentence": sentence}
         study.end(trial, state, value, **known)
         self.said(f"Trial {trial.number}: {state}. {sentence} {known['settings']}".rstrip())
 
-    def _watch(self, trial: Any, started: float) -> Callable[[], None]:
-        """What is looked at all through a training: whether there is time left for it."""
-        end, best = self.end, self.study.best
+    def _watch(self, trial: Any, place: int) -> Callable[[], None]:
+        """What is looked at all through the training in a ``place`` of a trial: whether there is time left for it."""
+        end, best, started = self.end, self.study.best, time.monotonic()
         slow = math.inf
         if self.budget is not None and best is not None:
-            slow = TOO_SLOW * max(1.0, best.user_attrs["slowest"])
+            slow = TOO_SLOW * max(1.0, *best.user_attrs["times"][place : place + 1])
 
         def watch() -> None:
             now = time.monotonic()
@@ -182,17 +207,22 @@ class Search:
 
         return watch
 
-    def _worse(self, trial: Any, costs: NDArray[np.float64], fold: int) -> tuple[str, float, str] | None:
-        """Write down what the rows of a fold cost; how the trial ends, if that is surely more than they must."""
-        study, judge, blocks = self.study, self.judge, self.judge.blocks[fold]
-        if not np.isfinite(costs[judge.rows[fold]]).all():
+    def _worse(self, trial: Any, costs: NDArray[np.float64], group: list[int]) -> tuple[str, float, str] | None:
+        """Write down what the rows of some folds cost; how the trial ends, if that is surely more than they must."""
+        study, judge = self.study, self.judge
+        losses = {
+            fold * BLOCKS + place: judge.mean(costs, block)
+            for fold in group
+            for place, block in enumerate(judge.blocks[fold])
+        }
+        if not np.isfinite(list(losses.values())).all():
             raise DataError("A label was given probability 0, and its loss is infinite.")
-        losses = {fold * BLOCKS + place: judge.mean(costs, block) for place, block in enumerate(blocks)}
-        if not study.prunes(trial, losses) or fold + 1 == judge.folds:
+        done = group[-1] + 1
+        if not study.prunes(trial, losses) or done == judge.folds:
             return None
         best = study.best
         gap = study.gap(trial, best).value
-        sentence = f"After {fold + 1} of {judge.folds} folds {gap:+.4f} nats from trial {best.number}, the best."
+        sentence = f"After {done} of {judge.folds} folds {gap:+.4f} nats from trial {best.number}, the best."
         return "pruned", best.value + gap, sentence  # about what it would have come to: the sampler learns from that
 
     def _all(self, costs: NDArray[np.float64], known: dict[str, Any]) -> tuple[float, str]:

@@ -43,8 +43,8 @@ StorageError: Any = optuna.exceptions.StorageInternalError
 
 NAME = "crossent tune"
 SURE = 0.02
-"""Below this p a trial is pruned. Blocks of one fold share a network, whose luck the test does not see; and it is held
-up to four times in a trial. Both ask for less than the usual 0.1."""
+"""Below this p a trial is pruned. Blocks of one fold share a network, whose luck the test does not see; and it may be
+held four times in a trial. Both ask for less than the usual 0.1."""
 SILENT = 600.0
 """Seconds without a sign of life after which a trial of another machine is taken for lost."""
 LEAST_TRIALS = 20

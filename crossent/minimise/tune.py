@@ -1,6 +1,6 @@
 """The search for a recipe: many trials on the rows to learn from, one training with the best, one test.
 
-A trial trains a recipe with a fifth of the learning rows held out, then with the next fifth, and so on. It is judged by
+A trial trains a recipe with a fifth of the learning rows held out, then with each of the other fifths. It is judged by
 the cross-entropy of the rows held out, after the inverse link of its loss and one temperature for each training: what a
 user of those networks would do, so that no loss wins or loses by its scale. Parts and starts are the same in every
 trial, so that trials are compared in pairs; one that is surely worse than the best so far is not finished.

@@ -75,20 +75,28 @@ def held_out_of(network: nn.Module, objective: Objective, problem: Problem, memb
     network.eval()
     if not all(len(held) for _, held in members):  # nothing is held out where all is learnt from: stop is "none"
         return torch.full((len(problem), problem.task.columns), math.nan, dtype=torch.float64)
+    answers = answers_of(network, objective, problem, members)
+    sum_p = torch.full((len(problem), answers[0][1].shape[-1]), -math.inf, dtype=torch.float64)
+    times = torch.zeros(len(problem), 1, dtype=torch.float64)
+    for held, said in answers:
+        sum_p[held] = torch.logaddexp(sum_p[held], said)
+        times[held] += 1
+    return torch.where(times > 0, sum_p - times.log(), math.nan)
+
+
+def answers_of(
+    network: nn.Module, objective: Objective, problem: Problem, members: Members
+) -> list[tuple[Tensor, Tensor]]:
+    """For each member the rows held out from it, and its log-probabilities (rows, classes) of them."""
     most = max(len(held) for _, held in members)
-    # Folds differ by a row or so: shorter ones repeat a row, whose answer is written twice.
+    # Folds differ by a row or so: shorter ones repeat a row, whose second answer is left out.
     rows = torch.stack([torch.cat((held, held[:1].expand(most - len(held)))) for _, held in members])
     with threads(network, most):
         if hasattr(network, "members"):
             log_p = objective.log_probabilities(logits_of(network, problem.x[rows], 8192 // len(members) + 1))
         else:
             log_p = objective.log_probabilities(logits_of(network, problem.x[rows[0]]))
-    sum_p = torch.full((len(problem), log_p.shape[-1]), -math.inf, dtype=torch.float64)
-    times = torch.zeros(len(problem), 1, dtype=torch.float64)
-    for held, said in zip([held for _, held in members], log_p, strict=True):
-        sum_p[held] = torch.logaddexp(sum_p[held], said[: len(held)])
-        times[held] += 1
-    return torch.where(times > 0, sum_p - times.log(), math.nan)
+    return [(held, said[: len(held)]) for (_, held), said in zip(members, log_p, strict=True)]
 
 
 def learnt_of(network: nn.Module, objective: Objective, problem: Problem, members: Members) -> float:

@@ -23,7 +23,7 @@ from crossent.errors import DataError, require
 from crossent.measure.calibration.families import mixing_weights
 from crossent.measure.calibration.rows import rows_of
 from crossent.measure.calibration.scaling import fit_scaling
-from crossent.minimise.judge import averaged, logits_of, shares_of, temperatures_of
+from crossent.minimise.judge import answers_of, averaged, logits_of, members_of, shares_of, temperatures_of
 from crossent.minimise.networks.several import Even, Mixture, Several
 from crossent.minimise.networks.tabular import Tabular
 from crossent.minimise.objective import Objective
@@ -108,16 +108,19 @@ def learn(
     else:
         jobs = [(_only(repeat, part), recipe) for repeat in fold for part in range(int(fold.max()) + 1)]
     done: list[Trained] = []
+    temperatures: list[tuple[float, float]] = []
     for number, (plan, chosen) in enumerate(jobs, 1):
         left = (deadline - time.monotonic()) / (1 if together else len(jobs) - number + 1)
         job = _Job(problem, objective, factory, fabric, _numbered(progress, number, len(jobs)), time.monotonic() + left)
         kept = None if checkpoint is None else checkpoint / f"network-{number}.pt"
         trained = job.train(plan, chosen, seed * 1_000_003 + number, kept)
+        if together:
+            temperatures.append(_temperatures(trained, objective, problem, plan))
         done.append(job.train_on_all(trained, plan, chosen, seed * 1_000_003 + number, kept))
         if "by hand" in trained.history.stopped:
             break
     if together:
-        return _mixed(done, objective, problem)
+        return _mixed(done, temperatures, objective, problem)
     held_out = _mean([each.held_out for each in done])
     return Learned(Several([each.network for each in done]), objective, held_out, _told(done))
 
@@ -252,7 +255,9 @@ def _only(repeat: Tensor, part: int) -> Tensor:
     return torch.where(repeat == part, 0, -1).unsqueeze(0)
 
 
-def _mixed(done: list[Trained], objective: Objective, problem: Problem) -> Learned:
+def _mixed(
+    done: list[Trained], temperatures: list[tuple[float, float]], objective: Objective, problem: Problem
+) -> Learned:
     """All of them, and the even distribution, each counting what makes the labels of rows held out most likely.
 
     Each has its temperature first: the epoch was chosen by what a temperature leaves, and would be too sure without.
@@ -263,7 +268,6 @@ def _mixed(done: list[Trained], objective: Objective, problem: Problem) -> Learn
     hundreds that were right.
     """
     known = torch.stack([~each.held_out[:, 0].isnan() for each in done]).all(0)
-    temperatures = [_temperature(each.held_out[known], problem.take(known)) for each in done] + [1.0]
     target = problem.take(known).distribution
     if not target.is_floating_point():
         target = torch.nn.functional.one_hot(target, problem.task.columns).double()
@@ -271,7 +275,8 @@ def _mixed(done: list[Trained], objective: Objective, problem: Problem) -> Learn
     counts = target * weight.double().unsqueeze(-1)
     even = objective.log_probabilities(torch.zeros(1, objective.columns)).expand_as(done[0].held_out)
     said = torch.stack([*(each.held_out for each in done), even])
-    said = torch.log_softmax(said / torch.tensor(temperatures).double().view(-1, 1, 1), -1)
+    few, many = zip(*temperatures, (1.0, 1.0), strict=True)
+    said = torch.log_softmax(said / torch.tensor(few).double().view(-1, 1, 1), -1)
     seen = counts > 0
 
     def shares(parts: list[int]) -> list[float]:
@@ -285,7 +290,7 @@ def _mixed(done: list[Trained], objective: Objective, problem: Problem) -> Learn
     found = found / found.sum()
     networks = [*(each.network for each in done), Even(objective.columns)]
     return Learned(
-        Mixture([networks[part] for part in kept], found.tolist(), [temperatures[part] for part in kept]),
+        Mixture([networks[part] for part in kept], found.tolist(), [many[part] for part in kept]),
         objective,
         averaged(said[kept], found),
         _told(done),
@@ -297,18 +302,33 @@ def _told(done: list[Trained]) -> History:
     return done[-1 if "by hand" in done[-1].history.stopped else 0].history
 
 
-def _temperature(log_p: Tensor, problem: Problem) -> float:
-    """The temperature that makes the labels most likely, where that is above 1; being surer has to be shown first.
+def _temperatures(trained: Trained, objective: Objective, problem: Problem, plan: Tensor) -> tuple[float, float]:
+    """What cools the mean of the few members that had not seen a row, and what cools the mean of all.
 
-    Cooling undoes what the stop allowed. Whether a sharper answer helps is for the guarded calibrator to show: on few
-    rows without a mistake the likeliest temperature is near 0, and the first mistake pays for it.
+    A mean of more members is less sure, and needs less. The temperature is taken to fall with 1 / members, through what
+    single members need and what their means over the repeats need, which are both known from rows held out.
+
+    None is below 1: cooling undoes what the stop allowed, and whether a sharper answer helps is for the guarded
+    calibrator to show. On few rows without a mistake the likeliest temperature is near 0, and the first mistake pays.
     """
-    if len(problem) < ENOUGH_FOR_A_TEMPERATURE:
-        return 1.0
-    rows = rows_of(
-        log_p.numpy(), problem.distribution.numpy(), None if problem.weight is None else problem.weight.numpy()
-    )
-    return max(1.0, fit_scaling(rows, "temperature").temperature)
+    known = ~trained.held_out[:, 0].isnan()
+    if int(known.sum()) < ENOUGH_FOR_A_TEMPERATURE:
+        return 1.0, 1.0
+    few = _likeliest(trained.held_out[known], problem.take(known))
+    repeats, members = len(plan), getattr(trained.network, "members", 1)
+    if repeats == 1:
+        return max(1.0, few), max(1.0, few)
+    answers = answers_of(trained.network, objective, problem, members_of(problem, plan, trained.network))
+    rows = torch.cat([held for held, _ in answers])
+    alone = _likeliest(torch.cat([said for _, said in answers]), problem.take(rows))
+    many = few - (alone - few) * (1 / repeats - 1 / members) / (1 - 1 / repeats)
+    return max(1.0, few), max(1.0, min(few, many))
+
+
+def _likeliest(log_p: Tensor, problem: Problem) -> float:
+    """The temperature that makes the labels most likely."""
+    weight = None if problem.weight is None else problem.weight.numpy()
+    return fit_scaling(rows_of(log_p.numpy(), problem.distribution.numpy(), weight), "temperature").temperature
 
 
 def _mean(log_p: list[Tensor]) -> Tensor:

@@ -42,11 +42,9 @@ class Mixture(nn.Module):
         super().__init__()
         self.networks = nn.ModuleList(networks)
         counts = [int(network.members) for network in networks]  # type: ignore[arg-type]
-        each = [torch.full((count,), share / count) for count, share in zip(counts, shares, strict=True)]
-        self.register_buffer("shares", torch.cat(each).double())
-        self.register_buffer(
-            "temperatures", torch.tensor(temperatures).double().repeat_interleave(torch.tensor(counts))
-        )
+        times, each = torch.tensor(counts), torch.tensor([shares, temperatures], dtype=torch.float64)
+        self.register_buffer("shares", (each[0] / times).repeat_interleave(times))
+        self.register_buffer("temperatures", each[1].repeat_interleave(times))
 
     @property
     def members(self) -> int:

@@ -284,9 +284,10 @@ class Search:
             said.append("No other recipe was better than the one to start from.")
         else:
             won = self.study.gap(first, best)
+            doubt = "These rows cannot tell the two apart. " if won.low is None or won.low <= 0 else ""
             said.append(
-                f"That is {_written(won)} less than the recipe to start from costs, in pairs over blocks of rows; the "
-                "best of many is always a little lucky, and the test says what it is worth."
+                f"That is {_written(won)} less than the recipe to start from costs, in pairs over blocks of rows. "
+                f"{doubt}The best of many is always a little lucky; the test says what it is worth."
             )
         return [*said, *self._next_minute()]
 

@@ -163,7 +163,8 @@ class Search:
         study, judge, began = self.study, self.judge, time.monotonic()
         trial = study.begin()
         known: dict[str, Any] = {"settings": "", "folds": 0}
-        costs, times = np.full(len(judge.problem), np.nan), []
+        costs = np.full(len(judge.problem), np.nan)
+        times: list[float] = []
         try:
             recipe = study.recipe(trial, self.space, self.base)
             known |= {"settings": recipe.command(self.base) or _START, "recipe": recipe.to_dict()}

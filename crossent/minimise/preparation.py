@@ -30,19 +30,23 @@ MOST_INDICATORS = 100  # a text column with more values than this is read by its
 
 @dataclass(eq=False)
 class Preparation:
-    """How rows become features; ``columns`` are a table's, empty for an array of ``features`` numbers."""
+    """How rows become features; ``columns`` are a table's, empty for an array of ``features`` numbers or channels.
+
+    ``shape`` is that of a row of an array, which for images is more than their channels.
+    """
 
     columns: tuple[str, ...]
     features: int
     names: tuple[str, ...] = ()
     vectorizer: Any = None
     notes: list[str] = field(default_factory=list)
+    shape: tuple[int, ...] = ()
 
     @classmethod
     def fit(cls, x: Any, source: str) -> tuple[Preparation, Tensor]:
         """Learn from the training rows how to prepare, and prepare them."""
         if not hasattr(x, "columns"):
-            return cls((), x.shape[1]), _tensor(x)
+            return cls((), x.shape[1], shape=tuple(x.shape[1:])), _tensor(x)
         skrub = require("skrub", "cli", "a table of mixed columns")
         vectorizer = skrub.TableVectorizer(
             cardinality_threshold=MOST_INDICATORS,
@@ -129,7 +133,8 @@ class Preparation:
 
     def to_dict(self) -> dict[str, Any]:
         """All but the vectorizer, as plain data."""
-        return {"columns": list(self.columns), "features": self.features, "names": list(self.names)}
+        names = list(self.names)
+        return {"columns": list(self.columns), "features": self.features, "names": names, "shape": list(self.shape)}
 
     def save(self, path: Path) -> None:
         """Write the vectorizer of a table; an array has none."""
@@ -142,7 +147,8 @@ class Preparation:
     @classmethod
     def load(cls, plain: dict[str, Any], path: Path) -> Preparation:
         """Read back what ``to_dict`` and ``save`` wrote; types of unknown origin are refused."""
-        preparation = cls(tuple(plain["columns"]), plain["features"], tuple(plain["names"]))
+        names, shape = tuple(plain["names"]), tuple(plain["shape"])
+        preparation = cls(tuple(plain["columns"]), plain["features"], names, shape=shape)
         if preparation.columns:
             skops = require("skops.io", "cli", "reading how a table is prepared")
             require("skrub", "cli", "a table of mixed columns")

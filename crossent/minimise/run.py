@@ -191,7 +191,11 @@ def load(folder: str | os.PathLike[str], *, model: Factory | None = None) -> Run
         if texts:
             network = Several([*texts])
         else:
-            own = None if model is None else lambda: model((preparation.features,), objective.columns)
+            own = (
+                None
+                if model is None
+                else lambda: model(preparation.shape or (preparation.features,), objective.columns)
+            )
             network = rebuilt(about["network"], own)
             network.load_state_dict(safetensors.load_file(folder / WEIGHTS))
         network.requires_grad_(False).eval()

@@ -172,10 +172,10 @@ def test_no_file_of_a_run_is_a_pickle_or_holds_one(tmp_path, table_run):
 def test_a_file_with_a_foreign_type_is_not_loaded(tmp_path, function):
     skops.io.dump(sklearn.preprocessing.FunctionTransformer(function), tmp_path / "table.skops")
     with pytest.raises(DataError, match=r"holds types that no model of crossent has: .* It was not loaded"):
-        Preparation.load({"columns": ["a"], "features": 1, "names": ["a"]}, tmp_path / "table.skops")
+        Preparation.load({"columns": ["a"], "features": 1, "names": ["a"], "shape": []}, tmp_path / "table.skops")
 
 
 def test_a_damaged_file_is_a_sentence(tmp_path):
     (tmp_path / "table.skops").write_bytes(b"PK\x03\x04 and then nothing")
     with pytest.raises(DataError, match=r"cannot be read: .* needs the versions of skrub and scikit-learn"):
-        Preparation.load({"columns": ["a"], "features": 1, "names": ["a"]}, tmp_path / "table.skops")
+        Preparation.load({"columns": ["a"], "features": 1, "names": ["a"], "shape": []}, tmp_path / "table.skops")

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from crossent.errors import DataError
 from crossent.minimise import Problem, Recipe, judge, train
+from crossent.minimise.judge import logits_of
 from crossent.minimise.learn import launched
 from crossent.minimise.networks import Tabular
+from crossent.minimise.optimiser import optimisers
 from crossent.minimise.problem import folds
 from crossent.minimise.task import Task
 from tests.compare import bits
@@ -447,3 +450,149 @@ def test_a_member_without_a_row_to_choose_by_and_a_plan_of_another_size_are_refu
         trained(fold=torch.where(torch.arange(96) % 2 == 0, 1, -1).unsqueeze(0))
     with pytest.raises(ValueError, match=r"3 members are parted by fold, and the network has 2"):
         trained(fold=torch.arange(96).unsqueeze(0) % 3)
+
+
+def test_rows_are_judged_by_members_that_did_not_learn_from_them(trained):
+    """A label or a feature that is made wrong changes what is said of other rows, and never of those held out with it.
+
+    Members share nothing but the batch: the gradient of each is its own, too small here to be clipped with the others.
+    """
+    recipe = replace(RECIPE, folds=3, stop="none", dropout=0.2)
+    clean = rows()
+    fold = folds(clean, 3, 1, 0)
+    before = trained(recipe, problem=clean, fold=fold)
+    for row in (0, 41):
+        for poisoned in (
+            Problem(TASK, clean.x, clean.target.index_fill(0, torch.tensor([row]), 1 - int(clean.target[row]))),
+            Problem(TASK, clean.x.index_fill(0, torch.tensor([row]), 9.0), clean.target),
+        ):
+            after = trained(recipe, problem=poisoned, fold=fold, network=before_training(recipe, clean))
+            others = torch.arange(96) != row
+            beside, learnt = (fold[0] == fold[0, row]) & others, fold[0] != fold[0, row]
+            assert torch.equal(after.held_out[beside], before.held_out[beside])
+            assert (after.held_out[learnt] != before.held_out[learnt]).all()
+            if torch.equal(poisoned.x, clean.x):
+                assert torch.equal(after.held_out[row], before.held_out[row])
+
+
+def before_training(recipe, problem):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Tabular.for_features(
+            problem.x, 2, members=recipe.folds, width=recipe.width, depth=2, dropout=recipe.dropout, bins=recipe.bins
+        )
+
+
+def linear(problem, members=1):
+    return Tabular.for_features(problem.x, problem.task.columns, members=members, width=1, depth=0, dropout=0.0, bins=0)
+
+
+EXACT = replace(RECIPE, optimiser="lbfgs", averaging=0.0, stop="none", epochs=4)
+
+
+def of_learnt(one, problem, fold):
+    """Log-probabilities of the rows that the one member learnt from."""
+    return logits_of(one.network, problem.x)[0].double().log_softmax(-1)[fold[0] < 0]
+
+
+def noisy(classes=3, n=201):
+    random = np.random.default_rng(8)
+    x = random.normal(size=(n, 3))
+    y = (x[:, 0] + random.normal(size=n) > 0) * 1 + (x[:, 1] + random.normal(size=n) > 0.5) * 1
+    task = Task("multi-class", ("a", "b", "c"), "three")
+    return Problem(task, torch.from_numpy(x).float(), torch.from_numpy(y))
+
+
+def test_lbfgs_on_the_linear_model_reaches_the_optimum_of_scikit_learn(trained):
+    from sklearn.linear_model import LogisticRegression
+
+    problem = noisy()
+    fold = torch.full((1, 201), -1)
+    fold[0, 0] = 0
+    start = linear(problem)
+    features, labels = start.features(problem.x)[1:].double().numpy(), problem.target[1:].numpy()
+    exact = LogisticRegression(C=np.inf, tol=1e-10, max_iter=2000).fit(features, labels).predict_log_proba(features)
+    least = -exact[np.arange(200), labels].mean()
+    one = trained(EXACT, problem=problem, network=start, fold=fold)
+    found = of_learnt(one, problem, fold).numpy()
+    # The line search compares losses in float32, which are alike within 6e-8 of 1: about the minimum of a parabola that
+    # is the root of it, some 3e-4 of the weights, times features up to 3.
+    assert found == pytest.approx(exact, abs=3e-3)
+    assert -found[np.arange(200), labels].mean() == pytest.approx(least, abs=1e-6)
+    early = trained(
+        replace(EXACT, epochs=1, optimiser="adamw", batch=200), problem=problem, network=linear(problem), fold=fold
+    )
+    assert of_learnt(early, problem, fold).numpy() != pytest.approx(exact, abs=0.1)
+
+
+def test_a_row_of_weight_two_is_learnt_as_that_row_twice(trained):
+    problem = noisy()
+    times = torch.from_numpy(np.random.default_rng(0).integers(0, 3, 201))
+    times[0] = 1
+    fold = torch.full((1, 201), -1)
+    fold[0, 0] = 0
+
+    def said(problem, fold):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            start = linear(noisy())
+        return logits_of(trained(EXACT, problem=problem, network=start, fold=fold).network, noisy().x)[0]
+
+    weighted = said(replace(problem, weight=times.float()), fold)
+    repeated = said(
+        problem.take(torch.arange(201).repeat_interleave(times)), fold[:, torch.arange(201).repeat_interleave(times)]
+    )
+    plain = said(problem, fold)
+    weighted, repeated, plain = (logits.log_softmax(-1) for logits in (weighted, repeated, plain))
+    assert torch.allclose(weighted, repeated, atol=3e-3)  # as above: the minimum of a float32 loss
+    assert not torch.allclose(weighted, plain, atol=0.05)
+    soft = replace(problem, target=torch.nn.functional.one_hot(problem.target, 3).float())
+    assert torch.allclose(said(soft, fold).log_softmax(-1), plain, atol=3e-3)
+
+
+def test_schedule_free_training_is_the_loop_of_its_authors(trained):
+    """One batch of all rows, so that no order matters: the same weights from the package used as its README says."""
+    recipe = replace(RECIPE, optimiser="schedulefree", epochs=5, batch=96, dropout=0.0, stop="none", learning_rate=0.05)
+    problem, fold = rows(), ONE
+    made = [Normless(), Normless()]
+    one = trained(recipe, problem=problem, network=made[0], fold=fold)
+    (theirs,) = optimisers(made[1], recipe)
+    learnt = fold[0] < 0
+    for _ in range(5):
+        theirs.train()
+        theirs.zero_grad()
+        torch.nn.functional.cross_entropy(made[1](problem.x[learnt]), problem.target[learnt]).backward()
+        theirs.step()
+    moving = [p.detach().clone() for p in made[1].parameters()]
+    theirs.eval()
+    for p, q, r in zip(one.network.parameters(), made[1].parameters(), moving, strict=True):
+        assert torch.allclose(p, q, atol=1e-5)  # sums of 80 rows in another order, and Adam's division by their size
+        assert not torch.allclose(p, r, atol=1e-4)
+
+
+class Normless(nn.Sequential):
+    def __init__(self):
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            super().__init__(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
+
+
+def test_what_is_kept_is_the_mean_of_the_weights_on_the_way(trained, monkeypatch):
+    """A memory longer than the training makes it the plain mean of the weights after each step."""
+    seen = []
+    update = AveragedModel.update_parameters
+
+    def watched(self, network):
+        seen.append([p.detach().clone() for p in network.parameters()])
+        update(self, network)
+
+    monkeypatch.setattr(AveragedModel, "update_parameters", watched)
+    recipe = replace(RECIPE, averaging=1000.0, epochs=3, stop="none")
+    one = trained(recipe, network=Normless(), fold=ONE)
+    assert len(seen) == 15
+    for place, p in enumerate(one.network.parameters()):
+        mean = torch.stack([step[place] for step in seen]).double().mean(0).float()
+        assert torch.allclose(p, mean, atol=1e-6)  # roundings of a running mean
+        assert not torch.allclose(p, seen[-1][place], atol=1e-4)
+    last = trained(replace(recipe, averaging=0.0), network=Normless(), fold=ONE)
+    assert all(torch.equal(p, q) for p, q in zip(last.network.parameters(), seen[-1], strict=True))

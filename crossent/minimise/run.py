@@ -191,11 +191,8 @@ def load(folder: str | os.PathLike[str], *, model: Factory | None = None) -> Run
         if texts:
             network = Several([*texts])
         else:
-            own = (
-                None
-                if model is None
-                else lambda: model(preparation.shape or (preparation.features,), objective.columns)
-            )
+            shape = tuple(about["preparation"]["shape"] or [preparation.features])
+            own = None if model is None else lambda: model(shape, objective.columns)
             network = rebuilt(about["network"], own)
             network.load_state_dict(safetensors.load_file(folder / WEIGHTS))
         network.requires_grad_(False).eval()

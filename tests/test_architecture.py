@@ -45,6 +45,7 @@ def test_imports_run_downwards_only(tmp_path: Path) -> None:
         ("compute/stats.py", "import crossent.compute.rows", "Inside compute"),
         ("report/text.py", "import torch", "The report reads records"),
         ("minimise/split.py", "import crossent.minimise.fit", "Inside minimise"),
+        ("minimise/judge.py", "import crossent.minimise.train", "Inside minimise"),
     ],
 )
 def test_an_import_upwards_is_caught(tmp_path: Path, place: str, planted: str, contract: str) -> None:

@@ -65,7 +65,7 @@ def test_digits_with_the_usual_settings_reach_a_tenth_of_a_nat():
 def test_a_mixed_csv_end_to_end(tmp_path):
     x, y = mixed_table()
     x.assign(deal=y).to_csv(tmp_path / "deals.csv", index=False, sep=";")
-    run = fit(tmp_path / "deals.csv", target="deal", recipe=replace(FEW, epochs=25))
+    run = fit(tmp_path / "deals.csv", target="deal", recipe=replace(FEW, epochs=40, dropout=0.1))
     assert run.classes == ("buys", "leaves")
     assert run.record["cross_entropy"].value < 0.55
     assert run.record.facts["target"] == "deal"

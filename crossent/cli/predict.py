@@ -15,14 +15,19 @@ def predict(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What crossent fit wrote.", show_default=False)],
     data: Annotated[str, typer.Argument(metavar="DATA", help="Rows to predict, in a file.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="A .parquet or .csv file to write.")],
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="PACKAGE.MODULE:FACTORY", help="Makes a network of your own.", show_default=False),
+    ] = None,
 ) -> None:
     """Write a fitted model's probabilities for the rows of DATA, whose labels are not needed."""
+    from crossent.minimise import Recipe, load
     from crossent.minimise import data as sources
-    from crossent.minimise import load
+    from crossent.minimise.learn import factory_of
 
     if output.suffix.lower() not in (".parquet", ".csv"):
         raise DataError(f"predictions are written as .parquet or .csv, and {str(output)!r} is neither.")
-    run = load(folder)
+    run = load(folder, model=factory_of(Recipe(model=model)) if model else None)
     rows = sources.read(data, run.record.facts.get("target"), labelled=False)
     probabilities = run.predict_proba(rows)
     run.write_predictions(output, probabilities)

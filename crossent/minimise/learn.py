@@ -97,7 +97,7 @@ def learn(
     """
     fabric = fabric or launched()
     objective = recipe.objective(problem.task, problem.counts())
-    factory = factory or _factory(recipe)
+    factory = factory or factory_of(recipe)
     together = factory is None and problem.x.dim() == 2
     if fold is None:
         fold = folds(problem, min(recipe.folds, len(problem)), recipe.members, seed)
@@ -201,7 +201,7 @@ def learn_from_loader(
     return Learned(trained.network, objective, trained.held_out, trained.history)
 
 
-def _factory(recipe: Recipe) -> Factory | None:
+def factory_of(recipe: Recipe) -> Factory | None:
     """The user's own function that a recipe names, or None where the network is one of ours."""
     if ":" not in recipe.model:
         return None

@@ -134,6 +134,38 @@ def test_fit_predict_report_and_evaluate(here, call):
     )
 
 
+OWN = """
+import math
+import torch
+
+def network(shape, columns):
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(math.prod(shape), columns))
+"""
+
+
+def test_a_network_of_one_s_own_with_weights_shares_and_a_budget(here, call, monkeypatch):
+    (here / "mine.py").write_text(OWN)
+    monkeypatch.syspath_prepend(here)
+    random = np.random.default_rng(0)
+    yes = random.integers(0, 4, 60)
+    table = pd.DataFrame({"a": yes + random.normal(size=60), "w": 1.0, "votes_no": 3 - yes, "votes_yes": yes})
+    table.to_csv("votes.csv", index=False)
+    told = ["--target", "votes_*", "--weight", "w", "--model", "mine:network", "--budget", "10m", *QUICK]
+    status, said, err = call("fit", "votes.csv", "-o", "run", *told)
+    assert (status, err) == (0, "")
+    assert "'votes_*' holds shares of 2 classes (no, yes): soft labels." in " ".join(said.split())
+    facts = json.loads((here / "run" / "record.json").read_text())["facts"]
+    assert (facts["recipe"]["model"], facts["features"], facts["epochs"]) == ("mine:network", 1, 3)
+    status, _, err = call("predict", "run", "votes.csv", "-o", "p.csv")
+    assert status == 2
+    assert "pass the factory it was made by" in err
+    assert call("predict", "run", "votes.csv", "-o", "p.csv", "--model", "mine:network")[0] == 0
+    assert pd.read_csv("p.csv").columns.tolist() == ["row", "p_no", "p_yes"]
+    status, _, err = call("predict", "run", "votes.csv", "-o", "p.csv", "--model", "mine:nothing")
+    assert status == 2
+    assert "the model 'mine:nothing' cannot be imported" in err
+
+
 def test_every_run_has_a_folder_of_its_own(here, call, refused):
     flowers().to_csv("flowers.csv", index=False)
     assert call("fit", "flowers.csv", *QUICK)[0] == 0
@@ -193,6 +225,14 @@ BAD = {
     "an unknown setting": (flowers(), ["fit", "data.csv", "--set", "layers=3"], "--set takes NAME=VALUE with one of"),
     "a setting of text": (flowers(), ["fit", "data.csv", "--set", "width=big"], "--set width needs a whole number"),
     "a setting too low": (flowers(), ["fit", "data.csv", "--set", "members=0"], "members must be at least 1, and is 0"),
+    "a setting between": (flowers(), ["fit", "data.csv", "--set", "dropout=2"], "dropout must lie between 0 and 0.95"),
+    "a foreign word": (flowers(), ["fit", "data.csv", "--set", "optimiser=adam"], "Did you mean 'adamw'"),
+    "a time of no unit": (flowers(), ["fit", "data.csv", "--budget", "soon"], "--budget takes a time such as 90s, 10m"),
+    "no time": (flowers(), ["fit", "data.csv", "--budget", "0s"], "--budget takes a time such as 90s"),
+    "no weights": (flowers(), ["fit", "data.csv", "--weight", "w"], "has no column 'w'"),
+    "negative weights": (flowers(w=-1), ["fit", "data.csv", "--weight", "w"], "weights are finite numbers from 0 on"),
+    "one share": (flowers(), ["fit", "data.csv", "--target", "so*"], "has 1 columns like 'so\\*'"),
+    "no such factory": (flowers(), ["fit", "data.csv", "--model", "nowhere:make"], "'nowhere:make' cannot be imported"),
     "no test file": (flowers(), ["fit", "data.csv", "--test", "tset.csv"], "'tset.csv' is neither a file"),
     "no model": (flowers(), ["predict", ".", "data.csv", "-o", "p.csv"], "holds no finished model"),
     "another output": (flowers(), ["predict", ".", "data.csv", "-o", "p.txt"], "written as .parquet or .csv"),

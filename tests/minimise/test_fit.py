@@ -67,14 +67,14 @@ def test_a_mixed_csv_end_to_end(tmp_path):
     x.assign(deal=y).to_csv(tmp_path / "deals.csv", index=False, sep=";")
     run = fit(tmp_path / "deals.csv", target="deal", recipe=replace(FEW, epochs=40, dropout=0.1))
     assert run.classes == ("buys", "leaves")
-    assert run.record["cross_entropy"].value < 0.55
+    assert run.record["cross_entropy"].value < 0.6
     assert run.record.facts["target"] == "deal"
     assert run.record.facts["features"] == run.preparation.features
     assert any("left out: same, empty" in note for note in run.record.facts["notes"])
     shuffled = x.assign(deal=np.random.default_rng(0).permutation(y))
     shuffled.to_csv(tmp_path / "noise.csv", index=False)
     noise = fit(tmp_path / "noise.csv", target="deal", recipe=FEW)
-    assert noise.record["cross_entropy"].value > 0.55  # nothing is known where there is nothing to know
+    assert noise.record["cross_entropy"].value > 0.62  # nothing is known where there is nothing to know
 
 
 def test_the_split_the_bits_and_the_figures_are_the_seed_s(arrays):

@@ -97,7 +97,7 @@ def test_a_model_folder_of_texts_is_fine_tuned_saved_and_read_back(tmp_path):
 
     folder = model_folder(tmp_path / "bert")
     table, y = texts(240)
-    settings = [f"model=text:{folder}", "learning_rate=3e-3", "epochs=10"]
+    settings = [f"model=text:{folder}", "learning_rate=3e-3", "epochs=24", "patience=24"]
     run = crossent.fit(table, y, settings=settings)
     assert run.recipe.folds == 1
     assert run.record["cross_entropy"].value < 0.5

@@ -32,7 +32,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip 
 pytest.importorskip("onnxscript", reason="needs onnxscript: pip install 'crossent[onnx]'")
 
 SOFTER = Calibrator("temperature", (Mixture(3.0, (), (0.9, 0.0, 0.1)),))
-FEW = Recipe(**QUICK, folds=2)
+FEW = Recipe(**QUICK)
 Outputs = tuple[np.ndarray, np.ndarray]
 
 

@@ -24,7 +24,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ REPORTED: dict[str, dict[str, float]] = {
 def ask(name: str, here: Set, threads: int) -> tuple[Probabilities, dict[str, Any]]:
     """Let a peer learn on every split of a set; what it says of the tested rows (n, columns), and what it took."""
     peer, said, seconds, processor, load = PEERS[name], [], [], [], os.getloadavg()[0]
+    versions = {"python": platform.python_version()} | {package: installed(package) for package in peer.packages}
     for learn, test in here.splits:
         known, new = here.rows.take(learn), here.rows.take(test)
         began, spent = time.perf_counter(), time.process_time()
@@ -72,10 +73,18 @@ def ask(name: str, here: Set, threads: int) -> tuple[Probabilities, dict[str, An
         "processor_seconds": [round(s, 2) for s in processor],
         "threads": threads,
         "load_before": round(load, 1),
-        "versions": {"python": platform.python_version()} | {package: version(package) for package in peer.packages},
+        "versions": versions,
         "made": time.strftime("%Y-%m-%d"),
     }
     return checked(np.concatenate(said), name, here), about
+
+
+def installed(package: str) -> str:
+    """The version of a package, or of its edition for processors alone (xgboost-cpu)."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return version(f"{package}-cpu")
 
 
 def checked(p: Probabilities, name: str, here: Set) -> Probabilities:

@@ -134,6 +134,18 @@ def test_a_word_or_a_class_that_was_never_seen(peers):
     assert peers.in_place(np.array([[0.25, 0.75]]), np.array([0, 2]), 3).tolist() == [[0.25, 0.0, 0.75]]
 
 
+def test_the_edition_for_processors_is_the_package_too(bench, monkeypatch):
+    def version(name):
+        if name != "boosting-cpu":
+            raise bench.PackageNotFoundError(name)
+        return "3.2.0"
+
+    monkeypatch.setattr(bench, "version", version)
+    assert bench.installed("boosting") == "3.2.0"
+    with pytest.raises(bench.PackageNotFoundError):
+        bench.installed("forests")
+
+
 @pytest.mark.parametrize(("p", "sentence"), [([[0.5, 0.6]], "no distribution"), ([[math.nan, 1.0]], "no distribution"),
                                              ([[0.5, 0.5]] * 2, "is due")])  # fmt: skip
 def test_what_is_no_answer_is_refused(bench, sets, p, sentence):

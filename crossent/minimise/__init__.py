@@ -3,7 +3,7 @@
 fit            the way through; what a user calls
 data           files, embedded sets and arrays come in
 task           what is to be predicted
-split          rows to learn from, to test once
+split, parts   rows to learn from, to test once
 preparation    a table of anything into features
 problem        rows ready for a network, and which are held out from which
 recipe         the settings

@@ -41,14 +41,14 @@ from crossent.measure.likelihood import Rows
 from crossent.measure.predictions import Predictions
 from crossent.measure.rival import rival
 from crossent.minimise import task as tasks
-from crossent.minimise.fit import _data, _model, _Part, _parts
 from crossent.minimise.inverse import PROPERTIES
 from crossent.minimise.judge import averaged, logits_of, shares_of, temperatures_of
 from crossent.minimise.learn import Factory, launched, learn
 from crossent.minimise.objective import Objective, OfRange
+from crossent.minimise.parts import Part, both, parted
 from crossent.minimise.preparation import Preparation
 from crossent.minimise.problem import Problem, folds
-from crossent.minimise.recipe import Recipe
+from crossent.minimise.recipe import Recipe, model_asked
 from crossent.minimise.scoreboard import Told, board
 from crossent.minimise.spelling import read_loss, split
 from crossent.minimise.steepness import steepness
@@ -131,13 +131,13 @@ def compare_losses(
     began = time.monotonic()
     if y is not None and isinstance(x, (str, os.PathLike)):
         raise DataError(f"{os.fspath(x)!r} brings its own labels; leave out y (losses are named by losses=).")
-    mine, other = _data(x, y, target, weight, test)
+    mine, other = both(x, y, target, weight, test)
     found = tasks.look(mine.y, mine.source, mine.target, kind, limits, mine.names)
     said(found.found)
-    rest, judge = _parts(found, mine, other, seed)
+    rest, judge = parted(found, mine, other, seed)
     judge = _that_count(judge)
     preparation: Preparation | Tokens
-    if (named := _model(recipe, settings)).startswith(WORD):
+    if (named := model_asked(recipe, settings)).startswith(WORD):
         preparation = Tokens.of(named, rest.x, mine.source, found)
         features, model, usual = preparation(rest.x, mine.source), preparation.copy, Recipe.texts()
     else:
@@ -221,7 +221,7 @@ class _Entry:
 class _Judge:
     """The rows of the test with their features."""
 
-    test: _Part
+    test: Part
     features: Any
     task: tasks.Task
 
@@ -251,7 +251,7 @@ class _Parts:
     weight: NDArray[np.float64] | None
 
     @classmethod
-    def of(cls, problem: Problem, rest: _Part, seed: int) -> _Parts:
+    def of(cls, problem: Problem, rest: Part, seed: int) -> _Parts:
         """A sixth of the rows is set apart, drawn by class."""
         apart = folds(problem, 1, 1, seed)[0] == 0
         counts = apart.numpy() if rest.weight is None else apart.numpy() & (rest.weight > 0)
@@ -382,7 +382,7 @@ def _costs(judge: _Judge, log_p: NDArray[np.float64]) -> tuple[dict[str, NDArray
     return found | {"miscalibration": own.costs - own.calibrated}, own.doubt
 
 
-def _that_count(part: _Part) -> _Part:
+def _that_count(part: Part) -> Part:
     """The rows whose weight is not 0."""
     if part.weight is None or part.weight.all():
         return part

@@ -80,7 +80,7 @@ def from_table(
     """Split a pandas table into features, target and weights."""
     if len(table) == 0:
         raise DataError(f"{source!r} has a header and no rows. It needs at least one row to go on.")
-    _name(table, source)
+    named(table, source)
     weights = None
     if weight is not None and (labelled or weight in table.columns):
         weights = _weights(table[_known(weight, table, source)], source, weight)
@@ -116,7 +116,7 @@ def _several(table: Any, pattern: str, source: str, weights: Any, labelled: bool
         raise DataError(f"{source!r} has only columns like {pattern!r}: there is nothing to predict them from.")
     before = pattern.partition("*")[0]
     names = tuple(name.removeprefix(before) for name in columns)
-    return Data(x.reset_index(drop=True), _shares(y, source, columns), source, pattern, names, weights)
+    return Data(x.reset_index(drop=True), shares(y, source, columns), source, pattern, names, weights)
 
 
 def _known(column: str, table: Any, source: str) -> str:
@@ -127,7 +127,7 @@ def _known(column: str, table: Any, source: str) -> str:
     return column
 
 
-def _shares(y: Any, source: str, columns: list[str]) -> np.ndarray:
+def shares(y: Any, source: str, columns: list[str]) -> np.ndarray:
     """Labels (n, classes), shares or counts, as shares that add up to 1."""
     try:
         shares = np.asarray(y, dtype=np.float64)
@@ -177,7 +177,7 @@ def from_arrays(x: Any, y: Any, source: str = "arrays", weight: Any = None) -> D
         raise DataError(f"{source}: x has no rows.")
     if hasattr(x, "columns"):
         table = x.reset_index(drop=True).copy()
-        _name(table, source)
+        named(table, source)
         x = table
     else:
         x = _numbers(_array(x), source)
@@ -196,7 +196,7 @@ def from_arrays(x: Any, y: Any, source: str = "arrays", weight: Any = None) -> D
             y = y[:, 0]
         if y.ndim == 2 and len(y) == len(x):
             names = names or tuple(map(str, range(y.shape[1])))
-            return Data(x, _shares(y, source, list(names)), source, target, names, weights)
+            return Data(x, shares(y, source, list(names)), source, target, names, weights)
         if y.ndim != 1 or len(y) != len(x):
             raise DataError(
                 f"{source}: y must hold one label for each of the {len(x):,} rows of x; its shape is {y.shape}."
@@ -224,7 +224,7 @@ def _labels(y: Any) -> np.ndarray:
     return values
 
 
-def _name(table: Any, source: str) -> None:
+def named(table: Any, source: str) -> None:
     """Give a table's columns their names as text, and refuse a name that two of them have."""
     table.columns = [str(column) for column in table.columns]
     _refuse_twins(table.columns.to_list(), source)

@@ -176,7 +176,7 @@ class _Estimator(_Settings):
         if not len(X):
             raise DataError("X has no rows.")
         table = X.reset_index(drop=True)
-        data._name(table, "X")
+        data.named(table, "X")
         return table
 
     def _learn(self, rows: Any, target: NDArray[Any], weight: NDArray[np.float64], task: Task) -> None:
@@ -328,7 +328,7 @@ class CrossEntropyClassifier(_Classifier, _Estimator):
                 "pass labels (n,), or soft labels (n, classes) as floats, for counts y.astype(float). Several labels "
                 "at once are several problems (sklearn.multioutput)."
             )
-        return data._shares(soft, "y", [str(name) for name in names]), names
+        return data.shares(soft, "y", [str(name) for name in names]), names
 
 
 @dataclass(eq=False, repr=False)

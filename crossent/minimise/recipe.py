@@ -205,6 +205,12 @@ class Recipe:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
+def model_asked(recipe: Recipe | None, settings: Sequence[str]) -> str:
+    """The model that was asked for, or nothing."""
+    asked = [setting.partition("=")[2] for setting in settings if setting.startswith("model=")]
+    return asked[-1] if asked else recipe.model if recipe else ""
+
+
 def _value(name: str, kind: type, text: str) -> Any:
     if kind is bool:
         words = {

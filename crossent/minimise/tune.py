@@ -28,8 +28,9 @@ from torch import nn
 from crossent.errors import DataError
 from crossent.files import refusal
 from crossent.minimise import task
-from crossent.minimise.fit import _data, _parts, fit
+from crossent.minimise.fit import fit
 from crossent.minimise.learn import Factory, launched
+from crossent.minimise.parts import both, parted
 from crossent.minimise.preparation import Preparation
 from crossent.minimise.problem import Problem
 from crossent.minimise.recipe import Recipe
@@ -108,10 +109,10 @@ def tune(
     _refuse(x, y, budget, trials)
     if budget is None and trials is None:
         budget = USUAL_BUDGET
-    mine, other = _data(x, y, target, weight, test)
+    mine, other = both(x, y, target, weight, test)
     found = task.look(mine.y, mine.source, mine.target, kind, limits, mine.names)
     said(found.found)
-    rest, _ = _parts(found, mine, other, seed)
+    rest, _ = parted(found, mine, other, seed)
     _, features = Preparation.fit(rest.x, mine.source)
     problem = Problem(found, features, found.target(rest.encoded), rest.tensor_of_weights)
     base = (recipe or Recipe.usual(features)).parsed(settings)

@@ -1,0 +1,104 @@
+"""The rows of one run in two parts: to learn from, and to judge by once."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from crossent.errors import DataError, some
+from crossent.minimise import data, split, task
+from crossent.minimise.finish import Judged
+
+FEW_ROWS = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The rows of one part of the split: where they stand, and what is to be predicted of them."""
+
+    data: data.Data
+    rows: np.ndarray
+    encoded: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def weight(self) -> np.ndarray | None:
+        """Their weights (n,), or None where all rows count alike."""
+        return None if self.data.weight is None else self.data.weight[self.rows]
+
+    def judged(self, found: task.Task, log_p: torch.Tensor) -> Judged:
+        """Them with what was said of them; labels as they are written: numbers of a range, names, or shares."""
+        y = self.data.y[self.rows]
+        if found.kind == "range":
+            y = np.asarray(y, dtype=np.float64)
+        elif y.ndim == 1:
+            y = np.array([task.class_name(value) for value in y])
+        return Judged(self.rows, y, self.encoded, self.weight, log_p.numpy())
+
+    @property
+    def tensor_of_weights(self) -> torch.Tensor | None:
+        """Their weights as a network wants them: 1 on average."""
+        return None if self.weight is None else torch.from_numpy(self.weight / self.weight.mean()).float()
+
+    @property
+    def x(self) -> Any:
+        """Their features; a table's keep their numbers as its index, so that trouble can be said to be in that row."""
+        x = self.data.x
+        return x.iloc[self.rows] if hasattr(x, "iloc") else x[self.rows]
+
+
+def both(x: Any, y: Any, target: str | None, weight: Any, test: Any) -> tuple[data.Data, data.Data | None]:
+    """The data, and the test's own if it has any; both labelled."""
+    own = data.read(x, target, weight) if isinstance(x, (str, os.PathLike)) else data.from_arrays(x, y, weight=weight)
+    if own.y is None:
+        raise DataError("fit needs labels: pass y, or a file that has them.")
+    if test is None:
+        return own, None
+    from_file = isinstance(test, (str, os.PathLike))
+    named = weight if isinstance(weight, str) else None
+    other = data.read(test, own.target, named) if from_file else data.from_arrays(test[0], test[1], "test", *test[2:])
+    if other.y is None:
+        raise DataError("the test needs labels: pass a file that has them, or a pair (x, y).")
+    if other.y.ndim == 1:
+        task.refuse_missing(other.y, other.source, other.target)
+    return own, other
+
+
+def parted(found: task.Task, own: data.Data, other: data.Data | None, seed: int) -> tuple[Part, Part]:
+    """Rows to learn from, and rows to judge by."""
+    rows = np.arange(len(own))
+    encoded = found.encode(own.y, rows, own.source)
+    if other is None:
+        rest, tested = split.draw(encoded, seed)
+        judge = Part(own, tested, encoded[tested])
+    else:
+        rest, tested = rows, np.arange(len(other))
+        judge = Part(other, tested, found.encode(other.y, tested, other.source))
+    learn = Part(own, rest, encoded[rest])
+    if len(own) < FEW_ROWS or not (len(learn) > 1 and len(judge)):
+        raise DataError(
+            f"{own.source}: {len(own):,} rows are too few to learn from most, choose by some in turn and test on the "
+            f"rest; it takes at least {FEW_ROWS}."
+        )
+    return learn, judge
+
+
+def rare(found: task.Task, parts: tuple[Part, ...]) -> list[str]:
+    """Say which classes have fewer than five rows in all."""
+    if found.kind == "range":
+        return []
+    own = [part.encoded for part in parts if part.data is parts[0].data]  # not a test file's: they teach nothing
+    columns = np.arange(len(found.classes))
+    counts = sum((part if part.ndim == 2 else part[:, None] == columns).sum(0) for part in own)
+    few = [
+        f"{name} ({count:.3g})"
+        for name, count in zip(found.classes, np.asarray(counts).tolist(), strict=True)
+        if count < 5
+    ]
+    return [f"Classes with fewer than five rows in all can hardly be learned or tested: {some(few)}."] if few else []

@@ -31,8 +31,8 @@ import numpy as np
 
 from crossent.measure import calibrate
 from crossent.measure.calibration.rows import log_softmax
-from crossent.measure.cluster import ClusterMean, cluster_mean
-from crossent.measure.likelihood import FLOOR, costs_of_logs
+from crossent.measure.intervals.cluster import ClusterMean, cluster_mean
+from crossent.measure.sums.likelihood import FLOOR, costs_of_logs
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parent.parent / "shared" / "data"

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, log_expit, stdtrit
 
-from crossent.measure.cluster import cluster_mean
-from crossent.measure.contrast import Ground, parts
-from crossent.measure.predictions import Predictions
-from crossent.measure.rival import rival
+from crossent.measure.comparison.contrast import Ground, parts
+from crossent.measure.comparison.rival import rival
+from crossent.measure.intervals.cluster import cluster_mean
+from crossent.measure.predictions.predictions import Predictions
 
 Array = NDArray[np.float64]
 

@@ -21,11 +21,12 @@ from collections.abc import Callable
 import numpy as np
 from scipy.special import expit, log_expit, ndtri, softmax
 
-from crossent.measure import interval, means
-from crossent.measure.by_class import per_class
-from crossent.measure.decomposition import joint_parts
-from crossent.measure.predictions import Predictions
-from crossent.measure.tally import Tally
+from crossent.measure.intervals import interval
+from crossent.measure.predictions.predictions import Predictions
+from crossent.measure.tally.tally import Tally
+from crossent.measure.values import means
+from crossent.measure.values.by_class import per_class
+from crossent.measure.values.decomposition import joint_parts
 
 MODELS = {  # name: (mean and standard deviation of the true log-odds, sharpness of the claimed ones)
     "calibrated, uncertain": (0.0, 1.0, 1.0),

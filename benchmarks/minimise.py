@@ -34,8 +34,8 @@ from minimise_sets import SETS, Set
 from threadpoolctl import threadpool_limits
 
 from crossent.files import replacing
-from crossent.measure.cluster import ClusterMean, cluster_mean
-from crossent.measure.likelihood import FLOOR, costs_of_logs
+from crossent.measure.intervals.cluster import ClusterMean, cluster_mean
+from crossent.measure.sums.likelihood import FLOOR, costs_of_logs
 
 # Python puts this folder first on the path; see run.py.
 sys.path[:] = [place for place in sys.path if Path(place or ".").resolve() != Path(__file__).resolve().parent]

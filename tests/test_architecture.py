@@ -41,7 +41,7 @@ def test_imports_run_downwards_only(tmp_path: Path) -> None:
     ("place", "planted", "contract"),
     [
         ("record.py", "import crossent.cli", "Data goes down through the rooms"),
-        ("measure/interval.py", "import crossent.minimise.fit", "Data goes down through the rooms"),
+        ("measure/intervals/interval.py", "import crossent.minimise.fit", "Data goes down through the rooms"),
         ("compute/stats.py", "import crossent.compute.rows", "Inside compute"),
         ("report/text.py", "import torch", "The report reads records"),
         ("minimise/split.py", "import crossent.minimise.fit", "Inside minimise"),

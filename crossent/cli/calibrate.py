@@ -72,7 +72,7 @@ def calibrate(
     Every candidate is judged on rows it was not fitted to, by the 95 % interval of the change it makes; where none
     helps, nothing is changed. Every column of the file but the probabilities is kept.
     """
-    from crossent.measure.calibrated import apply_to_file, check_output
+    from crossent.measure.calibration.calibrated import apply_to_file, check_output
 
     console = Console(highlight=False, markup=False)
     columns = (probability[0] if len(probability) == 1 else probability) if probability else None
@@ -154,7 +154,7 @@ def _factors(given: list[str] | None, option: str) -> dict[str, float] | None:
 
 def _undone(path: Path, shift: dict[str, Any], classes: list[str] | None, columns: Any) -> Calibrator:
     from crossent.measure import undo_shift
-    from crossent.measure.calibrated import classes_of
+    from crossent.measure.calibration.calibrated import classes_of
 
     return undo_shift(**shift, classes=classes or classes_of(path, columns))
 

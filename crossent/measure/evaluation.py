@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 
 from crossent.errors import DataError, some
-from crossent.measure.by_class import per_class
-from crossent.measure.engine import ENGINES, tallied_by_ray
-from crossent.measure.likelihood import FLOOR
-from crossent.measure.predictions import Predictions, slices_by
-from crossent.measure.reliability import axis_names, curves, reliability
-from crossent.measure.sample import capacity_for
-from crossent.measure.slices import concentration, costliest, slices
+from crossent.measure.predictions.predictions import Predictions, slices_by
 from crossent.measure.sources import batches
-from crossent.measure.tally import Tally
+from crossent.measure.sums.likelihood import FLOOR
+from crossent.measure.sums.sample import capacity_for
+from crossent.measure.tally.engine import ENGINES, tallied_by_ray
+from crossent.measure.tally.tally import Tally
+from crossent.measure.values.by_class import per_class
+from crossent.measure.values.reliability import axis_names, curves, reliability
+from crossent.measure.values.slices import concentration, costliest, slices
 from crossent.record import Curve, Number, Record, Table
 
 FEW_ROWS = 100

@@ -26,13 +26,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crossent.errors import DataError, require
-from crossent.measure.columns import as_array
 from crossent.measure.evaluation import record_of, tally_for
-from crossent.measure.form import BFLOAT16_TOLERANCE, FORMS, SUM_TOLERANCE
-from crossent.measure.likelihood import FLOOR
-from crossent.measure.packing import packed, unpacked
-from crossent.measure.predictions import Door, Predictions
-from crossent.measure.tally import Tally
+from crossent.measure.predictions.columns import as_array
+from crossent.measure.predictions.form import BFLOAT16_TOLERANCE, FORMS, SUM_TOLERANCE
+from crossent.measure.predictions.predictions import Door, Predictions
+from crossent.measure.sums.likelihood import FLOOR
+from crossent.measure.tally.packing import packed, unpacked
+from crossent.measure.tally.tally import Tally
 from crossent.record import Record
 
 if TYPE_CHECKING:

@@ -37,9 +37,9 @@ from crossent.compute.losses import NLL
 from crossent.errors import DataError, some
 from crossent.measure.calibration.rows import rows_of
 from crossent.measure.calibration.scaling import fit_scaling
-from crossent.measure.likelihood import Rows
-from crossent.measure.predictions import Predictions
-from crossent.measure.rival import rival
+from crossent.measure.comparison.rival import rival
+from crossent.measure.predictions.predictions import Predictions
+from crossent.measure.sums.likelihood import Rows
 from crossent.minimise import task as tasks
 from crossent.minimise.inverse import PROPERTIES
 from crossent.minimise.judge import averaged, logits_of, shares_of, temperatures_of

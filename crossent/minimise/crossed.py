@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from crossent.measure.cluster import ClusterMean, cluster_mean
+from crossent.measure.intervals.cluster import ClusterMean, cluster_mean
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from crossent.measure import Calibrator, Predictions, evaluate
 from crossent.measure.calibration import choose as choose_calibrator
-from crossent.measure.likelihood import costs_of_logs
+from crossent.measure.sums.likelihood import costs_of_logs
 from crossent.minimise.learn import Learned
 from crossent.minimise.preparation import Preparation
 from crossent.minimise.recipe import Recipe

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.errors import require
-from crossent.measure.likelihood import costs_of_logs
+from crossent.measure.sums.likelihood import costs_of_logs
 from crossent.minimise.problem import Problem
 from crossent.minimise.run import Run
 from crossent.record import Record, Table

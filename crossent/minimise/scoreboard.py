@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossent.measure.cluster import ROUNDING, ClusterMean, cluster_mean, holm
+from crossent.measure.intervals.cluster import ROUNDING, ClusterMean, cluster_mean, holm
 from crossent.minimise.crossed import Crossed, crossed
 from crossent.minimise.finish import versions
 from crossent.minimise.task import Task

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from crossent.errors import DataError
 from crossent.measure.calibration.rows import rows_of
 from crossent.measure.calibration.scaling import fit_scaling
-from crossent.measure.cluster import cluster_mean
-from crossent.measure.hashing import stream
+from crossent.measure.intervals.cluster import cluster_mean
+from crossent.measure.sums.hashing import stream
 from crossent.minimise.learn import Factory, learn
 from crossent.minimise.problem import Problem, folds
 from crossent.minimise.recipe import Recipe

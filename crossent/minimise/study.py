@@ -27,8 +27,8 @@ import numpy as np
 
 from crossent.errors import DataError, require
 from crossent.files import refusal
-from crossent.measure.cluster import cluster_mean
-from crossent.measure.hashing import stream
+from crossent.measure.intervals.cluster import cluster_mean
+from crossent.measure.sums.hashing import stream
 from crossent.minimise.recipe import Recipe
 from crossent.minimise.space import Space
 from crossent.record import Number, Table

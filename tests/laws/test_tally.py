@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from scipy.special import expit
 
 from crossent.errors import DataError
-from crossent.measure.distinct import Distinct, code
-from crossent.measure.predictions import Predictions
-from crossent.measure.tally import Tally
+from crossent.measure.predictions.predictions import Predictions
+from crossent.measure.sums.distinct import Distinct, code
+from crossent.measure.tally.tally import Tally
 
 KINDS = ("binary", "soft binary", "range", "classes", "soft classes", "zeros", "logs")
 

@@ -11,7 +11,7 @@ from scipy.special import softmax
 import crossent
 from crossent import Calibrator, DataError, cli
 from crossent.measure import read_predictions, write_predictions
-from crossent.measure.calibrated import apply_to_file
+from crossent.measure.calibration.calibrated import apply_to_file
 from crossent.measure.calibration.steps import Affine, Mixture
 from tests.measure.test_calibration_families import sample
 

@@ -10,10 +10,10 @@ from scipy.special import expit, softmax
 
 from crossent.measure import cross_fit, recalibrate
 from crossent.measure.calibration import KINDS, Scaling
-from crossent.measure.decomposition import joint_parts
-from crossent.measure.likelihood import costs
-from crossent.measure.predictions import Predictions
-from crossent.measure.tally import Tally
+from crossent.measure.predictions.predictions import Predictions
+from crossent.measure.sums.likelihood import costs
+from crossent.measure.tally.tally import Tally
+from crossent.measure.values.decomposition import joint_parts
 
 
 def miscalibration(p, y):

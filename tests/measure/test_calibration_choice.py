@@ -15,8 +15,8 @@ from crossent.measure.calibration import choose
 from crossent.measure.calibration.families import Family
 from crossent.measure.calibration.rows import log_softmax
 from crossent.measure.calibration.steps import Affine, Mixture
-from crossent.measure.likelihood import costs_of_logs
-from crossent.measure.predictions import Predictions
+from crossent.measure.predictions.predictions import Predictions
+from crossent.measure.sums.likelihood import costs_of_logs
 from tests.measure.test_calibration_families import sample
 
 FEW = ["temperature", "temperature and bias"]

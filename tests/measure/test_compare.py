@@ -11,9 +11,10 @@ from scipy.special import expit, logit
 
 import crossent
 from crossent.errors import DataError
-from crossent.measure import Predictions, compare, evaluate, rival, write_predictions
-from crossent.measure.contrast import Ground, slices
-from crossent.measure.rival import Rival
+from crossent.measure import Predictions, compare, evaluate, write_predictions
+from crossent.measure.comparison import rival
+from crossent.measure.comparison.contrast import Ground, slices
+from crossent.measure.comparison.rival import Rival
 from crossent.record import Record
 
 

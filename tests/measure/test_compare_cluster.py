@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from crossent.measure.cluster import cluster_mean, holm
+from crossent.measure.intervals.cluster import cluster_mean, holm
 
 
 def rows(n=60, seed=0):

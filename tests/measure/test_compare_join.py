@@ -5,7 +5,7 @@ import pytest
 
 from crossent.errors import DataError
 from crossent.measure import Predictions
-from crossent.measure.join import Head, join
+from crossent.measure.comparison.join import Head, join
 
 
 def head(name, p, y, **options):

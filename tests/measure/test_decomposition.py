@@ -7,12 +7,12 @@ import pytest
 from scipy.special import expit, log_expit, logit
 
 from crossent.measure import evaluate
-from crossent.measure.cells import Cells, Grid
-from crossent.measure.decomposition import isotonic_parts
-from crossent.measure.distinct import Distinct, code
-from crossent.measure.isotonic import cost, isotonic, optimism, smooth, stated
-from crossent.measure.predictions import Predictions
-from crossent.measure.tally import Tally
+from crossent.measure.predictions.predictions import Predictions
+from crossent.measure.sums.cells import Cells, Grid
+from crossent.measure.sums.distinct import Distinct, code
+from crossent.measure.tally.tally import Tally
+from crossent.measure.values.decomposition import isotonic_parts
+from crossent.measure.values.isotonic import cost, isotonic, optimism, smooth, stated
 
 PARTS = ("uncertainty", "discrimination", "miscalibration")
 

@@ -15,9 +15,10 @@ import pytest
 
 from crossent import cli
 from crossent.errors import DataError, MissingExtra
-from crossent.measure import engine, evaluate, sources
-from crossent.measure.engine import Share, spread
+from crossent.measure import evaluate, sources
 from crossent.measure.sources.files import File
+from crossent.measure.tally import engine
+from crossent.measure.tally.engine import Share, spread
 from crossent.record import Record
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'crossent[ray]'")

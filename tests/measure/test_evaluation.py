@@ -14,9 +14,9 @@ import crossent.measure
 from crossent.errors import DataError
 from crossent.measure import Predictions, evaluate
 from crossent.measure.calibration.scaling import KINDS, cross_fit_log, recalibrate
-from crossent.measure.likelihood import costs, costs_of_logs
-from crossent.measure.reliability import MOST_GROUPS
-from crossent.measure.tally import Tally
+from crossent.measure.sums.likelihood import costs, costs_of_logs
+from crossent.measure.tally.tally import Tally
+from crossent.measure.values.reliability import MOST_GROUPS
 from crossent.record import Record
 
 RNG = np.random.default_rng(0)

@@ -10,8 +10,8 @@ from sklearn.metrics import top_k_accuracy_score
 
 from crossent.measure import evaluate
 from crossent.measure.evaluation import tallied
-from crossent.measure.predictions import Predictions
-from crossent.measure.tally import Tally
+from crossent.measure.predictions.predictions import Predictions
+from crossent.measure.tally.tally import Tally
 
 RNG = np.random.default_rng(0)
 P = RNG.dirichlet([0.5] * 6, size=900)

@@ -6,7 +6,7 @@ import mpmath
 import numpy as np
 import pytest
 
-from crossent.measure import interval
+from crossent.measure.intervals import interval
 
 
 def hall_by_bisection(rows: list[float], t: float) -> tuple[float, float]:
@@ -86,9 +86,9 @@ def test_wilsons_ends_are_the_shares_a_score_test_just_rejects(hits, n):
 def test_entropys_interval_holds_the_entropy_of_even_and_uneven_classes():
     """Even classes: the estimate never exceeds the truth and is not normal; the interval must still hold."""
     rng = np.random.default_rng(3)
-    from crossent.measure.means import label_entropy
-    from crossent.measure.predictions import Predictions
-    from crossent.measure.tally import Tally
+    from crossent.measure.predictions.predictions import Predictions
+    from crossent.measure.tally.tally import Tally
+    from crossent.measure.values.means import label_entropy
 
     for shares in ([0.5, 0.5], [0.1, 0.9], [0.1] * 10, [0.6, 0.2, 0.1, 0.05, 0.05]):
         truth, held, k = -sum(p * math.log(p) for p in shares), 0, len(shares)

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
 
-from crossent.measure import means
-from crossent.measure.likelihood import FLOOR, costs
-from crossent.measure.predictions import Predictions
-from crossent.measure.tally import Tally
+from crossent.measure.predictions.predictions import Predictions
+from crossent.measure.sums.likelihood import FLOOR, costs
+from crossent.measure.tally.tally import Tally
+from crossent.measure.values import means
 
 RNG = np.random.default_rng(0)
 P = RNG.dirichlet([0.4] * 5, size=300)

@@ -28,8 +28,8 @@ from torchmetrics.classification import (  # noqa: E402
 )  # fmt: skip
 from torchmetrics.text import Perplexity  # noqa: E402
 
-from crossent.measure import packing  # noqa: E402
 from crossent.measure.metric import CrossEntropyMetric, merged  # noqa: E402
+from crossent.measure.tally import packing  # noqa: E402
 
 CLASSES = 5
 

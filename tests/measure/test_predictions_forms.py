@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from crossent.errors import DataError
 from crossent.measure import Predictions
-from crossent.measure.form import infer
+from crossent.measure.predictions.form import infer
 
 from_arrays = Predictions.from_arrays
 RNG = np.random.default_rng(0)

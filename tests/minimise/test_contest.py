@@ -7,6 +7,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from crossent.minimise.crossed import crossed
+from crossent.minimise.steepness import steepness
+from crossent.minimise.task import Task
 from rich.console import Console
 from sklearn.metrics import log_loss
 
@@ -14,12 +17,9 @@ import crossent
 from crossent import cli
 from crossent.cli.contest import way
 from crossent.errors import DataError
-from crossent.measure.cluster import cluster_mean
+from crossent.measure.intervals.cluster import cluster_mean
 from crossent.minimise.contest import compare_losses
-from crossent.minimise.crossed import crossed
 from crossent.minimise.objective import Objective
-from crossent.minimise.steepness import steepness
-from crossent.minimise.task import Task
 from crossent.report import contest, html, show
 
 TINY = ["members=1", "folds=2", "width=8", "epochs=6"]

@@ -15,17 +15,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize_scalar
-
-from crossent.errors import DataError
-from crossent.measure.likelihood import costs_of_logs
-from crossent.minimise import Recipe, fit
-from crossent.minimise import tune as module
 from crossent.minimise.learn import launched, learn
 from crossent.minimise.problem import Problem
 from crossent.minimise.search import BLOCKS, Judge
 from crossent.minimise.study import Study
 from crossent.minimise.task import Task
+from scipy.optimize import minimize_scalar
+
+from crossent.errors import DataError
+from crossent.measure.sums.likelihood import costs_of_logs
+from crossent.minimise import Recipe, fit
+from crossent.minimise import tune as module
 from crossent.minimise.tune import tune
 from crossent.record import Record
 

@@ -6,6 +6,7 @@ families                    the candidates: how the numbers of their steps are f
 venn_abers                  the staircases of one of them, exactly
 choice                      calibrate: the guarded choice among them
 undo                        a known prior shift, class weights, a sampling rate: in closed form
+calibrated                  a whole file of predictions, its probabilities changed
 module                      the same chain in torch, to put behind a network
 """
 

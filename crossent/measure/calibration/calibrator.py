@@ -12,11 +12,11 @@ import numpy as np
 
 from crossent.errors import DataError
 from crossent.files import replacing
-from crossent.measure import form
 from crossent.measure.calibration import steps as step_forms
 from crossent.measure.calibration.rows import Floats, log_softmax
 from crossent.measure.calibration.steps import Step
-from crossent.measure.predictions import as_array
+from crossent.measure.predictions import form
+from crossent.measure.predictions.predictions import as_array
 
 if TYPE_CHECKING:
     from crossent.measure.calibration.choice import Choice

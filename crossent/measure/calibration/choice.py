@@ -28,10 +28,10 @@ from crossent.errors import DataError
 from crossent.measure.calibration.calibrator import Calibrator
 from crossent.measure.calibration.families import FAMILIES, Family
 from crossent.measure.calibration.rows import Floats, Rows, rows_of
-from crossent.measure.cluster import cluster_mean
-from crossent.measure.hashing import stream
-from crossent.measure.likelihood import FLOOR
-from crossent.measure.predictions import Predictions
+from crossent.measure.intervals.cluster import cluster_mean
+from crossent.measure.predictions.predictions import Predictions
+from crossent.measure.sums.hashing import stream
+from crossent.measure.sums.likelihood import FLOOR
 from crossent.record import Table
 
 FOLDS = 5

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossent.measure.likelihood import costs_of_logs
+from crossent.measure.sums.likelihood import costs_of_logs
 
 Floats = NDArray[np.float64]
 

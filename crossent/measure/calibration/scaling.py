@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from crossent.measure.calibration.rows import Rows, log_softmax, rows_of
-from crossent.measure.hashing import stream
+from crossent.measure.sums.hashing import stream
 
 KINDS = ("none", "temperature", "temperature and bias")
 """The families of calibrators, each contained in the next."""

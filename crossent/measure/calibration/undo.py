@@ -26,7 +26,7 @@ import numpy as np
 from crossent.errors import DataError, some
 from crossent.measure.calibration.calibrator import Calibrator
 from crossent.measure.calibration.steps import Affine, numbers
-from crossent.measure.naming import class_text
+from crossent.measure.predictions.naming import class_text
 
 Factors = Mapping[Any, float] | Sequence[float]
 

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.errors import DataError, require
+from crossent.measure.predictions.truth import Coded
 from crossent.measure.sources.files import PURPOSE
 from crossent.measure.sources.tables import content
-from crossent.measure.truth import Coded
 
 
 def numbers(table: Any, columns: list[str], place: Callable[[int], str]) -> NDArray[Any]:

@@ -10,7 +10,7 @@ from glob import has_magic
 from typing import Any
 
 from crossent.errors import DataError, some
-from crossent.measure.naming import PREFIX, class_text
+from crossent.measure.predictions.naming import PREFIX, class_text
 from crossent.measure.sources.files import File
 from crossent.measure.sources.tables import Columns, header
 

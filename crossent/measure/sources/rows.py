@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.errors import DataError, require, some
-from crossent.measure.columns import refuse_copies
-from crossent.measure.naming import name_pair
-from crossent.measure.predictions import Door, Predictions
+from crossent.measure.predictions.columns import refuse_copies
+from crossent.measure.predictions.naming import name_pair
+from crossent.measure.predictions.predictions import Door, Predictions
+from crossent.measure.predictions.truth import Coded
 from crossent.measure.sources import samples
 from crossent.measure.sources.arrays import coded_cells, lengths, numbers, plain_ids
 from crossent.measure.sources.chosen import Chosen, choose
 from crossent.measure.sources.files import PURPOSE, File, Path_, find
 from crossent.measure.sources.tables import header, scan
-from crossent.measure.truth import Coded
 
 BATCH_ROWS = 65_536
 """Rows of a batch: 1 MiB of binary probabilities, which stays in the cache between one look at them and the next."""

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.errors import DataError
-from crossent.measure.predictions import Door, Predictions
+from crossent.measure.predictions.predictions import Door, Predictions
 from crossent.measure.sources.files import File
 
 SOFTMAX = (

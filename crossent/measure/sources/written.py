@@ -23,8 +23,8 @@ import numpy as np
 
 from crossent.errors import DataError, require, some
 from crossent.files import replacing
-from crossent.measure.columns import as_array
-from crossent.measure.naming import PREFIX, class_text
+from crossent.measure.predictions.columns import as_array
+from crossent.measure.predictions.naming import PREFIX, class_text
 from crossent.measure.sources.files import PURPOSE
 
 _PARQUET = (".parquet", ".pq")

@@ -16,15 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.errors import DataError
-from crossent.measure.cells import Cells
-from crossent.measure.compensated import Compensated
-from crossent.measure.distinct import Distinct
-from crossent.measure.folds import Folds
-from crossent.measure.groups import Groups
-from crossent.measure.sample import Sample
-from crossent.measure.slices import Slices
-from crossent.measure.sums import Layout, Sums
-from crossent.measure.tally import Tally
+from crossent.measure.sums.cells import Cells
+from crossent.measure.sums.compensated import Compensated
+from crossent.measure.sums.distinct import Distinct
+from crossent.measure.sums.folds import Folds
+from crossent.measure.sums.groups import Groups
+from crossent.measure.sums.sample import Sample
+from crossent.measure.sums.sums import Layout, Sums
+from crossent.measure.tally.tally import Tally
+from crossent.measure.values.slices import Slices
 
 _HELD = (Tally, Sums, Layout, Compensated, Distinct, Cells, Sample, Groups, Folds, Slices)
 _KINDS = {kind.__name__: kind for kind in _HELD}
@@ -36,7 +36,7 @@ _Bytes = NDArray[np.uint8]
 def packed(tally: Tally) -> _Bytes:
     """Write a tally as bytes, uint8 (n,); some hundred kB, whatever the number of rows.
 
-    >>> from crossent.measure.predictions import Predictions
+    >>> from crossent.measure.predictions.predictions import Predictions
     >>> rows = Predictions.from_arrays([0.9, 0.2], [1, 0])
     >>> again = unpacked(packed(Tally.like(rows).add(rows)))
     >>> again.rows, again.classes

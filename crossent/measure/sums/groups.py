@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossent.measure.cells import COARSE, Cells
-from crossent.measure.compensated import Compensated, summed
-from crossent.measure.hashing import hashed
-from crossent.measure.likelihood import Rows, distributions
-from crossent.measure.predictions import Predictions
+from crossent.measure.predictions.predictions import Predictions
+from crossent.measure.sums.cells import COARSE, Cells
+from crossent.measure.sums.compensated import Compensated, summed
+from crossent.measure.sums.hashing import hashed
+from crossent.measure.sums.likelihood import Rows, distributions
 
 FOLDS = 64
 EXTRA = ("weight", "cost", "floored", "squared", "hit", "absolute", "bytes", "truth", "divergence")

@@ -26,19 +26,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.errors import DataError
-from crossent.measure.cells import COST_GRID, Cells, grid_for, place_of_cost
-from crossent.measure.compensated import Compensated
-from crossent.measure.decomposition import Calibrated, design_of, isotonic_parts, joint_parts
-from crossent.measure.distinct import MOST, Distinct
-from crossent.measure.folds import Folds
-from crossent.measure.groups import Groups
-from crossent.measure.likelihood import FLOOR, Rows, distributions
-from crossent.measure.means import NOT_OF_TEXTS, Evidence, bits_per_byte, errors, likelihood, truth
-from crossent.measure.predictions import Predictions
-from crossent.measure.reliability import expected_calibration_error, smooth_calibration_error
-from crossent.measure.sample import Sample
-from crossent.measure.slices import COSTLIEST, Costly, Slices, costliest_of
-from crossent.measure.sums import Layout, Sums
+from crossent.measure.predictions.predictions import Predictions
+from crossent.measure.sums.cells import COST_GRID, Cells, grid_for, place_of_cost
+from crossent.measure.sums.compensated import Compensated
+from crossent.measure.sums.distinct import MOST, Distinct
+from crossent.measure.sums.folds import Folds
+from crossent.measure.sums.groups import Groups
+from crossent.measure.sums.likelihood import FLOOR, Rows, distributions
+from crossent.measure.sums.sample import Sample
+from crossent.measure.sums.sums import Layout, Sums
+from crossent.measure.values.decomposition import Calibrated, design_of, isotonic_parts, joint_parts
+from crossent.measure.values.means import NOT_OF_TEXTS, Evidence, bits_per_byte, errors, likelihood, truth
+from crossent.measure.values.reliability import expected_calibration_error, smooth_calibration_error
+from crossent.measure.values.slices import COSTLIEST, Costly, Slices, costliest_of
 from crossent.record import Number
 
 CHUNK = 1 << 16

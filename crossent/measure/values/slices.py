@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.errors import DataError
-from crossent.measure.by_class import columns
-from crossent.measure.folds import Folds
-from crossent.measure.likelihood import FLOOR, Rows
-from crossent.measure.means import NOT_OF_TEXTS, Evidence, bits_per_byte, errors, likelihood, truth
-from crossent.measure.predictions import Predictions
-from crossent.measure.sums import Layout, Sums
+from crossent.measure.predictions.predictions import Predictions
+from crossent.measure.sums.folds import Folds
+from crossent.measure.sums.likelihood import FLOOR, Rows
+from crossent.measure.sums.sums import Layout, Sums
+from crossent.measure.values.by_class import columns
+from crossent.measure.values.means import NOT_OF_TEXTS, Evidence, bits_per_byte, errors, likelihood, truth
 from crossent.record import Curve, Number, Table
 
 COSTLIEST = 20

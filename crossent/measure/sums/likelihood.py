@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import entr
 
-from crossent.measure.predictions import Predictions
+from crossent.measure.predictions.predictions import Predictions
 
 FLOOR = 1e-6
 """The floor of ``cross_entropy_floored``: one in a million, 13.8 nats for a row that was called impossible.

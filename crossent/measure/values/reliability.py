@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
-from crossent.measure import interval
-from crossent.measure.cells import Cells
-from crossent.measure.compensated import summed
-from crossent.measure.decomposition import Calibrated
-from crossent.measure.isotonic import stated
+from crossent.measure.intervals import interval
+from crossent.measure.sums.cells import Cells
+from crossent.measure.sums.compensated import summed
+from crossent.measure.values.decomposition import Calibrated
+from crossent.measure.values.isotonic import stated
 from crossent.record import Curve
 
 MOST_GROUPS = 15

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.errors import DataError
-from crossent.measure.form import SUM_TOLERANCE, Place
-from crossent.measure.naming import class_text
+from crossent.measure.predictions.form import SUM_TOLERANCE, Place
+from crossent.measure.predictions.naming import class_text
 
 TRUTHS = ("class", "one-hot", "soft", "counts", "weighted counts")
 

@@ -25,12 +25,12 @@ from functools import partial
 from typing import Any
 
 from crossent.errors import DataError, MissingExtra, require, some
-from crossent.measure.predictions import Predictions
+from crossent.measure.predictions.predictions import Predictions
 from crossent.measure.sources import BATCH_ROWS, samples
 from crossent.measure.sources.files import PURPOSE, File, find
 from crossent.measure.sources.rows import Reader
 from crossent.measure.sources.tables import scan
-from crossent.measure.tally import Tally
+from crossent.measure.tally.tally import Tally
 
 ENGINES = ("local", "ray")
 SHARE_ROWS = 1 << 22

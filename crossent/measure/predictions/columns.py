@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.errors import DataError, some
-from crossent.measure.form import Place, as_numbers
-from crossent.measure.naming import class_text
-from crossent.measure.truth import Coded
+from crossent.measure.predictions.form import Place, as_numbers
+from crossent.measure.predictions.naming import class_text
+from crossent.measure.predictions.truth import Coded
 
 MISSING = "(missing)"
 """The slice of rows that have no value there."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from crossent.measure.compensated import summed
+from crossent.measure.sums.compensated import summed
 
 _MANTISSA = 52
 

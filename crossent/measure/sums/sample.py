@@ -13,8 +13,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from crossent.measure.hashing import hashed, mixed
-from crossent.measure.predictions import Predictions
+from crossent.measure.predictions.predictions import Predictions
+from crossent.measure.sums.hashing import hashed, mixed
 
 _Float = NDArray[np.float64]
 

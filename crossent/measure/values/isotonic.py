@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 from scipy.special import expit, xlog1py, xlogy
 
-from crossent.measure.cells import Cells
-from crossent.measure.hashing import stream
+from crossent.measure.sums.cells import Cells
+from crossent.measure.sums.hashing import stream
 
 _Float = NDArray[np.float64]
 DRAWS = 200

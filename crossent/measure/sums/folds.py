@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from crossent.measure.compensated import Compensated, summed
-from crossent.measure.groups import EXTRA, FOLDS, Groups, group_sums, row_extra
-from crossent.measure.hashing import hashed
-from crossent.measure.likelihood import Rows, distributions
-from crossent.measure.predictions import Predictions
+from crossent.measure.predictions.predictions import Predictions
+from crossent.measure.sums.compensated import Compensated, summed
+from crossent.measure.sums.groups import EXTRA, FOLDS, Groups, group_sums, row_extra
+from crossent.measure.sums.hashing import hashed
+from crossent.measure.sums.likelihood import Rows, distributions
 
 _LEAST = 16
 _Float = NDArray[np.float64]

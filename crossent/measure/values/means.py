@@ -25,12 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import entr
 
-from crossent.measure import interval
-from crossent.measure.cells import Cells
-from crossent.measure.groups import Groups
-from crossent.measure.likelihood import TOPS, costs_of_logs, distributions
-from crossent.measure.sample import Sample
-from crossent.measure.sums import FLOORED, POWERS, RARE, USUAL, Sums
+from crossent.measure.intervals import interval
+from crossent.measure.sums.cells import Cells
+from crossent.measure.sums.groups import Groups
+from crossent.measure.sums.likelihood import TOPS, costs_of_logs, distributions
+from crossent.measure.sums.sample import Sample
+from crossent.measure.sums.sums import FLOORED, POWERS, RARE, USUAL, Sums
 from crossent.record import Number
 
 _Float = NDArray[np.float64]

@@ -23,15 +23,15 @@ from typing import Any
 import numpy as np
 
 from crossent.errors import DataError, some
-from crossent.measure.contrast import Ground
-from crossent.measure.join import Head, Joined, join
-from crossent.measure.likelihood import FLOOR
-from crossent.measure.predictions import Predictions, slices_by
-from crossent.measure.ranking import ranking
-from crossent.measure.rival import rival
+from crossent.measure.comparison.contrast import Ground
+from crossent.measure.comparison.join import Head, Joined, join
+from crossent.measure.comparison.ranking import ranking
+from crossent.measure.comparison.rival import rival
+from crossent.measure.predictions.predictions import Predictions, slices_by
 from crossent.measure.sources import read_predictions, samples
 from crossent.measure.sources.files import find
 from crossent.measure.sources.tables import header
+from crossent.measure.sums.likelihood import FLOOR
 from crossent.record import Record
 
 Progress = Callable[[float], None]

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossent.measure.cluster import ROUNDING, ClusterMean, cluster_mean
-from crossent.measure.rival import Rival
+from crossent.measure.comparison.rival import Rival
+from crossent.measure.intervals.cluster import ROUNDING, ClusterMean, cluster_mean
 from crossent.record import Curve
 
 MOST_ROWS = 20

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from crossent.measure.cells import Cells
+from crossent.measure.sums.cells import Cells
 
 MOST = 8192
 _HALF = int(np.float64(0.5).view(np.int64))

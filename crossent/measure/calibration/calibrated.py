@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from crossent.errors import DataError, require, some
 from crossent.files import replacing
-from crossent.measure import form as forms
 from crossent.measure.calibration import Calibrator
-from crossent.measure.naming import PREFIX
+from crossent.measure.predictions import form as forms
+from crossent.measure.predictions.naming import PREFIX
 from crossent.measure.sources import BATCH_ROWS
 from crossent.measure.sources.chosen import _probabilities as probability_columns
 from crossent.measure.sources.files import PURPOSE, File, find

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from crossent.measure.compensated import Compensated, summed, summed_each
-from crossent.measure.likelihood import TOPS, Rows, distributions
-from crossent.measure.predictions import Predictions
+from crossent.measure.predictions.predictions import Predictions
+from crossent.measure.sums.compensated import Compensated, summed, summed_each
+from crossent.measure.sums.likelihood import TOPS, Rows, distributions
 
 POWERS = ((1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (3, 0), (3, 1), (3, 2), (3, 3))
 """Powers of the weight and of the quantity that are summed."""

@@ -27,13 +27,13 @@ from numpy.typing import NDArray
 
 from crossent.errors import DataError
 from crossent.measure.calibration.rows import Rows
-from crossent.measure.decomposition import Calibrated, best_of, design_of, joint_self, said_of
-from crossent.measure.distinct import Distinct, code
-from crossent.measure.groups import fold_histograms
-from crossent.measure.hashing import hashed
-from crossent.measure.likelihood import costs_of_logs
-from crossent.measure.predictions import Predictions
-from crossent.measure.sample import Sample, capacity_for, row_keys
+from crossent.measure.predictions.predictions import Predictions
+from crossent.measure.sums.distinct import Distinct, code
+from crossent.measure.sums.groups import fold_histograms
+from crossent.measure.sums.hashing import hashed
+from crossent.measure.sums.likelihood import costs_of_logs
+from crossent.measure.sums.sample import Sample, capacity_for, row_keys
+from crossent.measure.values.decomposition import Calibrated, best_of, design_of, joint_self, said_of
 
 _Float = NDArray[np.float64]
 

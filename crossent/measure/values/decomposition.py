@@ -35,16 +35,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from crossent.measure import interval
 from crossent.measure.calibration.rows import rows_of
 from crossent.measure.calibration.scaling import KINDS, Scaling, fit_scaling
-from crossent.measure.cells import COARSE, Cells
-from crossent.measure.compensated import summed
-from crossent.measure.hashing import stream
-from crossent.measure.isotonic import DRAWS, Optimism, cost, dispersion, isotonic, optimism, smooth, stated
-from crossent.measure.likelihood import costs_of_logs, distributions
-from crossent.measure.means import Evidence, Spread, clustered, label_entropy, of_cells
-from crossent.measure.sample import Sample
+from crossent.measure.intervals import interval
+from crossent.measure.sums.cells import COARSE, Cells
+from crossent.measure.sums.compensated import summed
+from crossent.measure.sums.hashing import stream
+from crossent.measure.sums.likelihood import costs_of_logs, distributions
+from crossent.measure.sums.sample import Sample
+from crossent.measure.values.isotonic import DRAWS, Optimism, cost, dispersion, isotonic, optimism, smooth, stated
+from crossent.measure.values.means import Evidence, Spread, clustered, label_entropy, of_cells
 from crossent.record import Number
 
 _Float = NDArray[np.float64]

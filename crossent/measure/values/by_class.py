@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from crossent.measure.cells import COARSE, Cells
-from crossent.measure.decomposition import Calibrated, parts_on
-from crossent.measure.folds import Folds
-from crossent.measure.isotonic import cost, stated
-from crossent.measure.means import (
+from crossent.measure.sums.cells import COARSE, Cells
+from crossent.measure.sums.folds import Folds
+from crossent.measure.sums.sample import Sample
+from crossent.measure.values.decomposition import Calibrated, parts_on
+from crossent.measure.values.isotonic import cost, stated
+from crossent.measure.values.means import (
     Evidence,
     Spread,
     bits_per_byte,
@@ -24,7 +25,6 @@ from crossent.measure.means import (
     of_cells,
     perplexity,
 )
-from crossent.measure.sample import Sample
 from crossent.record import Number, Table
 
 DRAWS = 60

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.errors import DataError, some
-from crossent.measure.naming import class_text
-from crossent.measure.predictions import Predictions
-from crossent.measure.rival import row_costs
+from crossent.measure.comparison.rival import row_costs
+from crossent.measure.predictions.naming import class_text
+from crossent.measure.predictions.predictions import Predictions
 
 _SAME_LABEL = 1e-6  # labels that are shares or distributions may have gone through float32
 

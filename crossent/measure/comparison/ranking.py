@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from scipy.special import entr
 
 from crossent.errors import some
-from crossent.measure import contrast
-from crossent.measure.cluster import ClusterMean, holm
-from crossent.measure.contrast import Ground
-from crossent.measure.join import Head, Joined
-from crossent.measure.rival import Rival
+from crossent.measure.comparison import contrast
+from crossent.measure.comparison.contrast import Ground
+from crossent.measure.comparison.join import Head, Joined
+from crossent.measure.comparison.rival import Rival
+from crossent.measure.intervals.cluster import ClusterMean, holm
 from crossent.record import Number, Record, Table
 
 FEW = 30

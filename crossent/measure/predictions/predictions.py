@@ -16,8 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.errors import DataError, some
-from crossent.measure.columns import as_array, column, fractions, row_bytes, row_groups, row_ids, row_weights, texts
-from crossent.measure.form import (
+from crossent.measure.predictions.columns import (
+    as_array,
+    column,
+    fractions,
+    row_bytes,
+    row_groups,
+    row_ids,
+    row_weights,
+    texts,
+)
+from crossent.measure.predictions.form import (
     BFLOAT16_TOLERANCE,
     FORMS,
     SUM_TOLERANCE,
@@ -29,9 +38,9 @@ from crossent.measure.form import (
     probabilities,
     unclear,
 )
-from crossent.measure.naming import Vocabulary, matching_order
-from crossent.measure.truth import TRUTHS, Coded, coded, shares
-from crossent.measure.truth import infer as infer_truth
+from crossent.measure.predictions.naming import Vocabulary, matching_order
+from crossent.measure.predictions.truth import TRUTHS, Coded, coded, shares
+from crossent.measure.predictions.truth import infer as infer_truth
 
 TASKS = ("binary", "multi-class", "range")
 """What can be asked for; "text", for documents, is what sources give that hold nothing else."""

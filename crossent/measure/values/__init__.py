@@ -1,0 +1,8 @@
+"""From sums to what is said: numbers with their intervals, and curves.
+
+means              cross-entropy, information gained, skill, accuracy, Brier, mean errors
+isotonic           the best calibrated curve, and how much it flatters itself
+decomposition      uncertainty, discrimination, miscalibration
+reliability        the curve that shows them; ECE as a secondary figure
+by_class · slices  class by class, slice by slice; the costliest rows
+"""

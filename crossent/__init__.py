@@ -56,10 +56,10 @@ if TYPE_CHECKING:
     from crossent.minimise import Run as Run
     from crossent.minimise import fit as fit
     from crossent.minimise import load as load
-    from crossent.minimise.contest import compare_losses as compare_losses
+    from crossent.minimise.contest.contest import compare_losses as compare_losses
     from crossent.minimise.estimators import BoundedRegressor as BoundedRegressor
     from crossent.minimise.estimators import CrossEntropyClassifier as CrossEntropyClassifier
-    from crossent.minimise.tune import tune as tune
+    from crossent.minimise.tune.tune import tune as tune
 
 __version__ = "0.1.0"
 
@@ -104,10 +104,10 @@ _HOME = {
     "Run": "crossent.minimise",
     "fit": "crossent.minimise",
     "load": "crossent.minimise",
-    "compare_losses": "crossent.minimise.contest",
+    "compare_losses": "crossent.minimise.contest.contest",
     "BoundedRegressor": "crossent.minimise.estimators",
     "CrossEntropyClassifier": "crossent.minimise.estimators",
-    "tune": "crossent.minimise.tune",
+    "tune": "crossent.minimise.tune.tune",
     "DataError": "crossent.errors",
     "MissingExtra": "crossent.errors",
     "Record": "crossent.record",

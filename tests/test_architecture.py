@@ -44,8 +44,8 @@ def test_imports_run_downwards_only(tmp_path: Path) -> None:
         ("measure/intervals/interval.py", "import crossent.minimise.fit", "Data goes down through the rooms"),
         ("compute/stats.py", "import crossent.compute.rows", "Inside compute"),
         ("report/text.py", "import torch", "The report reads records"),
-        ("minimise/split.py", "import crossent.minimise.fit", "Inside minimise"),
-        ("minimise/judge.py", "import crossent.minimise.train", "Inside minimise"),
+        ("minimise/data/split.py", "import crossent.minimise.fit", "Inside minimise"),
+        ("minimise/training/judge.py", "import crossent.minimise.training.train", "Inside the rooms of minimise"),
     ],
 )
 def test_an_import_upwards_is_caught(tmp_path: Path, place: str, planted: str, contract: str) -> None:

@@ -297,7 +297,7 @@ def test_a_refusal_in_a_process_of_its_own(here):
 # what is computed, so the bits are those of the command without it.
 SLOW = """
 import time
-from crossent.minimise import train
+from crossent.minimise.training import train
 one = train._one_epoch
 def slow(*arguments):
     time.sleep(0.1)

@@ -30,7 +30,7 @@ def way(losses: str | None, seeds: int | None) -> Callable[..., Any]:
         from crossent.minimise import fit
 
         return fit
-    from crossent.minimise.contest import compare_losses
+    from crossent.minimise.contest.contest import compare_losses
 
     def compared(data: Any, **asked: Any) -> Compared:
         return Compared(compare_losses(data, losses=losses, seeds=seeds, **asked))

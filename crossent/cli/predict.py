@@ -22,13 +22,13 @@ def predict(
 ) -> None:
     """Write a fitted model's probabilities for the rows of DATA, whose labels are not needed."""
     from crossent.minimise import Recipe, load
-    from crossent.minimise import data as sources
-    from crossent.minimise.learn import factory_of
+    from crossent.minimise.data import dataset
+    from crossent.minimise.training.learn import factory_of
 
     if output.suffix.lower() not in (".parquet", ".csv"):
         raise DataError(f"predictions are written as .parquet or .csv, and {str(output)!r} is neither.")
     run = load(folder, model=factory_of(Recipe(model=model)) if model else None)
-    rows = sources.read(data, run.record.facts.get("target"), labelled=False)
+    rows = dataset.read(data, run.record.facts.get("target"), labelled=False)
     probabilities = run.predict_proba(rows)
     run.write_predictions(output, probabilities)
     console = Console(highlight=False, markup=False)

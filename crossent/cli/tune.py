@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from crossent.cli.fit import _command, _folder, _probe, _seconds, _take_back
+from crossent.cli import options
+from crossent.cli.folder import folder_for, probe, take_back
 from crossent.cli.training import Training
 
 if TYPE_CHECKING:
@@ -22,33 +22,13 @@ MOST_TRIALS = 12
 
 
 def tune(
-    data: Annotated[
-        str,
-        typer.Argument(
-            metavar="DATA",
-            help="digits, breast_cancer, iris, wine, diabetes, or a .csv, .parquet or .npz file.",
-            show_default=False,
-        ),
-    ],
-    target: Annotated[
-        str | None,
-        typer.Option(
-            help="Column to predict, or a pattern of one for each class; else target, label, class, y or the last."
-        ),
-    ] = None,
-    weight: Annotated[
-        str | None, typer.Option(help="Column of the rows' weights; all count alike without.", show_default=False)
-    ] = None,
-    test: Annotated[str | None, typer.Option(help="File of rows to test on, instead of a drawn fifth.")] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder to write; else runs/NAME, or the next free one.")
-    ] = None,
-    task: Annotated[
-        str | None, typer.Option(metavar="classes|range", help="What the target is, if the look is wrong.")
-    ] = None,
-    range_: Annotated[
-        tuple[float, float] | None, typer.Option("--range", metavar="LOW HIGH", help="Ends of the target's range.")
-    ] = None,
+    data: options.Data,
+    target: options.Target = None,
+    weight: options.Weight = None,
+    test: options.Test = None,
+    output: options.Output = None,
+    task: options.Task = None,
+    range_: options.Range = None,
     budget: Annotated[
         str | None,
         typer.Option(
@@ -88,16 +68,16 @@ def tune(
     from crossent.record import Record
 
     console = Console(highlight=False, markup=False)
-    folder = _folder(data, output, resume)
+    folder = folder_for(data, output, resume)
     if resume and (folder / "model.json").exists():
         console.print(f"{folder} is finished; nothing is left to do.")
         report.show(Record.read(folder / "record.json"), console)
         return
     checkpoint = folder / "checkpoint"
     made = [place for place in (checkpoint, *checkpoint.parents) if not os.path.exists(place)]
-    _probe(checkpoint, made)  # before torch is imported: on a full disk a library that torch takes in says less
+    probe(checkpoint, made)  # before torch is imported: on a full disk a library that torch takes in says less
     try:
-        from crossent.minimise.tune import tune as search
+        from crossent.minimise.tune.tune import tune as search
 
         with Training(console) as training:
             tuned = search(
@@ -109,19 +89,19 @@ def tune(
                 limits=range_,
                 settings=set_ or [],
                 space=space or [],
-                budget=None if budget is None else _seconds(budget),
+                budget=None if budget is None else options.seconds(budget),
                 trials=trials,
                 storage=storage or checkpoint / "trials.journal",
                 seed=seed,
                 checkpoint=checkpoint,
                 progress=training.show,
                 said=training.say,
-                command=_command(),
+                command=options.command(),
             )
         report.write(tuned.run.record, folder / "report.html")
         tuned.run.save(folder)
     except BaseException:
-        _take_back(folder, made)
+        take_back(folder, made)
         raise
     shutil.rmtree(checkpoint, ignore_errors=True)
     report.show(tuned.run.record, console)
@@ -129,8 +109,8 @@ def tune(
     console.print(_sheet(tuned.trials, console.width))
     for sentence in tuned.found:
         console.print(sentence)
-    options = {"--target": target, "--weight": weight, "--test": test, "--task": task}
-    words = ["crossent", "fit", data, *(word for name, value in options.items() if value for word in (name, value))]
+    asked = {"--target": target, "--weight": weight, "--test": test, "--task": task}
+    words = ["crossent", "fit", data, *(word for name, value in asked.items() if value for word in (name, value))]
     words += ["--range", *(f"{end:g}" for end in range_)] if range_ else []
     words += ["--seed", str(seed)] if seed else []
     repeat = f"{shlex.join(words)} {tuned.run.record.facts['settings']}".rstrip()

@@ -23,15 +23,15 @@ from numpy.typing import NDArray
 from crossent.errors import DataError, require, some
 from crossent.measure import Calibrator, Predictions, evaluate
 from crossent.measure.calibration import choose as choose_calibrator
-from crossent.minimise import data
+from crossent.minimise.data import dataset
+from crossent.minimise.data.preparation import Preparation
+from crossent.minimise.data.problem import Problem
+from crossent.minimise.data.repeats import once_each
+from crossent.minimise.data.task import Task, class_name, refuse_missing
 from crossent.minimise.finish import recorded, versions
-from crossent.minimise.learn import Learned, learn
-from crossent.minimise.preparation import Preparation
-from crossent.minimise.problem import Problem
 from crossent.minimise.recipe import Recipe
-from crossent.minimise.repeats import once_each
 from crossent.minimise.run import Run
-from crossent.minimise.task import Task, class_name, refuse_missing
+from crossent.minimise.training.learn import Learned, learn
 from crossent.record import Record
 
 _PURPOSE = "an estimator for scikit-learn"
@@ -176,7 +176,7 @@ class _Estimator(_Settings):
         if not len(X):
             raise DataError("X has no rows.")
         table = X.reset_index(drop=True)
-        data.named(table, "X")
+        dataset.named(table, "X")
         return table
 
     def _learn(self, rows: Any, target: NDArray[Any], weight: NDArray[np.float64], task: Task) -> None:
@@ -328,7 +328,7 @@ class CrossEntropyClassifier(_Classifier, _Estimator):
                 "pass labels (n,), or soft labels (n, classes) as floats, for counts y.astype(float). Several labels "
                 "at once are several problems (sklearn.multioutput)."
             )
-        return data.shares(soft, "y", [str(name) for name in names]), names
+        return dataset.shares(soft, "y", [str(name) for name in names]), names
 
 
 @dataclass(eq=False, repr=False)

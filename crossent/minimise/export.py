@@ -32,11 +32,11 @@ from torch.export import ExportedProgram
 from crossent.errors import DataError, require
 from crossent.files import replacing
 from crossent.measure.calibration.steps import VennAbers
-from crossent.minimise.judge import averaged, shares_of, temperatures_of
 from crossent.minimise.networks.residual import Residual
 from crossent.minimise.networks.tabular import Tabular
 from crossent.minimise.networks.text import TextNetwork
 from crossent.minimise.run import Run
+from crossent.minimise.training.judge import averaged, shares_of, temperatures_of
 
 OUTPUTS = ("probabilities", "log_probabilities")
 ABOUT = "crossent.json"

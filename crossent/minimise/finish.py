@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,41 +16,15 @@ from torch import Tensor
 
 from crossent.measure import Calibrator, Predictions, evaluate
 from crossent.measure.calibration import choose as choose_calibrator
-from crossent.measure.sums.likelihood import costs_of_logs
-from crossent.minimise.learn import Learned
-from crossent.minimise.preparation import Preparation
+from crossent.minimise.data.parts import Judged
+from crossent.minimise.data.preparation import Preparation
+from crossent.minimise.data.task import Task
+from crossent.minimise.data.tokens import Tokens
 from crossent.minimise.recipe import Recipe
 from crossent.minimise.run import Predicted, Run
-from crossent.minimise.state import History
-from crossent.minimise.task import Task
-from crossent.minimise.tokens import Tokens
+from crossent.minimise.training.learn import Learned
+from crossent.minimise.training.state import History
 from crossent.record import Curve, Number, Record, Table
-
-
-@dataclass(frozen=True, eq=False)
-class Judged:
-    """Rows and what was said of them: their numbers in the data, labels as written and encoded, weights (n,) or None.
-
-    ``log_p`` (n, classes) float64, not yet calibrated.
-    """
-
-    rows: NDArray[np.int64]
-    labels: NDArray[Any]
-    encoded: NDArray[Any]
-    weight: NDArray[np.float64] | None
-    log_p: NDArray[np.float64]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def take(self, which: NDArray[np.bool_]) -> Judged:
-        """Some of them."""
-        weight = None if self.weight is None else self.weight[which]
-        return Judged(self.rows[which], self.labels[which], self.encoded[which], weight, self.log_p[which])
-
-    def mean(self, log_p: NDArray[np.float64]) -> Number:
-        """Mean cross-entropy of log-probabilities of these rows."""
-        return Number(float(np.average(costs_of_logs(log_p, self.encoded), weights=self.weight)), "nats", n=len(self))
 
 
 def finish(

@@ -12,18 +12,19 @@ from typing import Any
 from torch import nn
 
 from crossent.errors import DataError
-from crossent.minimise import own, task
+from crossent.minimise import own
+from crossent.minimise.data import task
+from crossent.minimise.data.leak import leaks
+from crossent.minimise.data.parts import both, parted, rare
+from crossent.minimise.data.preparation import Preparation
+from crossent.minimise.data.problem import Problem
+from crossent.minimise.data.tokens import WORD, Tokens
 from crossent.minimise.finish import finish
-from crossent.minimise.leak import leaks
-from crossent.minimise.learn import Factory, learn, learn_from_loader
 from crossent.minimise.left import with_left
-from crossent.minimise.parts import both, parted, rare
-from crossent.minimise.preparation import Preparation
-from crossent.minimise.problem import Problem
 from crossent.minimise.recipe import Recipe, model_asked
 from crossent.minimise.run import Run
-from crossent.minimise.tokens import WORD, Tokens
-from crossent.minimise.train import Progress
+from crossent.minimise.training.learn import Factory, learn, learn_from_loader
+from crossent.minimise.training.train import Progress
 
 
 def fit(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from crossent.errors import require
 from crossent.measure.sums.likelihood import costs_of_logs
-from crossent.minimise.problem import Problem
+from crossent.minimise.data.problem import Problem
 from crossent.minimise.run import Run
 from crossent.record import Record, Table
 

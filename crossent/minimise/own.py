@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from crossent.errors import DataError
-from crossent.minimise.finish import Judged
-from crossent.minimise.problem import Problem
+from crossent.minimise.data.parts import Judged
+from crossent.minimise.data.problem import Problem
+from crossent.minimise.data.task import Task
 from crossent.minimise.recipe import Recipe
-from crossent.minimise.task import Task
 
 
 def look(

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from crossent.errors import DataError
-from crossent.minimise.objective import Objective
-from crossent.minimise.task import Task
+from crossent.minimise.data.task import Task
+from crossent.minimise.objective.objective import Objective
 
 CHOICES = {
     "model": ("network", "linear", "residual"),

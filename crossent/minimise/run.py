@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from crossent.errors import DataError, require
 from crossent.files import replacing
 from crossent.measure import Calibrator, write_predictions
-from crossent.minimise import data
-from crossent.minimise.judge import averaged, logits_of, shares_of, temperatures_of
-from crossent.minimise.learn import Factory
+from crossent.minimise.data import dataset
+from crossent.minimise.data.preparation import Preparation
+from crossent.minimise.data.task import Task
+from crossent.minimise.data.tokens import Tokens
 from crossent.minimise.networks import rebuilt, settings_of
 from crossent.minimise.networks.several import Several
 from crossent.minimise.networks.text import TextNetwork
-from crossent.minimise.objective import Objective
-from crossent.minimise.preparation import Preparation
+from crossent.minimise.objective.objective import Objective
 from crossent.minimise.recipe import Recipe
-from crossent.minimise.task import Task
-from crossent.minimise.tokens import Tokens
+from crossent.minimise.training.judge import averaged, logits_of, shares_of, temperatures_of
+from crossent.minimise.training.learn import Factory
 from crossent.record import Record
 
 MODEL_FORMAT = "crossent model 2"
@@ -86,7 +86,7 @@ class Run:
         if isinstance(x, Tensor) and not self.preparation.columns:
             features = x.float() if x.is_floating_point() else x  # as the network takes it: of the user's own, tokens
         else:
-            rows = x if isinstance(x, data.Data) else data.from_arrays(x, None, "x")
+            rows = x if isinstance(x, dataset.Data) else dataset.from_arrays(x, None, "x")
             features = self.preparation(rows.x, rows.source)
         return np.exp(self.calibrator.of_logits(self.log_probabilities(features).numpy()))
 

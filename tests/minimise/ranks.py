@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from crossent.minimise import Problem, Recipe, learn
-from crossent.minimise.learn import launched
-from crossent.minimise.task import Task
+from crossent.minimise.data.task import Task
+from crossent.minimise.training.learn import launched
 
 FEW = Recipe(folds=2, members=1, width=8, depth=1, bins=3, dropout=0.0, batch=7, epochs=6, beside=False, stop="loss")
 

@@ -8,10 +8,10 @@ from torch import nn
 
 from crossent.compute.target import Target
 from crossent.errors import DataError
-from crossent.minimise import augment
-from crossent.minimise.augment import Augment, beta, blend, hidden_mixup, paired, smoothed_target
-from crossent.minimise.objective import Objective
-from crossent.minimise.task import Task
+from crossent.minimise.data.task import Task
+from crossent.minimise.objective.objective import Objective
+from crossent.minimise.training import augment
+from crossent.minimise.training.augment import Augment, beta, blend, hidden_mixup, paired, smoothed_target
 from tests.compare import bits
 
 CLASSES = Task("multi-class", tuple("abcdefghij"), "")

@@ -7,9 +7,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from crossent.minimise.crossed import crossed
-from crossent.minimise.steepness import steepness
-from crossent.minimise.task import Task
 from rich.console import Console
 from sklearn.metrics import log_loss
 
@@ -18,8 +15,11 @@ from crossent import cli
 from crossent.cli.contest import way
 from crossent.errors import DataError
 from crossent.measure.intervals.cluster import cluster_mean
-from crossent.minimise.contest import compare_losses
-from crossent.minimise.objective import Objective
+from crossent.minimise.contest.contest import compare_losses
+from crossent.minimise.contest.crossed import crossed
+from crossent.minimise.contest.steepness import steepness
+from crossent.minimise.data.task import Task
+from crossent.minimise.objective.objective import Objective
 from crossent.report import contest, html, show
 
 TINY = ["members=1", "folds=2", "width=8", "epochs=6"]
@@ -122,7 +122,7 @@ def test_what_cannot_be_compared_is_said_in_a_sentence():
 
 
 def test_a_training_that_fails_is_a_row_and_not_the_end(monkeypatch):
-    from crossent.minimise import contest as verb
+    from crossent.minimise.contest import contest as verb
 
     def broken(problem, recipe, *rest, **more):
         if recipe.loss == "brier":

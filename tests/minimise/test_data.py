@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from crossent.errors import DataError
-from crossent.minimise import data
+from crossent.minimise.data import dataset
 
 TABLE = pd.DataFrame({"height": [1.5, 2.5, 3.5], "town": ["Bonn", "Köln, West", "Ulm"], "y": ["no", "yes", "no"]})
 
@@ -36,25 +36,25 @@ def same_as_the_table(found):
 @pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "byte order mark"])
 def test_a_csv_is_read_whatever_parts_its_cells(tmp_path, separator, suffix, mark):
     path = written(tmp_path, f"a{suffix}", mark + TABLE.to_csv(sep=separator, index=False))
-    assert same_as_the_table(data.read(path))
+    assert same_as_the_table(dataset.read(path))
     other = written(tmp_path, f"b{suffix}", mark + TABLE.replace("Ulm", "Hof").to_csv(sep=separator, index=False))
-    assert not same_as_the_table(data.read(other))
+    assert not same_as_the_table(dataset.read(other))
 
 
 def test_a_parquet_file_and_its_missing_cells(tmp_path):
     TABLE.to_parquet(tmp_path / "a.parquet")
-    assert same_as_the_table(data.read(tmp_path / "a.parquet"))
+    assert same_as_the_table(dataset.read(tmp_path / "a.parquet"))
     TABLE.assign(height=[1.5, None, 3.5]).to_parquet(tmp_path / "b.parquet")
-    assert data.read(tmp_path / "b.parquet").x["height"].isna().tolist() == [False, True, False]
+    assert dataset.read(tmp_path / "b.parquet").x["height"].isna().tolist() == [False, True, False]
 
 
 def test_quoted_cells_keep_separators_lines_and_spaces_after_a_comma(tmp_path):
     text = '"name; of, it", note, y\n"a, b", "two\nlines", 1\n"c", d, 0\n'
-    found = data.read(written(tmp_path, "a.csv", text))
+    found = dataset.read(written(tmp_path, "a.csv", text))
     assert found.x["name; of, it"].tolist() == ["a, b", "c"]
     assert found.x["note"].tolist() == ["two\nlines", "d"]
     assert found.y.tolist() == [1, 0]
-    semicolons = data.read(written(tmp_path, "b.csv", '"last, first, middle";y\n"a, b";1\n'))
+    semicolons = dataset.read(written(tmp_path, "b.csv", '"last, first, middle";y\n"a, b";1\n'))
     assert semicolons.x.columns.tolist() == ["last, first, middle"]
 
 
@@ -69,7 +69,7 @@ def test_quoted_cells_keep_separators_lines_and_spaces_after_a_comma(tmp_path):
     ],
 )
 def test_the_target_is_the_usual_name_or_the_last_column_unless_named(tmp_path, header, target, expected):
-    found = data.read(written(tmp_path, "a.csv", f"{header}\n1,2,3\n4,5,6\n"), target)
+    found = dataset.read(written(tmp_path, "a.csv", f"{header}\n1,2,3\n4,5,6\n"), target)
     assert found.target == expected
     assert expected not in found.x.columns
     assert found.x.shape == (2, 2)
@@ -78,13 +78,13 @@ def test_the_target_is_the_usual_name_or_the_last_column_unless_named(tmp_path, 
 def test_an_npz_with_numbers_images_and_text_labels(tmp_path):
     x, y = np.arange(24).reshape(3, 8), np.array(["a", "b", "a"])
     np.savez(tmp_path / "a.npz", x=x, y=y, other=y[::-1])
-    found = data.read(tmp_path / "a.npz")
+    found = dataset.read(tmp_path / "a.npz")
     assert found.x.tolist() == x.tolist()
     assert found.x.dtype == np.float32
     assert found.y.tolist() == ["a", "b", "a"]
     np.savez_compressed(tmp_path / "b.npz", x=x, kind=[3, 1, 2])
-    assert data.read(tmp_path / "b.npz", "kind").y.tolist() == [3, 1, 2]
-    assert data.read(tmp_path / "b.npz", labelled=False).y is None
+    assert dataset.read(tmp_path / "b.npz", "kind").y.tolist() == [3, 1, 2]
+    assert dataset.read(tmp_path / "b.npz", labelled=False).y is None
 
 
 @pytest.mark.parametrize(
@@ -97,15 +97,15 @@ def test_an_npz_with_numbers_images_and_text_labels(tmp_path):
     ],
 )
 def test_the_embedded_sets(name, shape, labels):
-    found = data.read(name)
+    found = dataset.read(name)
     assert found.x.shape == shape
     assert set(found.y.tolist()) == labels
     with pytest.raises(DataError, match=r"has its own target; leave out --target"):
-        data.read(name, "size")
+        dataset.read(name, "size")
 
 
 def test_diabetes_is_a_number_for_each_row():
-    found = data.read("diabetes")
+    found = dataset.read("diabetes")
     assert found.x.shape == (442, 10)
     assert (found.y.min(), found.y.max()) == (25, 346)
 
@@ -191,7 +191,7 @@ def test_every_file_that_cannot_be_used_gets_its_sentence(tmp_path, case):
     name, content, sentence = BAD_FILES[case]
     path = written(tmp_path, name, content)
     with pytest.raises(DataError, match=sentence) as refused:
-        data.read(path)
+        dataset.read(path)
     assert str(path) in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -200,29 +200,29 @@ def test_two_columns_of_one_name_are_refused_in_parquet_and_in_memory(tmp_path):
     twins = pyarrow.Table.from_arrays([pyarrow.array([1, 2])] * 3, names=["a", "a", "y"])
     pyarrow.parquet.write_table(twins, tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"is not a readable Parquet file|more than one column named a"):
-        data.read(tmp_path / "a.parquet")
+        dataset.read(tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"more than one column named a"):
-        data.from_arrays(pd.DataFrame([[1, 2]], columns=["a", "a"]), [1])
+        dataset.from_arrays(pd.DataFrame([[1, 2]], columns=["a", "a"]), [1])
     with pytest.raises(DataError, match=r"more than one column named 1"):
-        data.from_arrays(pd.DataFrame([[1, 2]], columns=[1, "1"]), [1])
+        dataset.from_arrays(pd.DataFrame([[1, 2]], columns=[1, "1"]), [1])
 
 
 def test_what_is_not_there_is_named_with_what_is_close(tmp_path):
     path = written(tmp_path, "flowers.csv", "petal,sepal,kind\n1,2,3\n")
     with pytest.raises(DataError, match=r"neither a file nor one of the embedded sets .* Did you mean '.*flowers.csv'"):
-        data.read(tmp_path / "flower.csv")
+        dataset.read(tmp_path / "flower.csv")
     with pytest.raises(DataError, match=r"Did you mean 'iris'"):
-        data.read("irsi")
+        dataset.read("irsi")
     with pytest.raises(DataError, match=r"embedded sets \([^)]*\)\.$"):
-        data.read("nothing like it")
+        dataset.read("nothing like it")
     with pytest.raises(DataError, match=r"neither a file"):
-        data.read("long" * 100 + ".csv")
+        dataset.read("long" * 100 + ".csv")
     with pytest.raises(DataError, match=r"no column 'kin'. Did you mean 'kind'\? Its columns are petal, sepal, kind"):
-        data.read(path, "kin")
+        dataset.read(path, "kin")
     with pytest.raises(DataError, match=r"no column 'colour'. Its columns are"):
-        data.read(path, "colour")
+        dataset.read(path, "colour")
     with pytest.raises(DataError, match=r"is a folder; name a .csv, .parquet or .npz file in it"):
-        data.read(tmp_path)
+        dataset.read(tmp_path)
 
 
 def test_labels_in_every_guise_are_one_column():
@@ -239,33 +239,33 @@ def test_labels_in_every_guise_are_one_column():
         pd.DataFrame({"kind": ["a", "b", "a"]}),
     ]
     for guise in guises:
-        assert data.from_arrays(x, guise).y.tolist() == ["a", "b", "a"], type(guise)
-    assert data.from_arrays(torch.ones(3, 2), torch.tensor([1, 0, 1])).y.tolist() == [1, 0, 1]
-    assert data.from_arrays(x, pd.array([1, None, 2], dtype="Int64")).y.tolist() == pytest.approx(
+        assert dataset.from_arrays(x, guise).y.tolist() == ["a", "b", "a"], type(guise)
+    assert dataset.from_arrays(torch.ones(3, 2), torch.tensor([1, 0, 1])).y.tolist() == [1, 0, 1]
+    assert dataset.from_arrays(x, pd.array([1, None, 2], dtype="Int64")).y.tolist() == pytest.approx(
         [1, np.nan, 2], nan_ok=True
     )
     with pytest.raises(DataError, match=r"one label for each of the 3 rows"):
-        data.from_arrays(x, ["a", "b"])
+        dataset.from_arrays(x, ["a", "b"])
     with pytest.raises(DataError, match=r"x has no rows"):
-        data.from_arrays(np.ones((0, 2)), [])
+        dataset.from_arrays(np.ones((0, 2)), [])
 
 
 def test_the_caller_keeps_the_table_as_it_was():
     table = pd.DataFrame({1: [1.0, 2.0], "b": ["x", "y"]}, index=[9, 8])
     before = table.copy()
-    found = data.from_arrays(table, ["a", "b"])
+    found = dataset.from_arrays(table, ["a", "b"])
     assert found.x.columns.tolist() == ["1", "b"]
     pd.testing.assert_frame_equal(table, before)
 
 
 def test_a_missing_number_of_an_array_is_missing_and_an_infinite_one_is_refused():
     x = np.array([[1.0, np.nan], [3.0, 4.0]])
-    found = data.from_arrays(x, [0, 1]).x
+    found = dataset.from_arrays(x, [0, 1]).x
     assert np.isnan(found).tolist() == [[False, True], [False, False]]
     assert found[1].tolist() == [3, 4]
     for bad in (np.inf, -np.inf, 1e39):
         with pytest.raises(DataError, match=r"1 features are infinite or too large for float32, first at row 1"):
-            data.from_arrays(np.array([[1.0, np.nan], [3.0, bad]]), [0, 1])
+            dataset.from_arrays(np.array([[1.0, np.nan], [3.0, bad]]), [0, 1])
 
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 6), dtype=np.uint8)
@@ -287,12 +287,12 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 6), dtype=np.uint8)
     ids=["c h w", "h w c", "h w", "1 h w", "h w 1", "floats", "tensor", "int16 as they are", "float64 as they are"],
 )
 def test_images_come_as_channels_height_width_and_bytes_as_shares(given, expected):
-    found = data.from_arrays(given, [0, 1]).x
+    found = dataset.from_arrays(given, [0, 1]).x
     assert (found.dtype, found.flags["C_CONTIGUOUS"]) == (np.float32, True)
     assert found.shape == expected.shape
     assert np.array_equal(found, expected.astype(np.float32))
     assert not np.array_equal(
-        data.from_arrays(given[::-1] if isinstance(given, np.ndarray) else given.flip(0), None).x, found
+        dataset.from_arrays(given[::-1] if isinstance(given, np.ndarray) else given.flip(0), None).x, found
     )
 
 
@@ -301,40 +301,40 @@ VOTES = pd.DataFrame({"a": [1.5, 2.5, 3.5], "votes_no": [3, 0, 1], "w": [1, 0, 2
 
 def test_a_pattern_names_one_column_for_each_class(tmp_path):
     VOTES.to_csv(tmp_path / "a.csv", index=False)
-    found = data.read(tmp_path / "a.csv", "votes_*", "w")
+    found = dataset.read(tmp_path / "a.csv", "votes_*", "w")
     assert (found.names, found.target, found.x.columns.tolist()) == (("no", "yes"), "votes_*", ["a"])
     assert found.y.tolist() == [[0.75, 0.25], [0, 1], [0.5, 0.5]]
     assert found.weight.tolist() == [1, 0, 2.5]
-    assert data.read(tmp_path / "a.csv", "votes_*").x.columns.tolist() == ["a", "w"]
-    assert data.read(tmp_path / "a.csv", "w").y.tolist() == [1, 0, 2.5]
+    assert dataset.read(tmp_path / "a.csv", "votes_*").x.columns.tolist() == ["a", "w"]
+    assert dataset.read(tmp_path / "a.csv", "w").y.tolist() == [1, 0, 2.5]
     new = VOTES[["a"]]
     new.to_csv(tmp_path / "new.csv", index=False)
-    assert data.read(tmp_path / "new.csv", "votes_*", "w", labelled=False).x.columns.tolist() == ["a"]
-    assert data.read(tmp_path / "a.csv", "votes_*", "w", labelled=False).x.columns.tolist() == ["a"]
+    assert dataset.read(tmp_path / "new.csv", "votes_*", "w", labelled=False).x.columns.tolist() == ["a"]
+    assert dataset.read(tmp_path / "a.csv", "votes_*", "w", labelled=False).x.columns.tolist() == ["a"]
     for pattern, sentence in (
         ("ballot_*", r"has 0 columns like 'ballot_\*'; labels in several columns need one for each class, two or more"),
         ("votes_n*", r"has 1 columns like 'votes_n\*'"),
         ("*", r"has only columns like '\*': there is nothing to predict them from"),
     ):
         with pytest.raises(DataError, match=sentence):
-            data.read(tmp_path / "a.csv", pattern)
+            dataset.read(tmp_path / "a.csv", pattern)
 
 
 def test_soft_labels_of_arrays_and_tables_are_shares_with_names():
     x = np.ones((2, 3))
-    counts = data.from_arrays(x, np.array([[3, 1], [0, 5]]))
+    counts = dataset.from_arrays(x, np.array([[3, 1], [0, 5]]))
     assert (counts.y.tolist(), counts.names) == ([[0.75, 0.25], [0, 1]], ("0", "1"))
-    named = data.from_arrays(x, pd.DataFrame({"no": [0.2, 1.0], "yes": [0.8, 0.0]}))
+    named = dataset.from_arrays(x, pd.DataFrame({"no": [0.2, 1.0], "yes": [0.8, 0.0]}))
     assert (named.y.tolist(), named.names) == ([[0.2, 0.8], [1, 0]], ("no", "yes"))
-    assert data.from_arrays(torch.ones(2, 3), torch.tensor([[0.5, 0.5], [0.25, 0.75]])).y.tolist()[1] == [0.25, 0.75]
+    assert dataset.from_arrays(torch.ones(2, 3), torch.tensor([[0.5, 0.5], [0.25, 0.75]])).y.tolist()[1] == [0.25, 0.75]
     off = np.array([[0.5, 0.50004], [1 / 3, 2 / 3]])  # what rounding leaves is put right
-    assert data.from_arrays(x, off).y.sum(1) == pytest.approx([1, 1], abs=1e-15)
+    assert dataset.from_arrays(x, off).y.sum(1) == pytest.approx([1, 1], abs=1e-15)
     with pytest.raises(DataError, match=r"one label for each of the 2 rows of x; its shape is \(3, 2\)"):
-        data.from_arrays(x, np.ones((3, 2)))
+        dataset.from_arrays(x, np.ones((3, 2)))
 
 
 def test_weights_are_finite_numbers_one_a_row_and_not_all_nothing(tmp_path):
-    assert data.from_arrays(np.ones((2, 1)), [0, 1], weight=[1, 3]).weight.tolist() == [1, 3]
+    assert dataset.from_arrays(np.ones((2, 1)), [0, 1], weight=[1, 3]).weight.tolist() == [1, 3]
     for weight, sentence in (
         ([1, 2, 3], r"2 rows need as many weights; their shape is \(3,\)"),
         ([1, -1], r"weights are finite numbers from 0 on; row 1 has -1.0 in 'weight'"),
@@ -344,16 +344,16 @@ def test_weights_are_finite_numbers_one_a_row_and_not_all_nothing(tmp_path):
         (["a", "b"], r"'weight' must hold numbers"),
     ):
         with pytest.raises(DataError, match=sentence):
-            data.from_arrays(np.ones((2, 1)), [0, 1], weight=weight)
+            dataset.from_arrays(np.ones((2, 1)), [0, 1], weight=weight)
     VOTES.assign(town="Ulm").to_csv(tmp_path / "a.csv", index=False)
     with pytest.raises(DataError, match=r"'town' must hold numbers, the weights of the rows"):
-        data.read(tmp_path / "a.csv", "a", "town")
+        dataset.read(tmp_path / "a.csv", "a", "town")
     with pytest.raises(DataError, match=r"has no column 'ww'. Did you mean 'w'\?"):
-        data.read(tmp_path / "a.csv", "a", "ww")
+        dataset.read(tmp_path / "a.csv", "a", "ww")
     with pytest.raises(DataError, match=r"the embedded set 'iris' has no weights; leave out --weight"):
-        data.read("iris", weight="w")
+        dataset.read("iris", weight="w")
     np.savez(tmp_path / "a.npz", x=np.ones((2, 1)), y=[0, 1], w=[1.0, 2.0])
-    assert data.read(tmp_path / "a.npz", weight="w").weight.tolist() == [1, 2]
-    assert data.read(tmp_path / "a.npz", weight="w", labelled=False).weight.tolist() == [1, 2]
+    assert dataset.read(tmp_path / "a.npz", weight="w").weight.tolist() == [1, 2]
+    assert dataset.read(tmp_path / "a.npz", weight="w", labelled=False).weight.tolist() == [1, 2]
     with pytest.raises(DataError, match=r"needs the arrays 'x' .* it has x, y, w"):
-        data.read(tmp_path / "a.npz", weight="v")
+        dataset.read(tmp_path / "a.npz", weight="v")

@@ -21,9 +21,9 @@ from sklearn.utils import estimator_checks
 import crossent
 from crossent.errors import DataError
 from crossent.minimise import estimators
+from crossent.minimise.data.repeats import MOST_REPEATS, once_each
 from crossent.minimise.estimators import BoundedRegressor, CrossEntropyClassifier
 from crossent.minimise.recipe import Recipe
-from crossent.minimise.repeats import MOST_REPEATS, once_each
 from tests.minimise.conftest import mixed_table
 
 TINY = {"members": 1, "folds": 2, "width": 16, "bins": 0, "dropout": 0.0, "learning_rate": 0.1}

@@ -25,7 +25,7 @@ from crossent.minimise import export as exporting
 from crossent.minimise.export import TOLERANCE, Written, about, as_module, export
 from crossent.minimise.networks.residual import Residual
 from crossent.minimise.networks.tabular import Tabular
-from crossent.minimise.objective import Objective
+from crossent.minimise.objective.objective import Objective
 from tests.minimise.conftest import QUICK
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'crossent[onnx]'")

@@ -6,9 +6,9 @@ import torch
 from scipy.optimize import minimize
 
 from crossent.errors import DataError
-from crossent.minimise.imbalance import Imbalance
-from crossent.minimise.objective import Objective
-from crossent.minimise.task import Task
+from crossent.minimise.data.task import Task
+from crossent.minimise.objective.imbalance import Imbalance
+from crossent.minimise.objective.objective import Objective
 
 THREE = Task("multi-class", ("a", "b", "c"), "")
 COUNTS = torch.tensor([700, 250, 50])

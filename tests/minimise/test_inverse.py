@@ -9,9 +9,9 @@ from scipy.optimize import minimize
 
 from crossent.compute import cross_entropy, losses
 from crossent.compute.losses import LDAM, NLL, Brier, Confidence, Focal, GeneralisedCE, LogZ, Smoothed
-from crossent.minimise import inverse
-from crossent.minimise.inverse import PROPERTIES, inverse_of
-from crossent.minimise.spelling import LOSSES, read_loss
+from crossent.minimise.objective import inverse
+from crossent.minimise.objective.inverse import PROPERTIES, inverse_of
+from crossent.minimise.objective.spelling import LOSSES, read_loss
 from tests import oracle
 from tests.oracle import mp
 

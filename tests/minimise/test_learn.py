@@ -16,9 +16,9 @@ from torch import nn
 
 from crossent.errors import DataError
 from crossent.minimise import Problem, Recipe, learn
-from crossent.minimise.judge import logits_of
-from crossent.minimise.learn import launched
-from crossent.minimise.problem import folds
+from crossent.minimise.data.problem import folds
+from crossent.minimise.training.judge import logits_of
+from crossent.minimise.training.learn import launched
 from tests.minimise.ranks import FEW, rows
 
 ROOT = Path(__file__).parents[2]

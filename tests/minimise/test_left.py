@@ -6,7 +6,7 @@ import pytest
 
 import crossent
 from crossent import report
-from crossent.minimise.leak import leaks
+from crossent.minimise.data.leak import leaks
 
 TINY = ["folds=3", "members=1", "width=16", "epochs=8"]
 

@@ -12,9 +12,9 @@ from crossent.compute.losses import NLL, Brier, Confidence, Focal, GeneralisedCE
 from crossent.compute.target import Target
 from crossent.errors import DataError
 from crossent.measure import undo_shift
-from crossent.minimise.objective import Objective
-from crossent.minimise.spelling import LOSSES, read_loss, split
-from crossent.minimise.task import Task
+from crossent.minimise.data.task import Task
+from crossent.minimise.objective.objective import Objective
+from crossent.minimise.objective.spelling import LOSSES, read_loss, split
 from tests.compare import bits, ulps
 from tests.oracle import mp
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from crossent.minimise import Recipe
 from crossent.minimise.networks import Residual, Tabular
-from crossent.minimise.optimiser import Muon, optimisers, orthogonal, rate, sharpen
+from crossent.minimise.training.optimiser import Muon, optimisers, orthogonal, rate, sharpen
 from tests.compare import bits
 
 

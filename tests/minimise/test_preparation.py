@@ -12,7 +12,7 @@ import skops.io
 import torch
 
 from crossent.errors import DataError
-from crossent.minimise.preparation import Preparation
+from crossent.minimise.data.preparation import Preparation
 from tests.minimise.conftest import mixed_table
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from crossent.minimise import Problem
-from crossent.minimise.problem import folds
-from crossent.minimise.task import Task
+from crossent.minimise.data.problem import folds
+from crossent.minimise.data.task import Task
 
 FIVE = Task("multi-class", tuple("abcde"), "five classes")
 RANGE = Task("range", (), "a range", 0.0, 1.0)

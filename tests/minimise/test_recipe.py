@@ -8,8 +8,8 @@ import torch
 
 from crossent.errors import DataError
 from crossent.minimise import Recipe
+from crossent.minimise.data.task import Task
 from crossent.minimise.recipe import BOUNDS, CHOICES, LEAST
-from crossent.minimise.task import Task
 
 
 @pytest.mark.parametrize(

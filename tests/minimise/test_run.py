@@ -9,7 +9,8 @@ import pytest
 
 import crossent
 from crossent.errors import DataError
-from crossent.minimise import Recipe, data, fit, load
+from crossent.minimise import Recipe, fit, load
+from crossent.minimise.data import dataset
 from tests.minimise.conftest import QUICK, mixed_table
 
 
@@ -171,8 +172,8 @@ def test_labels_are_not_needed_to_predict_and_do_not_matter(tmp_path, table_run)
     x, y, run = table_run
     x.to_csv(tmp_path / "new.csv", index=False)
     x.assign(y=y).to_csv(tmp_path / "labelled.csv", index=False)
-    without = run.predict_proba(data.read(tmp_path / "new.csv", "y", labelled=False))
-    with_labels = run.predict_proba(data.read(tmp_path / "labelled.csv", "y", labelled=False))
+    without = run.predict_proba(dataset.read(tmp_path / "new.csv", "y", labelled=False))
+    with_labels = run.predict_proba(dataset.read(tmp_path / "labelled.csv", "y", labelled=False))
     assert np.array_equal(without, with_labels)
     assert without == pytest.approx(run.predict_proba(x), abs=1e-4)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from crossent.minimise.split import draw
+from crossent.minimise.data.split import draw
 
 CLASSES = np.random.default_rng(3).choice(6, 1000, p=[0.5, 0.3, 0.1, 0.06, 0.03, 0.01])
 FRACTIONS = np.random.default_rng(4).beta(0.5, 2, 999)

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from crossent.errors import DataError
-from crossent.minimise import Recipe, study
-from crossent.minimise.problem import Problem
-from crossent.minimise.space import Space, usual_texts
-from crossent.minimise.study import Study, expected
-from crossent.minimise.task import Task
+from crossent.minimise import Recipe
+from crossent.minimise.data.problem import Problem
+from crossent.minimise.data.task import Task
+from crossent.minimise.tune import study
+from crossent.minimise.tune.space import Space, usual_texts
+from crossent.minimise.tune.study import Study, expected
 from tests.minimise.test_tune import rows
 
 

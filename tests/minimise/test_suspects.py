@@ -9,8 +9,8 @@ from crossent.compute import cross_entropy
 from crossent.compute.losses import NLL, Confidence
 from crossent.errors import DataError
 from crossent.measure import Predictions
-from crossent.minimise.spelling import read_loss
-from crossent.minimise.suspects import Bootstrapped, suspects
+from crossent.minimise.objective.spelling import read_loss
+from crossent.minimise.objective.suspects import Bootstrapped, suspects
 
 
 def planted(n=600, wrong=40, seed=0):

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from crossent.errors import DataError
-from crossent.minimise import data, task
+from crossent.minimise.data import dataset, task
 
 
 def look(y, **options):
-    return task.look(data.from_arrays(np.ones((len(y), 1)), y).y, "s.csv", "kind", **options)
+    return task.look(dataset.from_arrays(np.ones((len(y), 1)), y).y, "s.csv", "kind", **options)
 
 
 TWO = {

@@ -12,13 +12,14 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from crossent.errors import DataError
-from crossent.minimise import Problem, Recipe, judge, train
-from crossent.minimise.judge import logits_of
-from crossent.minimise.learn import launched
+from crossent.minimise import Problem, Recipe
+from crossent.minimise.data.problem import folds
+from crossent.minimise.data.task import Task
 from crossent.minimise.networks import Tabular
-from crossent.minimise.optimiser import optimisers
-from crossent.minimise.problem import folds
-from crossent.minimise.task import Task
+from crossent.minimise.training import judge, train
+from crossent.minimise.training.judge import logits_of
+from crossent.minimise.training.learn import launched
+from crossent.minimise.training.optimiser import optimisers
 from tests.compare import bits
 
 RECIPE = Recipe(folds=2, members=1, width=8, bins=4, epochs=6, dropout=0.2, stop="loss")

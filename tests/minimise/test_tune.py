@@ -15,18 +15,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from crossent.minimise.learn import launched, learn
-from crossent.minimise.problem import Problem
-from crossent.minimise.search import BLOCKS, Judge
-from crossent.minimise.study import Study
-from crossent.minimise.task import Task
 from scipy.optimize import minimize_scalar
 
 from crossent.errors import DataError
 from crossent.measure.sums.likelihood import costs_of_logs
 from crossent.minimise import Recipe, fit
-from crossent.minimise import tune as module
-from crossent.minimise.tune import tune
+from crossent.minimise.data.problem import Problem
+from crossent.minimise.data.task import Task
+from crossent.minimise.training.learn import launched, learn
+from crossent.minimise.tune import tune as module
+from crossent.minimise.tune.search import BLOCKS, Judge
+from crossent.minimise.tune.study import Study
+from crossent.minimise.tune.tune import tune
 from crossent.record import Record
 
 TINY = (
@@ -296,7 +296,7 @@ def test_ctrl_c_keeps_the_best_so_far_and_fits_it(search):
 WORKER = """
     import os, signal, sys
     sys.path.insert(0, {root!r})
-    from crossent.minimise import tune as module
+    from crossent.minimise.tune import tune as module
     from tests.minimise import test_tune as here
 
     class Done(Exception):

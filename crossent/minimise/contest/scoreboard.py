@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.measure.intervals.cluster import ROUNDING, ClusterMean, cluster_mean, holm
-from crossent.minimise.crossed import Crossed, crossed
+from crossent.minimise.contest.crossed import Crossed, crossed
+from crossent.minimise.data.task import Task
 from crossent.minimise.finish import versions
-from crossent.minimise.task import Task
 from crossent.record import Number, Record, Table
 
 BETTER_HIGH = ("accuracy", "log_score")

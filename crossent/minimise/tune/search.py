@@ -21,12 +21,12 @@ from crossent.measure.calibration.rows import rows_of
 from crossent.measure.calibration.scaling import fit_scaling
 from crossent.measure.intervals.cluster import cluster_mean
 from crossent.measure.sums.hashing import stream
-from crossent.minimise.learn import Factory, learn
-from crossent.minimise.problem import Problem, folds
+from crossent.minimise.data.problem import Problem, folds
 from crossent.minimise.recipe import Recipe
-from crossent.minimise.space import Space
-from crossent.minimise.study import Study, expected
-from crossent.minimise.train import Progress
+from crossent.minimise.training.learn import Factory, learn
+from crossent.minimise.training.train import Progress
+from crossent.minimise.tune.space import Space
+from crossent.minimise.tune.study import Study, expected
 from crossent.record import Number
 
 FOLDS = 5

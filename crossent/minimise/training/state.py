@@ -15,8 +15,8 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 
 from crossent.errors import DataError
 from crossent.files import replacing
-from crossent.minimise.optimiser import optimisers, rate
 from crossent.minimise.recipe import Recipe
+from crossent.minimise.training.optimiser import optimisers, rate
 
 MOST_ROLLBACKS = 5
 SLOWER = 0.3

@@ -30,7 +30,7 @@ from crossent.files import refusal
 from crossent.measure.intervals.cluster import cluster_mean
 from crossent.measure.sums.hashing import stream
 from crossent.minimise.recipe import Recipe
-from crossent.minimise.space import Space
+from crossent.minimise.tune.space import Space
 from crossent.record import Number, Table
 
 optuna = require("optuna", "tune", "tuning")

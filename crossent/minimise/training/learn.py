@@ -23,14 +23,14 @@ from crossent.errors import DataError, require
 from crossent.measure.calibration.families import mixing_weights
 from crossent.measure.calibration.rows import rows_of
 from crossent.measure.calibration.scaling import fit_scaling
-from crossent.minimise.judge import answers_of, averaged, logits_of, members_of, shares_of, temperatures_of
+from crossent.minimise.data.problem import Problem, folds
 from crossent.minimise.networks.several import Even, Mixture, Several
 from crossent.minimise.networks.tabular import Tabular
-from crossent.minimise.objective import Objective
-from crossent.minimise.problem import Problem, folds
+from crossent.minimise.objective.objective import Objective
 from crossent.minimise.recipe import Recipe
-from crossent.minimise.state import History
-from crossent.minimise.train import Progress, Trained, train
+from crossent.minimise.training.judge import answers_of, averaged, logits_of, members_of, shares_of, temperatures_of
+from crossent.minimise.training.state import History
+from crossent.minimise.training.train import Progress, Trained, train
 
 ENOUGH_FOR_A_TEMPERATURE = 50
 LEAST_SHARE = 0.02

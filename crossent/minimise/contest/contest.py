@@ -40,20 +40,20 @@ from crossent.measure.calibration.scaling import fit_scaling
 from crossent.measure.comparison.rival import rival
 from crossent.measure.predictions.predictions import Predictions
 from crossent.measure.sums.likelihood import Rows
-from crossent.minimise import task as tasks
-from crossent.minimise.inverse import PROPERTIES
-from crossent.minimise.judge import averaged, logits_of, shares_of, temperatures_of
-from crossent.minimise.learn import Factory, launched, learn
-from crossent.minimise.objective import Objective, OfRange
-from crossent.minimise.parts import Part, both, parted
-from crossent.minimise.preparation import Preparation
-from crossent.minimise.problem import Problem, folds
+from crossent.minimise.contest.scoreboard import Told, board
+from crossent.minimise.contest.steepness import steepness
+from crossent.minimise.data import task as tasks
+from crossent.minimise.data.parts import Part, both, parted
+from crossent.minimise.data.preparation import Preparation
+from crossent.minimise.data.problem import Problem, folds
+from crossent.minimise.data.tokens import WORD, Tokens
+from crossent.minimise.objective.inverse import PROPERTIES
+from crossent.minimise.objective.objective import Objective, OfRange
+from crossent.minimise.objective.spelling import read_loss, split
 from crossent.minimise.recipe import Recipe, model_asked
-from crossent.minimise.scoreboard import Told, board
-from crossent.minimise.spelling import read_loss, split
-from crossent.minimise.steepness import steepness
-from crossent.minimise.tokens import WORD, Tokens
-from crossent.minimise.train import Progress
+from crossent.minimise.training.judge import averaged, logits_of, shares_of, temperatures_of
+from crossent.minimise.training.learn import Factory, launched, learn
+from crossent.minimise.training.train import Progress
 from crossent.record import Record
 
 LOSSES = "nll,smoothed(0.05),focal(2),brier,hinge,gce(0.7)"

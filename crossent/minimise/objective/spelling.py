@@ -39,7 +39,7 @@ from crossent.compute.losses import (
     Unlikelihood,
 )
 from crossent.errors import DataError
-from crossent.minimise.suspects import Bootstrapped
+from crossent.minimise.objective.suspects import Bootstrapped
 
 
 def bootstrapped_soft(beta: float = 0.95) -> Loss:

@@ -28,13 +28,13 @@ from torch import Tensor, nn
 
 from crossent.compute.target import Target
 from crossent.errors import DataError
-from crossent.minimise.augment import Augment
-from crossent.minimise.judge import Members, held_out_of, learnt_of, members_of, score, threads
-from crossent.minimise.objective import Objective
-from crossent.minimise.optimiser import sharpen
-from crossent.minimise.problem import Problem
+from crossent.minimise.data.problem import Problem
+from crossent.minimise.objective.objective import Objective
 from crossent.minimise.recipe import Recipe
-from crossent.minimise.state import MOST_ROLLBACKS, SLOWER, History, State
+from crossent.minimise.training.augment import Augment
+from crossent.minimise.training.judge import Members, held_out_of, learnt_of, members_of, score, threads
+from crossent.minimise.training.optimiser import sharpen
+from crossent.minimise.training.state import MOST_ROLLBACKS, SLOWER, History, State
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ from crossent.compute.losses import (
     Unlikelihood,
 )
 from crossent.compute.losses.algebra import Scaled, Sum
-from crossent.minimise.suspects import Bootstrapped
+from crossent.minimise.objective.suspects import Bootstrapped
 
 LEAST = 0.1
 """What is left of the probability of a class where the inverse link would leave nothing or less."""

@@ -28,10 +28,10 @@ from crossent.compute.link import Link
 from crossent.compute.losses import NLL, Loss, Smoothed
 from crossent.compute.target import Target
 from crossent.errors import DataError
-from crossent.minimise.imbalance import Imbalance
-from crossent.minimise.inverse import Inverse, inverse_of
-from crossent.minimise.spelling import read_call, read_loss
-from crossent.minimise.task import Task
+from crossent.minimise.data.task import Task
+from crossent.minimise.objective.imbalance import Imbalance
+from crossent.minimise.objective.inverse import Inverse, inverse_of
+from crossent.minimise.objective.spelling import read_call, read_loss
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ class Objective(ABC):
         ``code`` counts for a range only. ``prior`` (C,) holds the training rows, or weights, of each class; cures for
         imbalance and LDAM ask for it. Raises DataError for settings that cannot be, alone or together.
 
-        >>> from crossent.minimise.task import Task
+        >>> from crossent.minimise.data.task import Task
         >>> task = Task("multi-class", ("a", "b", "c"), "three classes")
         >>> objective = Objective.of(task, loss="focal(2)")
         >>> z = torch.tensor([[1.0, 0.0, 0.0]])

@@ -22,9 +22,9 @@ from importlib.util import find_spec
 from typing import Any
 
 from crossent.errors import DataError
-from crossent.minimise.problem import Problem
+from crossent.minimise.data.problem import Problem
+from crossent.minimise.objective.spelling import split
 from crossent.minimise.recipe import Recipe
-from crossent.minimise.spelling import split
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})(\s+log\b)?")

@@ -8,19 +8,47 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from crossent.errors import DataError, some
-from crossent.minimise import data, split, task
-from crossent.minimise.finish import Judged
+from crossent.measure.sums.likelihood import costs_of_logs
+from crossent.minimise.data import dataset, split, task
+from crossent.record import Number
 
 FEW_ROWS = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """Rows and what was said of them: their numbers in the data, labels as written and encoded, weights (n,) or None.
+
+    ``log_p`` (n, classes) float64, not yet calibrated.
+    """
+
+    rows: NDArray[np.int64]
+    labels: NDArray[Any]
+    encoded: NDArray[Any]
+    weight: NDArray[np.float64] | None
+    log_p: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, which: NDArray[np.bool_]) -> Judged:
+        """Some of them."""
+        weight = None if self.weight is None else self.weight[which]
+        return Judged(self.rows[which], self.labels[which], self.encoded[which], weight, self.log_p[which])
+
+    def mean(self, log_p: NDArray[np.float64]) -> Number:
+        """Mean cross-entropy of log-probabilities of these rows."""
+        return Number(float(np.average(costs_of_logs(log_p, self.encoded), weights=self.weight)), "nats", n=len(self))
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
     """The rows of one part of the split: where they stand, and what is to be predicted of them."""
 
-    data: data.Data
+    data: dataset.Data
     rows: np.ndarray
     encoded: np.ndarray
 
@@ -53,16 +81,22 @@ class Part:
         return x.iloc[self.rows] if hasattr(x, "iloc") else x[self.rows]
 
 
-def both(x: Any, y: Any, target: str | None, weight: Any, test: Any) -> tuple[data.Data, data.Data | None]:
+def both(x: Any, y: Any, target: str | None, weight: Any, test: Any) -> tuple[dataset.Data, dataset.Data | None]:
     """The data, and the test's own if it has any; both labelled."""
-    own = data.read(x, target, weight) if isinstance(x, (str, os.PathLike)) else data.from_arrays(x, y, weight=weight)
+    if isinstance(x, (str, os.PathLike)):
+        own = dataset.read(x, target, weight)
+    else:
+        own = dataset.from_arrays(x, y, weight=weight)
     if own.y is None:
         raise DataError("fit needs labels: pass y, or a file that has them.")
     if test is None:
         return own, None
     from_file = isinstance(test, (str, os.PathLike))
     named = weight if isinstance(weight, str) else None
-    other = data.read(test, own.target, named) if from_file else data.from_arrays(test[0], test[1], "test", *test[2:])
+    if from_file:
+        other = dataset.read(test, own.target, named)
+    else:
+        other = dataset.from_arrays(test[0], test[1], "test", *test[2:])
     if other.y is None:
         raise DataError("the test needs labels: pass a file that has them, or a pair (x, y).")
     if other.y.ndim == 1:
@@ -70,7 +104,7 @@ def both(x: Any, y: Any, target: str | None, weight: Any, test: Any) -> tuple[da
     return own, other
 
 
-def parted(found: task.Task, own: data.Data, other: data.Data | None, seed: int) -> tuple[Part, Part]:
+def parted(found: task.Task, own: dataset.Data, other: dataset.Data | None, seed: int) -> tuple[Part, Part]:
     """Rows to learn from, and rows to judge by."""
     rows = np.arange(len(own))
     encoded = found.encode(own.y, rows, own.source)

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from crossent.errors import DataError
+from crossent.minimise.data.task import Task
 from crossent.minimise.networks.text import TextNetwork, column_of_text
-from crossent.minimise.task import Task
 
 WORD = "text:"
 """How a recipe's ``model`` names a model folder of the user's: text:/path/to/folder."""

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from crossent.measure.calibration.scaling import recalibrate
-from crossent.minimise.objective import Objective
-from crossent.minimise.problem import Problem
+from crossent.minimise.data.problem import Problem
+from crossent.minimise.objective.objective import Objective
 
 MOST_ROWS_FOR_THE_CURVE = 4_000
 LEAST_WORK_FOR_THREADS = 2e8

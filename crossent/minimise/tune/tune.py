@@ -27,18 +27,18 @@ from torch import nn
 
 from crossent.errors import DataError
 from crossent.files import refusal
-from crossent.minimise import task
+from crossent.minimise.data import task
+from crossent.minimise.data.parts import both, parted
+from crossent.minimise.data.preparation import Preparation
+from crossent.minimise.data.problem import Problem
 from crossent.minimise.fit import fit
-from crossent.minimise.learn import Factory, launched
-from crossent.minimise.parts import both, parted
-from crossent.minimise.preparation import Preparation
-from crossent.minimise.problem import Problem
 from crossent.minimise.recipe import Recipe
 from crossent.minimise.run import Run
-from crossent.minimise.search import FOLDS, Judge, Search
-from crossent.minimise.space import Space
-from crossent.minimise.study import StorageError, Study
-from crossent.minimise.train import Progress
+from crossent.minimise.training.learn import Factory, launched
+from crossent.minimise.training.train import Progress
+from crossent.minimise.tune.search import FOLDS, Judge, Search
+from crossent.minimise.tune.space import Space
+from crossent.minimise.tune.study import StorageError, Study
 from crossent.record import Table
 
 USUAL_BUDGET = 600.0
@@ -88,7 +88,7 @@ def tune(
         x, y, target, weight, test, kind, limits, model, fabric, progress, said, command: as for ``fit``.
         recipe: where the search starts, the first trial; by default ``Recipe.usual``.
         settings: changes to it, as on the command line; what they name is not searched over.
-        space: what is tried, ``"NAME=ALTERNATIVES"`` as in ``crossent.minimise.space``, or ``"NAME"`` for the usual
+        space: what is tried, ``"NAME=ALTERNATIVES"`` as in ``tune.space``, or ``"NAME"`` for the usual
             alternatives; by default all that is usual for such data.
         budget: seconds for the search and the training after it; by default 600, or none if ``trials`` is given.
         trials: the most trials of the study, those of other processes and earlier ones included.

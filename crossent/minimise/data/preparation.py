@@ -21,7 +21,7 @@ from torch import Tensor
 
 from crossent.errors import DataError, require, some
 from crossent.files import replacing
-from crossent.minimise import data
+from crossent.minimise.data import dataset
 
 TRUSTED = ("skrub.", "sklearn.", "numpy.dtype", "datetime.", "pandas.DatetimeTZDtype")
 """Beside what skops trusts itself; not all of pandas, numpy or scipy, which have functions that read pickles."""
@@ -78,7 +78,7 @@ class Preparation:
         """Prepare other rows in the same way: features (n, d), float32, NaN where a number is missing."""
         if not self.columns:
             if hasattr(x, "columns"):
-                x = data.from_arrays(x.to_numpy(), None, source).x
+                x = dataset.from_arrays(x.to_numpy(), None, source).x
             if x.shape[1] != self.features:
                 raise DataError(
                     f"{source}: the model was trained on {self.features} features, and these rows have {x.shape[1]}."

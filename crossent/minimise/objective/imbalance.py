@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from crossent.errors import DataError, some
-from crossent.minimise.spelling import read_call
+from crossent.minimise.objective.spelling import read_call
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from crossent.compute import cross_entropy
-from crossent.minimise.objective import Objective, OfRange
+from crossent.minimise.objective.objective import Objective, OfRange
 
 NEAR = 1e-6
 _MOST_CLASSES = 64
@@ -24,7 +24,7 @@ def steepness(objective: Objective, near: float = NEAR) -> tuple[float | None, f
     The NLL pulls by 1 - p: fully at a row that is surely wrong, hardly at one that is surely right. The Brier score
     lets go of both.
 
-    >>> from crossent.minimise.task import Task
+    >>> from crossent.minimise.data.task import Task
     >>> three = Task("multi-class", ("a", "b", "c"), "three classes")
     >>> ["%.3g" % slope for slope in steepness(Objective.of(three))]
     ['1', '1e-06']

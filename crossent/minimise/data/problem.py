@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from crossent.compute import cross_entropy
-from crossent.minimise.task import Task
+from crossent.minimise.data.task import Task
 
 
 @dataclass(frozen=True, eq=False)

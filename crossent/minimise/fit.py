@@ -101,17 +101,17 @@ def fit(
     for sentence in leaking:
         said(sentence)
     preparation: Preparation | Tokens
-    if (named := model_asked(recipe, settings)).startswith(WORD):
+    texts = (named := model_asked(recipe, settings)).startswith(WORD)
+    if texts:
         preparation = Tokens.of(named, rest.x, mine.source, found)
-        features, model, usual = preparation(rest.x, mine.source), preparation.copy, Recipe.texts()
+        features, model = preparation(rest.x, mine.source), preparation.copy
     else:
         preparation, features = Preparation.fit(rest.x, mine.source)
-        usual = Recipe.usual(features)
     test_x = preparation(judge.x, judge.data.source)  # what is wrong with it is said before the training, not after
     problem = Problem(found, features, found.target(rest.encoded), rest.tensor_of_weights)
-    recipe = (recipe or usual).parsed(settings)
+    recipe = (recipe or (Recipe.texts() if texts else Recipe.usual(problem))).parsed(settings)
     all_of = "" if other is None else f" (all of {other.source})"
-    said(f"{len(rest):,} rows to learn from, {recipe.says_of_folds}; {len(judge):,} to test once{all_of}.")
+    said(f"{len(rest):,} rows to learn from, {recipe.says_of_folds(len(rest))}; {len(judge):,} to test once{all_of}.")
     learned = learn(
         problem,
         recipe,

@@ -11,6 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from crossent.errors import DataError
+from crossent.minimise.data.mirror import mirrors_alike
+from crossent.minimise.data.problem import Problem, one_in
 from crossent.minimise.data.task import Task
 from crossent.minimise.objective.objective import Objective
 
@@ -113,19 +115,23 @@ class Recipe:
                 )
 
     @classmethod
-    def usual(cls, x: Tensor) -> Recipe:
-        """The recipe for rows (n, d), or for images (n, channels, height, width), that nobody chose another for."""
-        return cls(**IMAGES) if x.dim() > 2 else cls()
+    def usual(cls, problem: Problem) -> Recipe:
+        """The recipe that nobody chose another for: by rows (n, d), or images (n, channels, height, width).
+
+        Images are mirrored where a mirror image could be one of the same class (``data.mirror``).
+        """
+        return cls(**IMAGES, flip=mirrors_alike(problem)) if problem.x.dim() > 2 else cls()
 
     @classmethod
     def texts(cls) -> Recipe:
         """The recipe for fine-tuning a model of texts that nobody chose another for."""
         return cls(**TEXTS)
 
-    @property
-    def says_of_folds(self) -> str:
-        """How rows are held out, in words."""
-        return "a sixth of them held out" if self.folds == 1 else f"held out in turn in {self.folds} folds"
+    def says_of_folds(self, rows: int) -> str:
+        """How ``rows`` are held out, in words."""
+        if self.folds > 1:
+            return f"held out in turn in {self.folds} folds"
+        return "a sixth of them held out" if one_in(rows) == 6 else f"one in {one_in(rows)} of them held out"
 
     def batch_for(self, rows: int) -> int:
         """The batch size: as asked, or a power of two that makes some thirty steps an epoch, between 16 and 512."""

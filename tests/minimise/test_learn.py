@@ -109,7 +109,7 @@ def test_images_are_learnt_by_a_residual_network():
     x = torch.zeros(40, 1, 8, 8)
     x[:20, :, :4] = 1.0
     problem = Problem(replace(rows().task, kind="binary", classes=("up", "down")), x, (torch.arange(40) >= 20).long())
-    recipe = replace(Recipe.usual(x), width=4, depth=1, epochs=4, batch=8, crop=0, stop="none")
+    recipe = replace(Recipe.usual(problem), width=4, depth=1, epochs=4, batch=8, crop=0, stop="none")
     learned = learn(problem, recipe)
     assert problem.cross_entropy(learned.log_probabilities(x)) < 0.4
     assert torch.equal(bits(learned), bits(learn(problem, recipe)))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from crossent.minimise import Problem
-from crossent.minimise.data.problem import folds
+from crossent.minimise.data.problem import folds, one_in
 from crossent.minimise.data.task import Task
 
 FIVE = Task("multi-class", tuple("abcde"), "five classes")
@@ -64,6 +64,14 @@ def test_one_part_holds_out_a_sixth_by_class_and_learns_from_the_last_of_one(kin
         held = folds(few, 1, 1, seed)[0] == 0
         assert 1 <= held.sum() <= 3
         assert set(few.target[~held].tolist()) == set(range(5))
+
+
+def test_of_many_rows_five_thousand_are_held_out_in_one_part():
+    assert [one_in(rows) for rows in (1, 1437, 30_000, 35_000, 60_000, 10**6)] == [6, 6, 6, 7, 12, 200]
+    many = problem(torch.arange(60_000) % 3)
+    held = folds(many, 1, 1, seed=1)[0] == 0
+    assert held.sum() == 5000
+    assert torch.bincount(many.target[held]).tolist() == pytest.approx([5000 / 3] * 3, abs=1)
 
 
 def test_there_is_a_row_to_choose_by_however_few_rows_there_are():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from crossent.errors import DataError
-from crossent.minimise import Recipe
+from crossent.minimise import Problem, Recipe
 from crossent.minimise.data.task import Task
 from crossent.minimise.recipe import BOUNDS, CHOICES, LEAST
 
@@ -52,6 +52,10 @@ CHANGED = Recipe(
 )  # fmt: skip
 
 
+def problem_of(x):
+    return Problem(Task("binary", ("a", "b"), ""), x, torch.arange(len(x)) % 2)
+
+
 def read_back(command, base=None):
     words = shlex.split(command)
     assert words[::2] == ["--set"] * (len(words) // 2)
@@ -62,7 +66,7 @@ def test_a_recipe_is_the_command_that_repeats_it():
     assert all(value != getattr(Recipe(), name) for name, value in CHANGED.to_dict().items())  # none is left untried
     assert read_back(CHANGED.command()) == CHANGED
     assert Recipe().command() == ""
-    images = Recipe.usual(torch.zeros(2, 1, 8, 8))
+    images = Recipe.usual(problem_of(torch.zeros(2, 1, 8, 8)))
     assert read_back(CHANGED.command(images), images) == CHANGED
     assert read_back(Recipe().command(CHANGED), CHANGED) == Recipe()
     few = Recipe(epochs=50)
@@ -112,11 +116,12 @@ def test_what_is_left_to_the_number_of_rows():
 
 
 def test_rows_and_images_have_recipes_of_their_own():
-    assert Recipe.usual(torch.zeros(3, 4)) == Recipe()
-    images = Recipe.usual(torch.zeros(3, 1, 8, 8))
-    assert (images.model, images.folds) == ("residual", 1)
-    assert images.says_of_folds == "a sixth of them held out"
-    assert Recipe(folds=3).says_of_folds == "held out in turn in 3 folds"
+    assert Recipe.usual(problem_of(torch.zeros(3, 4))) == Recipe()
+    images = Recipe.usual(problem_of(torch.zeros(3, 1, 8, 8)))
+    assert (images.model, images.folds, images.flip) == ("residual", 1, False)
+    assert images.says_of_folds(1437) == "a sixth of them held out"
+    assert images.says_of_folds(60_000) == "one in 12 of them held out"
+    assert Recipe(folds=3).says_of_folds(60_000) == "held out in turn in 3 folds"
 
 
 def test_the_objective_is_the_recipe_s():

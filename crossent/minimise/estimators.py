@@ -189,7 +189,7 @@ class _Estimator(_Settings):
         varied = torch.from_numpy(weight) if np.ptp(weight) > 0 else None
         problem = Problem(task, x, torch.from_numpy(target[places]), varied)
         learned = learn(problem, recipe, seed)
-        if "by hand" in learned.history.stopped:
+        if learned.history.by_hand:
             raise KeyboardInterrupt  # Ctrl-C is to end a search over many, not one training in it
         for trouble in learned.history.trouble:
             warnings.warn(trouble, exceptions.ConvergenceWarning, stacklevel=3)

@@ -59,6 +59,9 @@ def finish(
         labels=np.concatenate([part.labels for part in parts]),
         probabilities=np.exp(np.concatenate(log_p)),
     )
+    outlook = learned.outlook
+    if outlook is not None:
+        said(outlook.sentence)
     measured = _measured(task, test, np.exp(log_p[1]), facts)
     notes = [*measured.facts.get("notes", []), *facts["notes"], *learned.history.trouble]
     record = recorded(
@@ -69,9 +72,11 @@ def finish(
             "training_cross_entropy": Number(learned.history.train[learned.history.best_epoch - 1], "nats"),
             "validation_cross_entropy": held_out.mean(log_p[0]),
             "uncalibrated_cross_entropy": test.mean(test.log_p),
+            **({} if outlook is None or outlook.nats is None else {"next_minute": Number(outlook.nats, "nats")}),
         },
         facts={
             "found": task.found,
+            **({} if outlook is None else {"outlook": outlook.sentence}),
             "calibration": calibrator.kind,
             "seed": seed,
             "recipe": recipe.to_dict(),

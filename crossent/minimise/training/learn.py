@@ -29,6 +29,7 @@ from crossent.minimise.networks.tabular import Tabular
 from crossent.minimise.objective.objective import Objective
 from crossent.minimise.recipe import Recipe
 from crossent.minimise.training.judge import answers_of, averaged, logits_of, members_of, shares_of, temperatures_of
+from crossent.minimise.training.outlook import Outlook, outlook
 from crossent.minimise.training.state import History
 from crossent.minimise.training.train import Progress, Trained, train
 
@@ -41,12 +42,16 @@ Factory = Callable[[tuple[int, ...], int], nn.Module]
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """Networks that have learnt, and log-probabilities (n, classes) of every row by those that had not seen it."""
+    """Networks that have learnt, and log-probabilities (n, classes) of every row by those that had not seen it.
+
+    ``outlook`` is what more time would win, where time was short.
+    """
 
     network: nn.Module
     objective: Objective
     held_out: Tensor
     history: History
+    outlook: Outlook | None = None
 
     def log_probabilities(self, x: Tensor) -> Tensor:
         """Log-probabilities (n, classes), float64, of prepared rows: of the mean of the members' probabilities."""
@@ -117,12 +122,14 @@ def learn(
         if together:
             temperatures.append(_temperatures(trained, objective, problem, plan))
         done.append(job.train_on_all(trained, plan, chosen, seed * 1_000_003 + number, kept))
-        if "by hand" in trained.history.stopped:
+        if trained.history.by_hand:
             break
     if together:
-        return _mixed(done, temperatures, objective, problem)
+        learned = _mixed(done, temperatures, objective, problem)
+        return replace(learned, outlook=_outlook(done[:1], deadline))  # the networks come first, and count most
     held_out = _mean([each.held_out for each in done])
-    return Learned(Several([each.network for each in done]), objective, held_out, _told(done))
+    networks = Several([each.network for each in done])
+    return Learned(networks, objective, held_out, _told(done), _outlook(done, deadline))
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +168,7 @@ class _Job:
 
         What is known of rows held out is what the first networks said of them: of these nothing can be held out.
         """
-        if not recipe.refit or "by hand" in trained.history.stopped:
+        if not recipe.refit or trained.history.by_hand:
             return trained
         everything = torch.full((len(plan) * (int(plan.max()) + 1), len(self.problem)), -1)
         whole = recipe.changed(stop="none", epochs=trained.history.best_epoch)
@@ -198,7 +205,7 @@ def learn_from_loader(
         loader=loader,
     )
     objective = recipe.objective(held_out.task, held_out.counts())
-    return Learned(trained.network, objective, trained.held_out, trained.history)
+    return Learned(trained.network, objective, trained.held_out, trained.history, _outlook([trained], deadline))
 
 
 def factory_of(recipe: Recipe) -> Factory | None:
@@ -299,7 +306,13 @@ def _mixed(
 
 def _told(done: list[Trained]) -> History:
     """What happened to the first network; to the last, if it was stopped by hand, for who asks whether one was."""
-    return done[-1 if "by hand" in done[-1].history.stopped else 0].history
+    return done[-1 if done[-1].history.by_hand else 0].history
+
+
+def _outlook(done: list[Trained], deadline: float) -> Outlook | None:
+    """What more time would win, if time was short and nobody stopped the training by hand."""
+    histories = [each.history for each in done]
+    return None if deadline == math.inf or any(each.by_hand for each in histories) else outlook(histories)
 
 
 def _temperatures(trained: Trained, objective: Objective, problem: Problem, plan: Tensor) -> tuple[float, float]:

@@ -18,6 +18,8 @@ from crossent.files import replacing
 from crossent.minimise.recipe import Recipe
 from crossent.minimise.training.optimiser import optimisers, rate
 
+OVER = "the time allowed was over"
+BY_HAND = "stopped by hand; the best epoch so far is kept"
 MOST_ROLLBACKS = 5
 SLOWER = 0.3
 """By how much the learning rate falls when a loss was no longer finite."""
@@ -25,7 +27,10 @@ SLOWER = 0.3
 
 @dataclass
 class History:
-    """What happened: cross-entropy on learnt and held-out rows after each epoch, the best epoch, why it ended."""
+    """What happened: cross-entropy on learnt and held-out rows after each epoch, the best epoch, why it ended.
+
+    ``most`` are the epochs that were allowed.
+    """
 
     train: list[float] = field(default_factory=list)
     validation: list[float] = field(default_factory=list)
@@ -33,11 +38,22 @@ class History:
     stopped: str = ""
     seconds: float = 0.0
     trouble: list[str] = field(default_factory=list)
+    most: int = 0
 
     @property
     def best(self) -> float:
         """The lowest held-out cross-entropy so far."""
         return self.validation[self.best_epoch - 1] if self.best_epoch else math.inf
+
+    @property
+    def by_time(self) -> bool:
+        """Whether the clock ended it."""
+        return self.stopped == OVER
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether Ctrl-C ended it."""
+        return self.stopped == BY_HAND
 
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -147,7 +163,7 @@ class State:
         self.best.load_state_dict(whole["best"])
         self.slowed = whole["slowed"]
         vars(self.history).update(whole["history"])
-        self.history.stopped = "" if self.history.stopped.startswith("the time") else self.history.stopped
+        self.history.stopped = "" if self.history.by_time else self.history.stopped
         self.remember()
 
     def _tensors(self) -> dict[str, Any]:

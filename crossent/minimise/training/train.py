@@ -34,7 +34,7 @@ from crossent.minimise.recipe import Recipe
 from crossent.minimise.training.augment import Augment
 from crossent.minimise.training.judge import Members, held_out_of, learnt_of, members_of, score, threads
 from crossent.minimise.training.optimiser import sharpen
-from crossent.minimise.training.state import MOST_ROLLBACKS, SLOWER, History, State
+from crossent.minimise.training.state import BY_HAND, MOST_ROLLBACKS, OVER, SLOWER, History, State
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,7 @@ def train(
     if checkpoint is not None:
         state.resume(checkpoint)
     history = state.history
+    history.most = epochs
     began, already, saved, interrupted = time.monotonic(), history.seconds, time.monotonic(), False
 
     def report(epoch: int, share: float) -> None:
@@ -125,7 +126,7 @@ def train(
         while len(history.train) < epochs and not history.stopped:
             epoch = len(history.train) + 1
             if fabric.broadcast(bool(history.train) and time.monotonic() > deadline):  # one clock for all processes
-                history.stopped = "the time allowed was over"
+                history.stopped = OVER
                 break
             with threads(network, batch), _seeded(seed, epoch, len(history.trouble), fabric.global_rank) as draw:
                 loss = _one_epoch(state, problem, objective, members, rows, batch, epochs, draw, report, loader)
@@ -156,7 +157,7 @@ def train(
     except KeyboardInterrupt:
         if not history.best_epoch:
             raise
-        history.stopped = "stopped by hand; the best epoch so far is kept"
+        history.stopped = BY_HAND
         interrupted = True
     if not history.best_epoch:
         raise DataError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -13,12 +13,6 @@ from rich.console import Console
 from crossent.cli import options
 from crossent.cli.folder import folder_for, probe, take_back
 from crossent.cli.training import Training
-
-if TYPE_CHECKING:
-    from crossent.record import Table
-
-MOST_TRIALS = 12
-"""Rows of the table on the terminal; record.json and report.html have all."""
 
 
 def tune(
@@ -105,10 +99,6 @@ def tune(
         raise
     shutil.rmtree(checkpoint, ignore_errors=True)
     report.show(tuned.run.record, console)
-    console.print("\nThe best of the trials", style="bold")
-    console.print(_sheet(tuned.trials, console.width))
-    for sentence in tuned.found:
-        console.print(sentence)
     asked = {"--target": target, "--weight": weight, "--test": test, "--task": task}
     words = ["crossent", "fit", data, *(word for name, value in asked.items() if value for word in (name, value))]
     words += ["--range", *(f"{end:g}" for end in range_)] if range_ else []
@@ -117,27 +107,3 @@ def tune(
     console.print(f"\nRepeat the best: {repeat}", soft_wrap=True)
     console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
     console.print(f"Model, record and predictions: {folder}{os.sep}", soft_wrap=True)
-
-
-def _sheet(trials: Table, width: int) -> Any:
-    """The best trials first, then those that came to nothing, each with its settings or its sentence."""
-    from rich import box
-    from rich.table import Table as Grid
-    from rich.text import Text
-
-    rows = [dict(zip(trials, row, strict=True)) for row in zip(*trials.values(), strict=True)]
-    rows.sort(key=lambda row: (row["cross_entropy"] is None, row["cross_entropy"] or 0.0))
-    grid = Grid(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    for name in ("Trial", "Nats", "95 % interval", "Folds", "Seconds"):
-        grid.add_column(name, justify="right", no_wrap=True)
-    grid.add_column("Settings, or what happened", overflow="fold", max_width=max(24, width - 48))
-    for row in rows[:MOST_TRIALS]:
-        loss = "–" if row["cross_entropy"] is None else f"{row['cross_entropy']:.4f}"
-        interval = row["state"] if row["low"] is None else f"{row['low']:.4f} – {row['high']:.4f}"
-        told = row["settings"].replace("--set ", "") if row["cross_entropy"] is not None else row["sentence"]
-        seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
-        cells = (str(row["trial"]), loss, interval, str(row["folds"]), seconds, told)
-        grid.add_row(*map(Text, cells))
-    if len(rows) > MOST_TRIALS:
-        grid.caption = f"{len(rows) - MOST_TRIALS} more are in record.json."
-    return grid

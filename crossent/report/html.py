@@ -10,12 +10,24 @@ from typing import Any
 from crossent.errors import require
 from crossent.files import replacing
 from crossent.record import Record
-from crossent.report import comparison, comparison_plots, contest, contest_plots, digits, plots, table, text
+from crossent.report import (
+    comparison,
+    comparison_plots,
+    contest,
+    contest_plots,
+    digits,
+    plots,
+    search,
+    search_plots,
+    table,
+    text,
+)
 from crossent.report.label import printable
 
 _MOST_CLASSES = 300
 _MOST_ROWS = 50
 _MOST_SLICES = 100
+_MOST_TRIALS = 200
 _TASKS = {"binary": "yes or no", "multi-class": "classes", "range": "a number in a range"}
 
 
@@ -63,6 +75,8 @@ def page(record: Record) -> str:
         "concentration": plots.concentration(record),
         "losses": contest_plots.log_loss(record),
         "beside": contest_plots.beside(record),
+        "trials": search_plots.trials(record),
+        "importance": search_plots.importance(record),
     }
     return template.render(
         style=Markup(here.joinpath("page.css").read_text(encoding="utf-8")),
@@ -80,6 +94,8 @@ def page(record: Record) -> str:
         whisker="miscalibration" in record and digits.interval(record["miscalibration"]) != "",
         kept=record.facts.get("best_epoch"),
         comparison=comparison.sheets(record, _MOST_ROWS) + contest.sheets(record),
+        searched=search.sentences(record),
+        trials=search.sheet_of_trials(record, _MOST_TRIALS),
         limits=contest.limits(record),
         slices=table.slices(record, _MOST_SLICES),
         per_class=table.per_class(record, _MOST_CLASSES),
@@ -134,6 +150,7 @@ def _done(record: Record) -> list[tuple[str, str]]:
         ("Split", _listed(facts.get("splits"), "{1:,} {0}")),
         ("Training", trained),
         ("Ended because", facts.get("stopped")),
+        ("More time", facts.get("outlook")),
         ("Calibration", facts.get("calibration")),
         ("Miscalibration against", facts.get("calibrated_with")),
         ("Time", f"{digits.spell(seconds)} s" if isinstance(seconds, (int, float)) else None),

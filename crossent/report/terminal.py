@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from crossent.errors import require
 from crossent.record import Record
-from crossent.report import comparison, contest, table, text
+from crossent.report import comparison, contest, search, table, text
 from crossent.report.label import clip, printable
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _MOST_CLASSES = 20
 _MOST_ROWS = 10
 _MOST_SLICES = 20
+_MOST_TRIALS = 12
 _WIDE = 100  # columns of a terminal from which on everything fits
 _READABLE = 100  # columns of prose beyond which the eye loses the line
 _WITHOUT_UNICODE = str.maketrans({"−": "-", "–": "-", "—": "-", "…": "~", "×": "x", "’": "'"})
@@ -61,6 +62,11 @@ def show(record: Record, console: Console | None = None) -> None:
     _print_section(screen, "", _numbers(record, screen))
     for title, sheet in comparison.sheets(record, _MOST_ROWS) + contest.sheets(record):
         _print_section(screen, title, _sheet(sheet, screen))
+    _print_section(screen, "The trials", _sheet(search.sheet_of_trials(record, _MOST_TRIALS), screen))
+    _print_section(screen, "Which settings mattered", _sheet(search.sheet_of_importance(record), screen))
+    if searched := " ".join(search.sentences(record)):
+        screen.print()
+        screen.print(Text(_speakable(searched, screen)), width=min(screen.width, _READABLE))
     _print_section(screen, "By slice", _sheet(table.slices(record, _MOST_SLICES), screen))
     _print_section(screen, "By class", _sheet(table.per_class(record, _MOST_CLASSES), screen))
     _print_section(screen, "The rows that cost most", _sheet(table.costliest(record, _MOST_ROWS), screen))

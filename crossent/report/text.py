@@ -10,7 +10,7 @@ import math
 from typing import NamedTuple
 
 from crossent.record import Number, Record
-from crossent.report import comparison, contest, digits
+from crossent.report import comparison, contest, digits, search
 from crossent.report.label import printable
 
 _MEANINGS = {
@@ -139,7 +139,7 @@ def summary(record: Record) -> list[Line]:
     if record.kind == "losses":
         return []  # its tables hold the same number of every loss
     # A number that this version has no words for goes last, under the name the record gives it.
-    words = comparison.MEANINGS | _MEANINGS
+    words = comparison.MEANINGS | _MEANINGS | search.MEANINGS
     known = [name for name in words if name in record.numbers]
     unknown = [name for name in record.numbers if name not in words]
     meanings = words | (_MEANINGS_IN_A_RANGE if record.facts.get("task") == "range" else {})

@@ -120,8 +120,23 @@ def test_the_terminator_says_when_nothing_is_left():
     early = Study(None, {}, 0, {})
     fill(early, [0.5] * 19)
     assert early.still_to_win() is None
-    shares = dict(zip(*steep.importance().values(), strict=True))
-    assert shares["position"] > 0.9 > 0.1 > shares["idle"]
+
+
+def test_what_mattered_is_told_from_what_chance_gives():
+    found, noise, few = (Study(None, {}, 0, {}) for _ in range(3))
+    fill(found, [lambda position: 0.5 + position] * 24)
+    fill(noise, np.random.default_rng(1).normal(0.5, 0.1, size=24))
+    fill(few, [0.5] * (study.LEAST_TO_WEIGH - 1))
+    table = found.importance()
+    assert table["setting"] == ["position", "idle"]
+    assert sum(table["importance"]) == pytest.approx(1)
+    assert table["importance"][0] > max(0.9, table["chance"][0])
+    assert table["importance"][1] < table["chance"][1]
+    # Of losses that have nothing to do with either, one has the larger share all the same, and does not pass chance.
+    table = noise.importance()
+    assert max(table["importance"]) > 0.5
+    assert all(share <= chance for share, chance in zip(table["importance"], table["chance"], strict=True))
+    assert few.importance() is None
 
 
 @pytest.mark.parametrize(("sign", "furthers"), [(1, (1,)), (-1, (1, 40))], ids=["floor", "exponential tail"])

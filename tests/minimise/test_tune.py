@@ -227,6 +227,7 @@ def test_failures_are_trials_with_a_sentence(search):
         assert "has a loss of its own" in tuned.trials["sentence"][place]
         assert tuned.trials["settings"][place] == "--set code=mse"
         assert tuned.trials["cross_entropy"][place] is None
+        assert tuned.trials["began"][place]
     assert any("failed" in sentence for sentence in tuned.found)
 
 
@@ -421,7 +422,11 @@ def test_the_command_writes_a_folder_as_fit_does_with_the_trials_in_it(tmp_path,
     assert record.facts["space"] == {"learning_rate": "0.01..0.1 log"}
     repeat = next(line for line in done.output.splitlines() if line.startswith("Repeat the best: "))
     assert repeat.startswith("Repeat the best: crossent fit rows.csv --target y --set members=1")
-    assert "The best of the trials" in done.output
+    assert "The trials" in done.output
+    assert all(sentence in " ".join(done.output.split()) for sentence in record.facts["searched"])
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert 'id="trials"' in page
+    assert "The search ended because" in page
     again = CliRunner().invoke(app(), [*command, "-o", "out", "--resume"], catch_exceptions=False)
     assert "is finished; nothing is left to do" in again.output
     with pytest.raises(DataError, match="no setting 'colour'"):

@@ -26,7 +26,7 @@ from crossent.minimise.recipe import Recipe
 from crossent.minimise.training.learn import Factory, learn
 from crossent.minimise.training.train import Progress
 from crossent.minimise.tune.space import Space
-from crossent.minimise.tune.study import Study, expected
+from crossent.minimise.tune.study import START, Study, expected
 from crossent.record import Number
 
 FOLDS = 5
@@ -162,12 +162,12 @@ class Search:
         """One trial, from its settings to its end, whatever that is."""
         study, judge, began = self.study, self.judge, time.monotonic()
         trial = study.begin()
-        known: dict[str, Any] = {"settings": "", "folds": 0}
+        known: dict[str, Any] = {"folds": 0}
         costs = np.full(len(judge.problem), np.nan)
         times: list[float] = []
         try:
             recipe = study.recipe(trial, self.space, self.base)
-            known |= {"settings": recipe.command(self.base) or _START, "recipe": recipe.to_dict()}
+            known |= {"settings": recipe.command(self.base) or START, "recipe": recipe.to_dict()}
             ended = None
             for group in judge.groups(recipe):
                 started = time.monotonic()
@@ -189,7 +189,7 @@ class Search:
         self.seconds.append(time.monotonic() - began)
         known |= {"times": times, "seconds": round(self.seconds[-1], 2), "sentence": sentence}
         study.end(trial, state, value, **known)
-        self.said(f"Trial {trial.number}: {state}. {sentence} {known['settings']}".rstrip())
+        self.said(f"Trial {trial.number}: {state}. {sentence} {trial.user_attrs.get('settings', '')}".rstrip())
 
     def _watch(self, trial: Any, place: int) -> Callable[[], None]:
         """What is looked at all through the training in a ``place`` of a trial: whether there is time left for it."""
@@ -312,9 +312,6 @@ class Search:
             "search_cross_entropy": Number(best.value, "nats", best.user_attrs["low"], best.user_attrs["high"], rows)
         }
         return found if first is None else {**found, "search_win": self.study.gap(first, best)}
-
-
-_START = "the recipe to start from"
 
 
 def _written(number: Number) -> str:

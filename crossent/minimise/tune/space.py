@@ -179,12 +179,16 @@ class Space:
 
     def recipe(self, trial: Any, base: Recipe, first: bool = False) -> Recipe:
         """The recipe that an Optuna trial suggests; the first trial is ``base``, wherever the space leads."""
+        return base.parsed(self.drawn(trial, base, first))
+
+    def drawn(self, trial: Any, base: Recipe, first: bool = False) -> list[str]:
+        """The same as texts NAME=VALUE, which may exclude each other; none for the first trial."""
         if first:
             for domain in self.domains:
                 if domain.place_of(_written(base, domain.name)) is not None:
                     domain.drawn(trial)
-            return base
-        return base.parsed([f"{domain.name}={domain.drawn(trial)}" for domain in self.domains])
+            return []
+        return [f"{domain.name}={domain.drawn(trial)}" for domain in self.domains]
 
     def place_of(self, recipe: Recipe) -> dict[str, Any]:
         """Where a recipe lies in the space: what Optuna would call it, as far as its values are among the texts."""

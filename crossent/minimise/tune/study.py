@@ -17,6 +17,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import time
 import warnings
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crossent.errors import DataError, require
 from crossent.files import refusal
@@ -42,6 +44,8 @@ State: Any = optuna.trial.TrialState
 StorageError: Any = optuna.exceptions.StorageInternalError
 
 NAME = "crossent tune"
+START = "the recipe to start from"
+"""What stands for the settings of the first trial."""
 SURE = 0.02
 """Below this p a trial is pruned. Blocks of one fold share a network, whose luck the test does not see; and it may be
 held four times in a trial. Both ask for less than the usual 0.1."""
@@ -49,6 +53,10 @@ SILENT = 600.0
 """Seconds without a sign of life after which a trial of another machine is taken for lost."""
 LEAST_TRIALS = 20
 """Trials before the terminator is asked, as its authors do."""
+LEAST_TO_WEIGH = 8
+"""Trials judged on all folds before settings are weighed against each other."""
+SHUFFLES = 99
+"""How often losses are dealt out to trials anew, to see what importances come of chance."""
 
 
 class Study:
@@ -127,9 +135,12 @@ class Study:
         return trial
 
     def recipe(self, trial: Any, space: Space, base: Recipe) -> Recipe:
-        """What a trial tries; the one in the first place is ``base``."""
+        """What a trial tries; the one in the first place is ``base``. Written down before it can fail."""
         with _quiet():
-            return space.recipe(trial, base, first=trial.user_attrs["index"] == 0)
+            drawn = space.drawn(trial, base, first=trial.user_attrs["index"] == 0)
+        written = " ".join(f"--set {shlex.quote(setting)}" for setting in drawn)
+        trial.set_user_attr("settings", written or START)
+        return base.parsed(drawn)
 
     def alive(self, trial: Any, at_once: bool = False) -> None:
         """Let others know, twice a minute, that a trial is being worked on."""
@@ -205,15 +216,24 @@ class Study:
         return Number(found.value, "nats", *found.interval(), n=len(blocks))
 
     def table(self) -> Table:
-        """Every trial, failures with their sentence, in the order in which they were begun."""
-        trials = self.trials
+        """Every trial, failures with their sentence, in the order in which they were begun.
+
+        ``low`` and ``high`` are the interval of the loss, over rows; ``gap`` with its own is how much more the trial
+        costs than the best one, in pairs over blocks of rows.
+        """
+        trials, best = self.trials, self.best
         known = [trial.user_attrs for trial in trials]
+        gaps = [None if best is None or trial.value is None else self.gap(trial, best) for trial in trials]
         return {
             "trial": [trial.number for trial in trials],
+            "began": [trial.datetime_start.isoformat(timespec="seconds") for trial in trials],
             "state": [_state(trial) for trial in trials],
             "cross_entropy": [trial.value for trial in trials],
             "low": [each.get("low") for each in known],
             "high": [each.get("high") for each in known],
+            "gap": [gap and gap.value for gap in gaps],
+            "gap_low": [gap and gap.low for gap in gaps],
+            "gap_high": [gap and gap.high for gap in gaps],
             "folds": [each.get("folds", 0) for each in known],
             "seconds": [each.get("seconds") for each in known],
             "settings": [each.get("settings", "") for each in known],
@@ -224,20 +244,39 @@ class Study:
         }
 
     def importance(self) -> Table | None:
-        """How much of what makes a trial good lies in which setting, in shares (PED-ANOVA, Watanabe et al. 2023)."""
-        if len(self.complete) < 8:
+        """How much of what makes a trial good lies in which setting, in shares (PED-ANOVA, Watanabe et al. 2023).
+
+        It compares the settings of the best tenth of all trials with those of all, and the best of few trials have
+        something in common by chance. ``chance`` is the share that a setting stays below in 19 of 20 shuffles of the
+        losses among the trials, where they have nothing to do with any setting. None before there are eight trials.
+        """
+        done = [trial for trial in self.trials if trial.state == State.COMPLETE]
+        if len(self.complete) < LEAST_TO_WEIGH:
             return None
+        losses = np.array([trial.value for trial in done])
+        try:
+            shares = self._shares(done, losses)
+            shuffles = (stream(self.seed, f"shuffle {number}").permutation(losses) for number in range(SHUFFLES))
+            others = [self._shares(done, shuffled) for shuffled in shuffles]
+        except (ValueError, RuntimeError):  # nothing varied
+            return None
+        ordered = sorted(shares, key=lambda setting: -shares[setting])
+        return {
+            "setting": ordered,
+            "importance": [shares[setting] for setting in ordered],
+            "chance": [float(np.quantile([other[setting] for other in others], 0.95)) for setting in ordered],
+        }
+
+    def _shares(self, done: list[Any], losses: NDArray[np.float64]) -> dict[str, float]:
+        """The importance of each setting, had the trials had these losses."""
+        loss_of = {trial.number: float(loss) for trial, loss in zip(done, losses, strict=True)}
         with _quiet():
-            try:
-                found = importance.get_param_importances(self.optuna)
-            except (ValueError, RuntimeError):  # nothing varied
-                return None
+            found = importance.get_param_importances(self.optuna, target=lambda trial: loss_of[trial.number])
         shares: dict[str, float] = {}
         for name, share in found.items():  # a number within an alternative is part of its setting
             setting = name.partition(":")[0]
             shares[setting] = shares.get(setting, 0.0) + share
-        ordered = sorted(shares, key=lambda setting: -shares[setting])
-        return {"setting": ordered, "importance": [shares[setting] for setting in ordered]}
+        return shares
 
     def still_to_win(self) -> tuple[float, float] | None:
         """What can still be won at most, and what the folds leave in doubt, both in nats; None while it is too early.
@@ -387,6 +426,7 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
             warnings.filterwarnings("ignore", "`?optuna.terminator", category=FutureWarning)
+            warnings.filterwarnings("ignore", "PedAnova.*computes the importances of params to achieve low")
             yield
     finally:
         optuna.logging.set_verbosity(before)

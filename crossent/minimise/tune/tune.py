@@ -166,6 +166,7 @@ def tune(
             **run.record.facts,
             "space": tried.to_dict(),
             "searched": sentences,
+            "start": base.to_dict(),
             "settings": best.command(Recipe.usual(problem)),
         },
     )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from crossent.measure.intervals import interval
+from crossent.measure.values.spread import freedom_by_class
 
 
 def hall_by_bisection(rows: list[float], t: float) -> tuple[float, float]:
@@ -81,6 +82,53 @@ def test_wilsons_ends_are_the_shares_a_score_test_just_rejects(hits, n):
             assert abs(z) == pytest.approx(1.959963984540054)
     assert (low == 0) == (hits == 0)
     assert (high == 1) == (hits == n)
+
+
+def test_with_few_degrees_of_freedom_skewness_may_lengthen_an_interval_but_not_shorten_it():
+    rng = np.random.default_rng(4)
+    for n in (5, 20, 21, 60):
+        rows = rng.exponential(size=n)
+        low, high = interval.of_mean(rows)
+        straight = interval.of_mean(rows, skewness_corrected=False)
+        assert high > straight[1]
+        assert (low == pytest.approx(straight[0], rel=1e-12)) == (n <= interval.FEW)  # n − 1 degrees of freedom
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 30), (4, 100), (50, 100), (47, 100), (80, 100), (100, 100)])
+def test_the_entropy_of_two_classes_has_the_entropies_of_all_shares_that_a_score_test_leaves(hits, n):
+    low, high = interval.of_two_classes(hits / n, n)
+    shares = np.linspace(1e-9, 1 - 1e-9, 200_001)
+    left = shares[np.abs(hits / n - shares) / np.sqrt(shares * (1 - shares) / n) < 1.959963984540054]
+    entropies = -left * np.log(left) - (1 - left) * np.log1p(-left)
+    assert (low, high) == pytest.approx((entropies.min(), entropies.max()), abs=1e-4)
+    # Planted fault: the ends of the share's interval alone, as if 1/2 were never between them.
+    if hits == 50:
+        assert high > max(entropies[0], entropies[-1]) + 1e-3
+
+
+def test_wilsons_interval_by_students_t_is_a_score_test_by_it():
+    low, _ = (float(x) for x in interval.of_share(np.array(interval.as_wilson(40, 6) * 0.3), interval.as_wilson(40, 6)))
+    t = float(mpmath.findroot(lambda x: student(x, 6) - mpmath.mpf("0.975"), 2))
+    assert (0.3 - low) / math.sqrt(low * (1 - low) / 40) == pytest.approx(t, rel=1e-9)
+
+
+@pytest.mark.parametrize("shares", [(0.96, 0.04), (0.5, 0.5), (0.7, 0.25, 0.05)])
+def test_degrees_of_freedom_by_class_match_the_scatter_of_the_sum_of_squares(shares):
+    """The truth by drawing: ν = 2 mean² / variance of Σ r² over many samples of normal rows whose means differ."""
+    rng, n = np.random.default_rng(5), 200
+    mean, deviation = np.array([0.0, 3.0, -2.0])[: len(shares)], np.array([0.3, 1.0, 0.5])[: len(shares)]
+    sums, said = [], []
+    for _ in range(4000):
+        y = rng.choice(len(shares), size=n, p=shares)
+        r = mean[y] + deviation[y] * rng.normal(size=n)
+        r -= r.mean()
+        rows, first, second = (np.bincount(y, x, minlength=len(shares)) for x in (np.ones(n), r, r * r))
+        sums.append(second.sum())
+        said.append(freedom_by_class(rows, rows, first, second))
+    truth = 2 * np.mean(sums) ** 2 / np.var(sums)
+    assert np.median(said) == pytest.approx(truth, rel=0.1)  # the sums' variance is known to 2 or 3 %
+    if min(shares) < 0.1:
+        assert truth < 0.9 * (n - 1)  # what takes no notice of classes is further off
 
 
 def test_entropys_interval_holds_the_entropy_of_even_and_uneven_classes():

@@ -157,12 +157,7 @@ def cluster_mean(
         h, pull = (np.bincount(clusters, cells[counts]).astype(np.float64) for cells in (h, pull))
     if h.size < 2 or (agree and not further):
         return ClusterMean(value, None, 0.0, 0.0, n, int(h.size))
-    whole = float(np.sum(h * h * variance))
-    r2 = variance / (variance * (1 - 2 * h) + whole)
-    f, x = r2 * h * h, h * variance
-    pairs = whole**2 * np.sum(f) ** 2 + 2 * np.sum(f * x * x) * np.sum(f) - 4 * whole * np.sum(f * x) * np.sum(f)
-    pairs += 2 * np.sum(f * x) ** 2 - np.sum((f * (whole - 2 * x)) ** 2)
-    freedom = whole**2 / float(pairs + np.sum((f * (variance - 2 * x + whole)) ** 2))
+    r2, freedom = leverages(h, variance)
     v = pull * np.sqrt(r2)
     second = float(np.sum(v * v))
     # Clusters whose pulls are all zero to rounding know nothing of their scatter, however their rows differ.
@@ -170,6 +165,21 @@ def cluster_mean(
         return ClusterMean(value, None, 0.0, 0.0, n, int(h.size))
     error = math.sqrt(second + further * further)
     return ClusterMean(value, error, freedom, float(np.sum(v**3)) / (3 * error**3), n, int(h.size))
+
+
+def leverages(h: NDArray[np.float64], variance: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+    """Give r_g² (clusters,) and ν from the leverages h_g, which add up to 1, and the τ_g², of which ratios count.
+
+    >>> r2, freedom = leverages(np.full(5, 0.2), np.ones(5))
+    >>> r2.round(3).tolist(), round(freedom, 3)  # 5/4 and 4, the textbook's
+    ([1.25, 1.25, 1.25, 1.25, 1.25], 4.0)
+    """
+    whole = float(np.sum(h * h * variance))
+    r2 = variance / (variance * (1 - 2 * h) + whole)
+    f, x = r2 * h * h, h * variance
+    pairs = whole**2 * np.sum(f) ** 2 + 2 * np.sum(f * x * x) * np.sum(f) - 4 * whole * np.sum(f * x) * np.sum(f)
+    pairs += 2 * np.sum(f * x) ** 2 - np.sum((f * (whole - 2 * x)) ** 2)
+    return r2, whole**2 / float(pairs + np.sum((f * (variance - 2 * x + whole)) ** 2))
 
 
 def _variances(d: NDArray[np.float64], w: NDArray[np.float64], clusters: NDArray[np.int64]) -> NDArray[np.float64]:

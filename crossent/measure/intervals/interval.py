@@ -20,8 +20,12 @@ degrees of freedom: Hall (1992), *On the removal of skewness by transformation*,
 221–228. For γ = 0 it is the t interval. Everything comes from three sums, of the rows and of their centred
 second and third powers, in float64.
 
+With fewer than 20 degrees of freedom γ is anybody's guess, its sign too, and may make the interval longer but not
+shorter: each end is then the further one of Hall's and of the t interval's.
+
 **A share.** Wilson (1927): all shares that a score test at 5 % does not reject. It never leaves [0, 1] and
-has positive width at 0 and at 1.
+has positive width at 0 and at 1. The entropy of two classes is a function of one share that rises up to 1/2 and falls
+beyond, so that its interval is what the share's interval is mapped to.
 
 Both take rows for independent of one another. Where they are not (many forecasts of one season, many crops of
 one photograph), the intervals are too narrow, and no formula can tell from the rows alone.
@@ -33,12 +37,14 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri, stdtrit
+from scipy.special import entr, ndtri, stdtrit
 
 Interval = tuple[float, float] | None
 """The ends, low first; None where the rows cannot tell (fewer than two, all equal, or infinite)."""
 
 _TAIL = 0.975
+FEW = 20
+"""With fewer degrees of freedom than this skewness may make an interval longer, but not shorter."""
 
 
 def of_mean(rows: NDArray[np.float64], skewness_corrected: bool = True, scale: float | None = None) -> Interval:
@@ -50,7 +56,7 @@ def of_mean(rows: NDArray[np.float64], skewness_corrected: bool = True, scale: f
 
     >>> low, high = of_mean(np.array([0.1, 0.1, 0.2, 0.3, 2.0]))
     >>> round(low, 2), round(high, 2)  # further above the mean, 0.54, than below it
-    (-0.13, 3.84)
+    (-0.48, 3.84)
     >>> of_mean(np.array([0.3, 0.3, 0.3])) is None
     True
     """
@@ -82,7 +88,10 @@ def of_sums(mean: float, second: float, third: float, total: float, freedom: flo
     error = math.sqrt(second * (1 + 1 / freedom)) / total
     t = float(stdtrit(freedom, _TAIL))
     a = third / second**1.5 / 3
-    return mean - error * _untransformed(t, a), mean - error * _untransformed(-t, a)
+    below, above = _untransformed(t, a), -_untransformed(-t, a)
+    if freedom < FEW:
+        below, above = max(below, t), max(above, t)
+    return mean - error * below, mean + error * above
 
 
 def _untransformed(x: float, a: float) -> float:
@@ -109,9 +118,29 @@ def of_share(hits: NDArray[np.float64], n: NDArray[np.float64]) -> tuple[NDArray
     return low, high
 
 
+def of_two_classes(share: float, independent: float) -> tuple[float, float]:
+    """Give the 95 % interval of the entropy of two classes, nats, one of which has this ``share`` of so many
+    ``independent`` rows: all entropies of shares inside Wilson's interval.
+
+    >>> [round(end, 4) for end in of_two_classes(0.5, 100)]  # the most it can be, which is then inside
+    [0.6745, 0.6931]
+    """
+    ends = [float(end) for end in of_share(np.array(share * independent), np.array(independent))]
+    low, high = (float(entr(end) + entr(1 - end)) for end in ends)
+    return min(low, high), math.log(2) if ends[0] <= 0.5 <= ends[1] else max(low, high)
+
+
+def as_wilson(rows: float, freedom: float) -> float:
+    """Give the number of rows with which Wilson's interval, made for the normal, is one by Student's t.
+
+    It depends on z²/n alone, so that t²/n is had by fewer rows.
+    """
+    return rows * (float(ndtri(_TAIL)) / float(stdtrit(freedom, _TAIL))) ** 2
+
+
 def of_entropy(entropy: float, error: float, bias: float, spread: float, most: float) -> tuple[float, float]:
-    """Give the 95 % interval of an entropy estimated from frequencies (the plug-in estimate), in its own
-    unit.
+    """Give the 95 % interval of an entropy of more than two classes estimated from frequencies (the plug-in estimate),
+    in its own unit.
 
     With Σ over classes, the plug-in estimate is H + (mean of −log f(label) − H) − χ²/(2n) + …: a linear part,
     with the standard ``error`` of a mean, and a part that is never positive, whose mean is −``bias`` and

@@ -6,6 +6,7 @@
     split       train, validation or test (absent where there is only one)
     p_<…>       the probability of each class; for a range one column, p_1, the expected fraction of it
     prediction  (range only) the predicted mean, low + p_1 (high − low), in the target's unit
+    low, high   (range only, where asked for) the ends of an interval that is to hold the number
 
 What a table cannot say (the task, the range, the order of the classes) stands in a Parquet file's metadata,
 key ``crossent``, as JSON. A CSV has no such place, so a range has to be told when it is read.
@@ -39,6 +40,7 @@ def write_predictions(
     labels: Any = None,
     rows: Any = None,
     splits: Any = None,
+    intervals: tuple[Any, Any] | None = None,
     classes: Sequence[Any] | None = None,
     low: float | None = None,
     high: float | None = None,
@@ -49,9 +51,9 @@ def write_predictions(
 
     ``probabilities`` (n, classes), or for task "range" (n,), the expected fraction; float32 stays float32.
     ``labels`` (n,) as they stand in the data (class names, or values of a range), or (n, classes) shares, None where
-    they are not known; ``rows`` (n,) row ids, else 0, 1, …; ``splits`` (n,) text. ``source`` and ``target`` name the
-    data and its column. The file is written whole or not at all, and the same predictions give the same bytes (of
-    one pyarrow version).
+    they are not known; ``rows`` (n,) row ids, else 0, 1, …; ``splits`` (n,) text; ``intervals`` the two ends (n,) of a
+    range's intervals, in its own unit. ``source`` and ``target`` name the data and its column. The file is written
+    whole or not at all, and the same predictions give the same bytes (of one pyarrow version).
     """
     pyarrow = require("pyarrow", "cli", PURPOSE)
     path = Path(path)
@@ -73,6 +75,8 @@ def write_predictions(
             raise DataError("for a range give probabilities (n,), the expected fraction, with low and high.")
         columns["p_1"] = p
         columns["prediction"] = low + p.astype(np.float64) * (high - low)
+        if intervals is not None:
+            columns["low"], columns["high"] = (np.asarray(ends, dtype=np.float64) for ends in intervals)
         about |= {"low": float(low), "high": float(high)}
     else:
         names = [class_text(name) for name in classes or []]

@@ -1,5 +1,6 @@
 """From sums to what is said: numbers with their intervals, and curves.
 
+spread             how much terms scatter, and how well that is known
 means              cross-entropy, information gained, skill, accuracy, Brier, mean errors
 isotonic           the best calibrated curve, and how much it flatters itself
 decomposition      uncertainty, discrimination, miscalibration

@@ -14,17 +14,8 @@ from crossent.measure.sums.folds import Folds
 from crossent.measure.sums.sample import Sample
 from crossent.measure.values.decomposition import Calibrated, parts_on
 from crossent.measure.values.isotonic import cost, stated
-from crossent.measure.values.means import (
-    Evidence,
-    Spread,
-    bits_per_byte,
-    clustered,
-    cross_entropy,
-    errors,
-    mean_of,
-    of_cells,
-    perplexity,
-)
+from crossent.measure.values.means import Evidence, bits_per_byte, cross_entropy, errors, mean_of, perplexity
+from crossent.measure.values.spread import Spread, clustered, spread_on
 from crossent.record import Number, Table
 
 DRAWS = 60
@@ -175,7 +166,9 @@ class Gathered:
             return found
         single = float(np.sum(r * r))
         ratio = max(1.0, 1 + (found.second - single) / (self.fraction * single))
-        return Spread(alone.second * ratio, 0.0, alone.total, found.freedom)
+        second = alone.second * ratio
+        # As skewed as the groups are in the sample.
+        return Spread(second, found.third * (second / found.second) ** 1.5, alone.total, found.freedom)
 
 
 def one_class(cells: Cells, c: int, floor: float | None, drawn: Gathered | None) -> dict[str, Number]:
@@ -196,10 +189,7 @@ def one_class(cells: Cells, c: int, floor: float | None, drawn: Gathered | None)
     effective = float(total**2 / cells.squares[0].sum())
 
     def spread(a: _Float, b: _Float) -> Spread | None:
-        mean = float(np.sum(a * (cells.weight - cells.label) + b * cells.label)) / total
-        second, third, size = of_cells(cells, a, b - a, mean)
-        enough = second > 64 * np.finfo(float).eps * size
-        alone = Spread(second, third, total, effective - 1) if enough else None
+        alone = spread_on(cells, a, b, effective - 1)
         return alone if drawn is None else drawn.spread(c, cells, a, b, alone)
 
     entropy, loss = float(own @ [1 - share, share]), cost(cells.weight, cells.label, p) / total

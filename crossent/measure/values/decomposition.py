@@ -44,7 +44,8 @@ from crossent.measure.sums.hashing import stream
 from crossent.measure.sums.likelihood import costs_of_logs, distributions
 from crossent.measure.sums.sample import Sample
 from crossent.measure.values.isotonic import DRAWS, Optimism, cost, dispersion, isotonic, optimism, smooth, stated
-from crossent.measure.values.means import Evidence, Spread, clustered, label_entropy, of_cells
+from crossent.measure.values.means import Evidence, label_entropy
+from crossent.measure.values.spread import Spread, clustered, spread_on
 from crossent.record import Number
 
 _Float = NDArray[np.float64]
@@ -219,10 +220,7 @@ def _spread(of: Evidence, cells: Cells, a: _Float, b: _Float) -> Spread | None:
         sums = (at_zero * (folds.weight - folds.label) + at_one * folds.label).sum(axis=1)
         weight = folds.weight.sum(axis=1)
         return clustered(sums - mean * weight, weight, float(np.sum(sums**2)))
-    second, third, size = of_cells(cells, a, b - a, mean)
-    if second <= 64 * np.finfo(float).eps * size:
-        return None
-    return Spread(second, third, total, of.effective - 1)
+    return spread_on(cells, a, b, of.effective - 1)
 
 
 def _ends(value: float, below: float, above: float, variance: float) -> tuple[float, float]:

@@ -31,30 +31,12 @@ from crossent.measure.sums.groups import Groups
 from crossent.measure.sums.likelihood import TOPS, costs_of_logs, distributions
 from crossent.measure.sums.sample import Sample
 from crossent.measure.sums.sums import FLOORED, POWERS, RARE, USUAL, Sums
+from crossent.measure.values.spread import AGREE, Spread, clustered, freedom_by_class, of_groups, of_moments, spread_on
 from crossent.record import Number
 
 _Float = NDArray[np.float64]
 NOT_OF_TEXTS = ("label_entropy", "information_gained", "skill", "perplexity")
 """Numbers that need classes, which documents have none of."""
-
-FEW_GROUPS = 20
-"""With fewer degrees of freedom than this the skewness of groups is anybody's guess, and is left out."""
-
-_AGREE = 64 * np.finfo(float).eps  # a variance below this share of the mean square is rounding
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Σ r² and Σ r³ of independent residuals, the weight they are of, and their number less one (interval.of_sums)."""
-
-    second: float
-    third: float
-    total: float
-    freedom: float
-
-    def interval(self, value: float) -> interval.Interval:
-        """The 95 % interval about ``value``."""
-        return interval.of_sums(value, self.second, self.third, self.total, self.freedom)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,17 +128,19 @@ class Evidence:
         if not self.sums.layout.soft:
             m, d = self.moments, v - mean
             second = alpha**2 * m[:, 4] + 2 * alpha * d * m[:, 3] + d * d * m[:, 2]
+            if v.any():
+                freedom = min(freedom, freedom_by_class(m[:, 0], m[:, 2], alpha * m[:, 3] + d * m[:, 2], second))
             third = alpha**3 * m[:, 8] + 3 * alpha**2 * d * m[:, 7] + 3 * alpha * d * d * m[:, 6] + d**3 * m[:, 5]
             size = alpha**2 * m[:, 4].sum() + (v * v * m[:, 2]).sum()
-            if second.sum() <= _AGREE * size:
+            if second.sum() <= AGREE * size:
                 return None
             return Spread(float(second.sum()), float(third.sum()), self.weight, freedom)
         if not v.any():
             m = self.moments[0]
             return of_moments(m * np.array([alpha**i for _, i in POWERS]), mean, self.weight, freedom)
         if self.cells is not None:
-            scatter, skew, size = of_cells(self.cells, *self._terms_of_cells(alpha, v), mean)
-            return Spread(scatter, skew, self.weight, freedom) if scatter > _AGREE * size else None
+            zero, one = costs_of_cells(self.cells)
+            return spread_on(self.cells, alpha * zero + v[0], alpha * one + v[1], freedom)
         if self.sample is None:
             return None if self.folds is None else self._spread_of(self.folds, alpha, v, mean)
         terms = distributions(self.sample.labels, v.size) @ v
@@ -164,19 +148,13 @@ class Evidence:
             terms = terms + alpha * self._cost_of_sample()
         squares = self.sample.weights**2
         scatter = float(np.sum(squares * (terms - mean) ** 2))
-        if scatter <= _AGREE * float(np.sum(squares * terms**2)):
+        if scatter <= AGREE * float(np.sum(squares * terms**2)):
             return None
         return Spread(scatter * float(self.squares_of_weight()[1] / squares.sum()), 0.0, self.weight, freedom)
 
     def _spread_of(self, groups: Groups, alpha: float, v: _Float, mean: float) -> Spread | None:
         cost = groups.column("cost" if self.floor is None else "floored")
         return of_groups(alpha * cost + groups.labels() @ v, groups, mean)
-
-    def _terms_of_cells(self, alpha: float, v: _Float) -> tuple[_Float, _Float]:
-        """The term of a row of each cell whose label is 0, and by how much it is greater where it is 1."""
-        assert self.cells is not None
-        zero, one = costs_of_cells(self.cells)
-        return alpha * zero + v[0], alpha * (one - zero) + v[1] - v[0]
 
     def _cost_of_sample(self) -> _Float:
         assert self.sample is not None
@@ -212,51 +190,6 @@ def costs_of_cells(cells: Cells) -> tuple[_Float, _Float]:
     return np.where(np.isfinite(zero), zero, 0.0), np.where(np.isfinite(one), one, 0.0)
 
 
-def of_cells(cells: Cells, a: _Float, b: _Float, mean: float) -> tuple[float, float, float]:
-    """Σ w² t², Σ w³ t³ for t = a + b y − mean over the rows of all cells, and Σ w² (a + b y)².
-
-    The second is exact for rows that count the same within a cell and labels that are 0 or 1, or alone in their cell.
-    """
-    two, y, yy = cells.squares
-    here = two > 0
-    two, y, yy, a, b = two[here], y[here], yy[here], a[here], b[here]
-    share = y / two
-    scatter = np.maximum(yy / two - share * share, 0.0)
-    d = a - mean + b * share
-    second = two * (d * d + b * b * scatter)
-    cubes = two * two / cells.weight[here]
-    third = cubes * (d**3 + 3 * d * b * b * scatter + b**3 * scatter * (1 - 2 * share))
-    return float(second.sum()), float(third.sum()), float(np.sum(a * a * two + 2 * a * b * y + b * b * yy))
-
-
-def of_moments(m: _Float, mean: float, weight: float, freedom: float) -> Spread | None:
-    """Give the spread of a quantity with the moments ``m`` (powers,) about its mean."""
-    second = m[4] - 2 * mean * m[3] + mean**2 * m[2]
-    third = m[8] - 3 * mean * m[7] + 3 * mean**2 * m[6] - mean**3 * m[5]
-    return Spread(float(second), float(third), weight, freedom) if second > _AGREE * m[4] else None
-
-
-def of_groups(sums: _Float, groups: Groups, mean: float) -> Spread | None:
-    """Give the spread of a quantity whose weighted sums by group are ``sums``: the estimator CR2 (``cluster``)."""
-    return clustered(sums - mean * groups.column("weight"), groups.column("weight"), float(np.sum(sums**2)))
-
-
-def clustered(residual: _Float, weight: _Float, size: float) -> Spread | None:
-    """Give the spread of independent groups with these residuals and weights; ``size`` is what rounding is held to."""
-    total = float(weight.sum())
-    here = weight > 0
-    h, residual = weight[here] / total, residual[here]
-    if h.size < 2 or float(np.sum(residual**2)) <= _AGREE * size:
-        return None
-    pulls = residual / np.sqrt(1 - h)
-    q = h * h / (1 - h)
-    freedom = 1 / float(np.sum(h * h) + q.sum() ** 2 - np.sum(q * q))
-    # of_sums widens by one degree of freedom, which the leverages have done already.
-    second = float(np.sum(pulls**2)) / (1 + 1 / freedom)
-    third = float(np.sum(pulls**3)) / (1 + 1 / freedom) ** 1.5 if freedom >= FEW_GROUPS else 0.0
-    return Spread(second, third, total, freedom)
-
-
 def _number(value: float, unit: str, spread: Spread | None, n: int, least: float = -math.inf) -> Number:
     ends = None if spread is None else spread.interval(value)
     return Number(value, unit, n=n) if ends is None else Number(value, unit, max(ends[0], least), ends[1], n)
@@ -275,10 +208,15 @@ def label_entropy(of: Evidence) -> Number:
     It is low by (k − 1)/(2n) nats in expectation, with k the classes that came (Miller 1955), because
     frequencies fit the rows they were counted on: in general by Σ_c Var(f_c) / (2 f_c), which also holds for weights,
     shares and groups. The interval allows for that; the value is left as it is,
-    so that information gained is the difference of two figures that stand in the record.
+    so that information gained is the difference of two figures that stand in the record. Of two classes it is that of
+    the share, exactly, and holds where one of them never came.
     """
     shares, value = of.frequencies, of.entropy
     came = shares > 0
+    if shares.size == 2 and of.n > 1:
+        share = float(shares[1])
+        ends = interval.of_two_classes(share, _rows_behind(share, of.spread(0.0, np.array([0.0, 1.0]), share), of))
+        return Number(value, "nats", min(ends[0], value), max(ends[1], value), of.n)
     bias = float(np.sum(of.variances_of_frequencies()[came] / shares[came])) / 2
     if of.n < 2 or bias <= 0 or np.count_nonzero(came) < 2:
         return Number(value, "nats", n=of.n)
@@ -401,13 +339,19 @@ def _design(of: Evidence) -> float:
     one, two, three = of.sums.total("hit", of.which)
     share = float(one) / of.weight
     if of.groups is not None:
-        residual = of.groups.column("hit") - share * of.groups.column("weight")
-        variance = float(np.sum(residual**2)) / of.weight**2
-    else:
-        variance = float(three - 2 * share * two + share**2 * of.squares_of_weight()[1]) / of.weight**2
-    if variance <= 0 or not 0 < share < 1:
+        return _rows_behind(share, of_groups(of.groups.column("hit"), of.groups, share), of)
+    variance = float(three - 2 * share * two + share**2 * of.squares_of_weight()[1]) / of.weight**2
+    return share * (1 - share) / variance if variance > 0 and 0 < share < 1 else of.effective
+
+
+def _rows_behind(share: float, spread: Spread | None, of: Evidence) -> float:
+    """How many independent rows would know a share as well as this ``spread`` says; with few groups, Student's t."""
+    if spread is None or not 0 < share < 1:
         return of.effective
-    return share * (1 - share) / variance
+    if of.groups is None:
+        return share * (1 - share) * spread.total**2 / spread.second
+    error2 = spread.second * (1 + 1 / spread.freedom) / spread.total**2
+    return interval.as_wilson(share * (1 - share) / error2, spread.freedom)
 
 
 def _accuracy(of: Evidence) -> Number:

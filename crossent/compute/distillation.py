@@ -15,6 +15,7 @@ logits the student's are (z at the k columns, log Σ e^z of all others), so noth
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -23,7 +24,9 @@ from torch import Tensor
 from crossent.compute.backends.reference import BLOCK, wide
 from crossent.compute.distribution import GIVEN, Given, js, kl, log, of_measure, tolerance
 from crossent.compute.information import check_weight
+from crossent.compute.linear.derivative import pushed
 from crossent.compute.reduce import check_reduction, reduce
+from crossent.compute.rows import _folded, refuse_nested_forward
 from crossent.compute.target import visible
 from crossent.errors import some
 
@@ -179,8 +182,6 @@ def _with_rest(log_p: Tensor) -> Tensor:
 class _Blocks(torch.autograd.Function):
     """The divergence a block of rows at a time, forwards and again backwards: no copy is larger than a block."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(z: Tensor, t: Tensor, index: Tensor | None, live: Tensor, divergence: Divergence) -> Tensor:
         return torch.cat([divergence(*rows) for rows in _rows(z, t, index, live)])
@@ -189,6 +190,7 @@ class _Blocks(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         *tensors, ctx.divergence = inputs
         ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -201,6 +203,23 @@ class _Blocks(torch.autograd.Function):
             if for_t:
                 dt += torch.func.vjp(lambda t, z=z_, i=index_, m=live_: ctx.divergence(z, t, i, m), t_)[1](g_)
         return torch.cat(dz) if for_z else None, torch.cat(dt) if for_t else None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        refuse_nested_forward()
+        moved: list[Tensor] = []
+        for z, t, index, live, *along in _rows(*ctx.saved_tensors, *tangents[:2]):
+            of = partial(_alone, ctx.divergence, index, live)
+            moved += pushed(of, (z, t), along)
+        return torch.cat(moved)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple[Tensor, int]:
+        return _Blocks.apply(*_folded(info.batch_size, in_dims, inputs)).unflatten(0, (info.batch_size, -1)), 0
+
+
+def _alone(divergence: Divergence, index: Tensor | None, live: Tensor, z: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+    return (divergence(z, t, index, live),)
 
 
 def _rows(z: Tensor, *tensors: Tensor | None) -> list[tuple]:

@@ -396,11 +396,12 @@ def linear_cross_entropy(
     Memory: the gradients of what needs them; the budget; for a head of 16 bits the float32 sum of its gradient, 4 C D
     bytes, or, where that is less, all logits in 16 bits at once (unless a budget forbids it).
     Cost: 6 N C D flops for a mean or a sum, 8 N C D for rows.
-    Derivatives: of first order in ``input``, ``linear_weight``, ``linear_bias``, sample weights, and weights of classes
-    and of sparse targets; of second order too, chunk by chunk in plain torch (``create_graph=True``,
-    ``torch.func.jacrev`` of ``grad``); forward ones of first order (``torch.func.jvp``). ``vmap`` goes through its
-    batch one by one; ``torch.compile`` keeps it whole. A link that is trained, and second derivatives of a loss that
-    looks at the logits (``Brier``, ``Hinge``, ``Focal`` of probabilities), are errors. Source: Wijmans et al. 2024.
+    Derivatives: of first order in ``input``, ``linear_weight``, ``linear_bias``, the fields of the link, targets,
+    sample weights and class weights; of second order too, chunk by chunk in plain torch (``create_graph=True``,
+    ``torch.func.hessian``); forward ones (``torch.func.jvp``) of both. ``vmap`` goes through its batch one by one;
+    ``torch.compile`` keeps it whole, but for a loss that looks at the logits (``Brier``, ``Hinge``, ``Focal`` of
+    probabilities) and a link that is trained: their chunks are compiled one by one, eight of them unless a budget asks
+    for others. Source: Wijmans et al. 2024.
 
     >>> x, w = torch.eye(3), 2 * torch.eye(3)
     >>> linear_cross_entropy(x, w, torch.tensor([0, 1, 2]))

@@ -60,9 +60,10 @@ def linear_row_numbers(
 
     Raises:
         ValueError, TypeError, IndexError: a sentence that says which argument, what came, where, and what to do.
-        NotImplementedError: a loss that looks at the logits themselves (``Brier``, ``Hinge``).
+            A link that is trained is refused.
 
-    Cost: 2 N C D flops, and 6 N C D more with gradients. Rows that are ignored cost nothing.
+    Cost: 2 N C D flops, and 6 N C D more with gradients; for a loss that looks at the logits themselves (``Brier``,
+    ``Hinge``) twice that. Rows that are ignored cost nothing.
 
     >>> numbers = linear_row_numbers(torch.eye(3), 2 * torch.eye(3), torch.tensor([0, 1, 0]))
     >>> numbers.log_prob, numbers.rank
@@ -85,21 +86,17 @@ def linear_row_numbers(
 
 
 @dataclass(frozen=True)
-class _Teacher:
+class _Apart:
     """Rows of a student's logits → their divergence from the teacher's, whose logits are made for them."""
 
-    x: Tensor
-    w: Tensor
-    bias: Tensor | None
-    live: Tensor | None
     divergence: Divergence
 
-    def __call__(self, z: Tensor, rows: slice | Tensor) -> tuple[Tensor, None]:
+    def __call__(
+        self, z: Tensor, live: Tensor | None, x: Tensor, w: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, None]:
         with torch.no_grad():
-            t = torch.nn.functional.linear(self.x[rows], self.w, self.bias)
-        live = torch.ones(z.shape[0], dtype=torch.bool, device=z.device)
-        if self.live is not None and self.live.device.type != "cpu":  # a CPU gave none but those that count
-            live = self.live[rows]
+            t = torch.nn.functional.linear(x, w, bias)
+        live = torch.ones(z.shape[0], dtype=torch.bool, device=z.device) if live is None else live
         return self.divergence(z, t, None, live), None
 
 
@@ -137,7 +134,8 @@ def linear_distillation(
 
     Accuracy: that of ``distillation``; 16-bit logits are rounded to 16 bits, as those of ``F.linear``.
     Cost: 6 N C D + 2 N C E flops for a mean or a sum, 2 N C (D + E) more for rows, and some fifty passes of plain torch
-    over each chunk. Second derivatives, torch.func and compilers are refused. Source: Hinton et al. 2015, eq. 1.
+    over each chunk. Derivatives of any kind, as those of ``linear_cross_entropy``; a compiler gets eight chunks, unless
+    a budget asks for others. Source: Hinton et al. 2015, eq. 1.
 
     >>> x, w = torch.eye(3), 2 * torch.eye(3)
     >>> linear_distillation(x, w, x, w)
@@ -173,16 +171,16 @@ def linear_distillation(
     divergence = Divergence(kind, False, "other", temperature, beta)
     if temperature_squared:
         divergence = _Squared(kind, False, "other", temperature, beta)
-    of_rows = _Teacher(t, teacher_w, teacher_b, live, divergence)
-    size = linear.rows_at_a_time(budget, chunk_rows, classes, linear.TWO_ROWS)
+    columns = linear.Columns(_Apart(divergence), (t,), (teacher_w, teacher_b))
+    size = linear.rows_of_columns(budget, chunk_rows, x.shape[0], classes, linear.TWO_ROWS)
     value = None
     if reduction != "none":
         rows = torch.full((), x.shape[0], dtype=wide(x), device=x.device) if live is None else live.sum(dtype=wide(x))
         value = linear.total_of_columns(
-            x, w, bias, live, of_rows, rows if reduction == "mean" else rows**0, size, dtype
+            x, w, bias, live, columns, rows if reduction == "mean" else rows**0, size, dtype
         )
     if value is None:
-        value, weight = linear.columns_losses(x, w, bias, live, of_rows, size)
+        value, weight = linear.columns_losses(x, w, bias, live, columns, size)
         weight = weight if live is None else torch.where(live, weight, 0.0)
         value = reduce(value, weight, reduction, empty, shape, dtype)
     return value

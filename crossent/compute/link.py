@@ -21,13 +21,13 @@ class Link:
     """
 
     temperature: float | Tensor = 1.0
-    softcap: float | None = None
+    softcap: float | Tensor | None = None
     bias: Tensor | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.temperature, (int, float)) and not self.temperature > 0:
             raise ValueError(f"temperature must be greater than 0, and is {self.temperature}.")
-        if self.softcap is not None and not self.softcap > 0:
+        if isinstance(self.softcap, (int, float)) and not self.softcap > 0:
             raise ValueError(f"softcap must be greater than 0, and is {self.softcap}.")
 
     def __call__(self, z: Tensor) -> Tensor:

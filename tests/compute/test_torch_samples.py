@@ -165,13 +165,6 @@ DIFFERENCES = [
         refused="must agree in D|unexpected keyword argument 'out_features'",
     ),
     Difference(
-        "the fused head has no gradient for its target, and says so rather than give none",
-        ("linear_cross_entropy",),
-        when=lambda s: s["target"].requires_grad and s["linear_weight"].dim() == 2,
-        refused="needs the logits themselves",
-        then=lambda s: s.having(target=s["target"].detach()),
-    ),
-    Difference(
         "the mean of probability targets divides by Σ w q / Σ q of the rows, as one-hot targets must; PyTorch by N",
         ("cross_entropy", "linear_cross_entropy", "CrossEntropyLoss", "LinearCrossEntropyLoss"),
         when=lambda s: s["weight"] is not None and s.reduction == "mean" and s["target"].is_floating_point(),

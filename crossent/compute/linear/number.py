@@ -21,16 +21,24 @@ from torch import Tensor
 from crossent.compute import backends
 from crossent.compute.backends.reference import wide
 from crossent.compute.linear import statistics
-from crossent.compute.linear.columns import OfRows, gradient_of, needs_columns, target_at
+from crossent.compute.linear.columns import Columns, columns_of, gradient_of, is_trained, needs_columns, target_at
 from crossent.compute.linear.columns import row_losses as columns_losses
-from crossent.compute.linear.operators import back_through, by_itself, lift_of, linked, part_of, product_of, pull_over
+from crossent.compute.linear.operators import (
+    at_rows,
+    back_through,
+    by_itself,
+    lift_of,
+    linked,
+    part_of,
+    product_of,
+    pull_over,
+)
 from crossent.compute.linear.product import Chunk, Gradients
 from crossent.compute.link import Link
 from crossent.compute.losses.algebra import Loss
 from crossent.compute.number import nobody_waits, plain_stats, slopes
 from crossent.compute.reduce import reduce
 from crossent.compute.rows import is_learned, losses_of, stats_of
-from crossent.compute.rows import row_losses as of_logits
 from crossent.compute.stats import finish, unpack
 from crossent.compute.target import Target, visible
 
@@ -63,17 +71,15 @@ def number(
     normaliser: float | Tensor | None,
 ) -> Tensor | None:
     """The mean or sum over rows of logits x @ w.T + bias, or None where it takes the ordinary way."""
-    of_link = () if link is None else (link.temperature, link.bias)
-    knobs = target.weight, target.row_weight, loss.class_weight, *of_link
-    if any(isinstance(knob, Tensor) and is_learned(knob) for knob in knobs):
+    if is_trained(link) or any(is_learned(knob) for knob in (target.weight, target.row_weight, loss.class_weight)):
         return None
     if target.index is None and loss.class_weight is not None:  # of a soft target only the kernel knows the mean weight
         return None
     if not _is_wanted(x, w, bias):
         return None
     divisor = _divisor(_weights(target, loss, x), x, reduction, normaliser)
-    if needs_columns(target, loss):
-        of_chunk = by_autograd(lambda z, rows: of_logits(z, target_at(target, rows), loss, link))
+    if needs_columns(target, loss, link):
+        of_chunk = by_autograd(columns_of(target, loss, link), target.live)
     elif link is None and _is_affine(target, loss, x) and hasattr(backends.of(x), "both"):
         of_chunk = _affine(target, loss)
     else:
@@ -91,7 +97,7 @@ def total_of_columns(
     w: Tensor,
     bias: Tensor | None,
     live: Tensor | None,
-    of_rows: OfRows,
+    columns: Columns,
     divisor: Tensor,
     size: int,
     dtype: torch.dtype,
@@ -99,9 +105,9 @@ def total_of_columns(
     """The sum of any function of rows of logits, divided; None where it takes the ordinary way."""
 
     def again(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
-        return (columns_losses(x, w, bias, live, of_rows, size)[0].sum() / divisor).to(dtype)
+        return (columns_losses(x, w, bias, live, columns, size)[0].sum() / divisor).to(dtype)
 
-    return total(x, w, bias, Whole(live, by_autograd(of_rows), divisor, size, again), dtype)
+    return total(x, w, bias, Whole(live, by_autograd(columns, live), divisor, size, again), dtype)
 
 
 def total(x: Tensor, w: Tensor, bias: Tensor | None, whole: Whole, dtype: torch.dtype) -> Tensor | None:
@@ -220,11 +226,13 @@ def _by_statistics(target: Target, loss: Loss, link: Link | None) -> OfChunk:
     return of_chunk
 
 
-def by_autograd(of_rows: OfRows) -> OfChunk:
+def by_autograd(columns: Columns, live: Tensor | None) -> OfChunk:
     """Any function of a few rows of logits."""
+    live = None if live is None or live.device.type == "cpu" else live  # a CPU makes none but those that count
 
     def of_chunk(chunk: Chunk, each: Tensor) -> tuple[Tensor, Tensor]:
-        return gradient_of(of_rows, chunk.z, chunk.at, each.expand(chunk.z.shape[0]))
+        (alive,) = at_rows(chunk.at, live)
+        return gradient_of(columns, chunk.z, alive, chunk.at, each.expand(chunk.z.shape[0]))[:2]
 
     return of_chunk
 

@@ -7,6 +7,8 @@ made chunk by chunk too, in plain torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,14 +16,14 @@ from torch import Tensor
 
 from crossent.compute.backends import reference
 from crossent.compute.linear import columns
-from crossent.compute.linear.operators import at_rows, back_through, linear_part, linear_pull, link_of, linked
+from crossent.compute.linear.derivative import in_chunks, one_by_one, pulled, pushed
+from crossent.compute.linear.operators import back_through, linear_part, linear_pull, link_of, linked
 from crossent.compute.linear.product import spans
 from crossent.compute.link import Link
-from crossent.compute.losses.algebra import Loss
+from crossent.compute.losses import NLL, Loss
 from crossent.compute.rows import (
     AndNumbers,
     is_compiled,
-    is_learned,
     losses_of,
     refuse_nested_forward,
     stats_of,
@@ -86,7 +88,7 @@ class _Statistics(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple[tuple, tuple]:
-        fields, *stats = _each(_kind().apply, info.batch_size, in_dims, inputs)
+        fields, *stats = one_by_one(_kind().apply, info.batch_size, in_dims, inputs)
         return (fields, *stats), (0,) * (1 + len(stats))
 
 
@@ -151,85 +153,87 @@ class _Gradients(torch.autograd.Function):
         x, w, bias, temperature, ctx.softcap, prior, live, index, q, column_weight, *rest = inputs
         fields, a, b, c, d, ctx.size, *ctx.wanted = rest
         ctx.save_for_backward(x, w, bias, temperature, prior, live, index, q, column_weight, fields, a, b, c, d)
+        ctx.save_for_forward(x, w, bias, temperature, prior, live, index, q, column_weight, fields, a, b, c, d)
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, *g: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, w, bias, temperature, prior, live, index, q, column_weight, _, *cotangents = ctx.saved_tensors
-        if all(t is None for t in g):
+    def backward(ctx: Any, *ups: Tensor | None) -> tuple[Tensor | None, ...]:
+        given, pull = _again(ctx)
+        sent = [(up, made) for up, made in zip(ups, _MADE, strict=True) if up is not None]
+        if not sent:
             return (None,) * 19
-        link = link_of(temperature, ctx.softcap, prior)
-        upstream = [t if wanted else None for t, wanted in zip(g, ctx.wanted, strict=True)]
-        by_row: list[list[Tensor]] = []
-        sums = torch.float64 if w.dtype == torch.float64 else torch.float32
-        whole = [torch.zeros_like(t, dtype=sums) for t in (w, bias) if t is not None]
-        for at in spans(x.shape[0], max(1, abs(ctx.size) // PLAIN)):
-            alive, columns_, share = at_rows(at, live, index, q)
-            again = _again(link, alive, columns_, share, column_weight, [t is not None for t in upstream])
-            inputs = {"x": x[at], "w": w, "bias": bias, **dict(zip("abcd", at_rows(at, *cotangents), strict=True))}
-            there = {name: t for name, t in inputs.items() if t is not None}
+        moves = [at > 2 and t is not None for at, t in enumerate(given)]
+        pull = partial(pull, wanted=[up is not None for up in ups])
 
-            def of_these(*given: Tensor, names: tuple = tuple(there), again: Any = again) -> tuple[Tensor, ...]:
-                return again(**dict(zip(names, given, strict=True)))
+        def of_these(*here: Tensor | None) -> tuple[Tensor, ...]:
+            of, cotangents = here[: len(given)], [up for up in here[len(given) :] if up is not None]
+            return pulled(pull, of, moves, cotangents)
 
-            along = (upstream[0] if upstream[0] is None else upstream[0][at], *upstream[1:])
-            moved = torch.func.vjp(of_these, *there.values())[1](tuple(t for t in along if t is not None))
-            by_name = dict(zip(there, moved, strict=True))
-            shared = [by_name.pop(name) for name in ("w", "bias") if name in by_name]
-            whole = [d + more for d, more in zip(whole, shared, strict=True)]
-            by_row.append(list(by_name.values()))
-        dx, *others = (torch.cat(parts) for parts in zip(*by_row, strict=True))
-        dw, db = whole[0].to(w.dtype), None if bias is None else whole[1].to(bias.dtype)
-        given = iter(others)
-        by_cotangent = (None if c is None else next(given) for c in cotangents)
-        return dx, dw, db, *(None,) * 8, *by_cotangent, *(None,) * 4
+        by_row, made = [*_BY_ROW, *(by for _, by in sent)], [by for by, t in zip(_BY_ROW, moves, strict=True) if t]
+        found = iter(in_chunks(of_these, [*given, *(up for up, _ in sent)], by_row, made, abs(ctx.size) // PLAIN))
+        by_input = [
+            None if t is None or not move else next(found).to(t.dtype) for t, move in zip(given, moves, strict=True)
+        ]
+        return *by_input[3:6], *(None,) * 8, *by_input[6:], *(None,) * 4
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple[tuple, tuple]:
-        return _each(_gradients().apply, info.batch_size, in_dims, inputs), (0, 0, 0)
+        return one_by_one(_gradients().apply, info.batch_size, in_dims, inputs), (0, 0, 0)
 
 
 class _GradientsForward(_Gradients):
-    """The same where a forward derivative may be asked for: it is not there, and says so."""
+    """The same with a forward derivative."""
 
     @staticmethod
-    def jvp(ctx: Any, *_: Any) -> None:
-        raise NotImplementedError(
-            "linear_cross_entropy has no forward derivative of its gradient (torch.func.hessian, jacfwd of grad): "
-            "write torch.func.jacrev of torch.func.grad, or take the vjp of grad for a product with the Hessian."
-        )
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:
+        refuse_nested_forward()
+        given, pull = _again(ctx)
+        pull = partial(pull, wanted=ctx.wanted)
+
+        def of_these(*both: Tensor | None) -> tuple[Tensor, ...]:
+            return pushed(pull, both[: len(given)], both[len(given) :])
+
+        along = [None, None, None, *tangents[:3], *tangents[11:15]]
+        made = [by for by, need in zip(_MADE, ctx.wanted, strict=True) if need]
+        found = iter(in_chunks(of_these, [*given, *along], _BY_ROW * 2, made, abs(ctx.size) // PLAIN))
+        x = ctx.saved_tensors[0]
+        return tuple(next(found).to(x.dtype) if need else x.new_empty(0) for need in ctx.wanted)
 
 
-def _again(
-    link: Link | None,
-    live: Tensor | None,
-    index: Tensor | None,
-    q: Tensor | None,
-    column_weight: Tensor | None,
-    wanted: list[bool],
-) -> Any:
-    """The gradients of some rows' hidden states, of head and bias, in plain torch that can be gone through again."""
+_BY_ROW = [True, True, True, True, False, False, True, True, True, True]
+"""What of (live, index, q, x, w, bias, a, b, c, d) has a row for each row of logits; and of (dx, dw, db):"""
+_MADE = [True, False, False]
+
+
+def _again(ctx: Any) -> tuple[list[Tensor | None], Any]:
+    """(live, index, q, x, w, bias, a, b, c, d), and the gradients of some rows as a function of these.
+
+    In plain torch, that can be gone through again.
+    """
+    x, w, bias, temperature, prior, live, index, q, column_weight, _, *cotangents = ctx.saved_tensors
+    link = link_of(temperature, ctx.softcap, prior)
 
     def gradients(
+        live: Tensor | None,
+        index: Tensor | None,
+        q: Tensor | None,
         x: Tensor,
         w: Tensor,
-        bias: Tensor | None = None,
-        a: Tensor | None = None,
-        b: Tensor | None = None,
-        c: Tensor | None = None,
-        d: Tensor | None = None,
+        bias: Tensor | None,
+        a: Tensor,
+        *bcd: Tensor | None,
+        wanted: Sequence[bool],
     ) -> tuple[Tensor, ...]:
-        assert a is not None
         x = _read(x, live)
         made = torch.nn.functional.linear(x, w, bias)
         z = linked(link, made).unsqueeze(-1)
         share = None if q is None else q.reshape(z.shape)
-        dz = reference.differentiable_pull(z, live, index, share, column_weight, a, b, c, d).squeeze(-1)
+        dz = reference.differentiable_pull(z, live, index, share, column_weight, a, *bcd).squeeze(-1)
         dz = back_through(link, made, dz)
         found = dz @ w, dz.T @ x, dz.sum(0)
         return tuple(d for d, there in zip(found, wanted, strict=True) if there)
 
-    return gradients
+    return [live, index, q, x, w, bias, *cotangents], gradients
 
 
 def _read(x: Tensor, live: Tensor | None) -> Tensor:
@@ -244,16 +248,6 @@ def _kind() -> Any:
 
 def _gradients() -> Any:
     return _Gradients if is_compiled() else _GradientsForward
-
-
-def _each(call: Any, batch: int, in_dims: tuple, inputs: tuple) -> tuple[Tensor, ...]:
-    """What ``call`` gives for each element of the batch that vmap handed over, stacked."""
-
-    def one(at: int) -> tuple[Tensor, ...]:
-        given = zip(inputs, in_dims, strict=True)
-        return call(*(x if dim is None or not isinstance(x, Tensor) else x.select(dim, at) for x, dim in given))
-
-    return tuple(torch.stack(found) for found in zip(*(one(at) for at in range(batch)), strict=True))
 
 
 # --- the statistics of a head's rows, and its losses --------------------------------------------------------------
@@ -271,7 +265,7 @@ def row_stats(
     """What ``loss`` reads of every row of x @ w.T + bias against its target; see ``rows.row_stats``."""
     prior = temperature = softcap = None
     if link is not None:
-        softcap, prior = link.softcap, link.bias
+        softcap, prior = None if link.softcap is None else float(link.softcap), link.bias
         temperature = torch.as_tensor(link.temperature, dtype=reference.wide(x), device=x.device)
 
     def read(*what: Any) -> tuple[Tensor, ...]:
@@ -284,12 +278,14 @@ def row_numbers(
     x: Tensor, w: Tensor, bias: Tensor | None, target: Target, loss: Loss, link: Link | None, size: int
 ) -> tuple[Tensor, Stats]:
     """The loss (n,) of every row, and all statistics of the one pass that it took; see ``rows.row_numbers``."""
-    _refuse_learned(link)
-    if columns.needs_columns(target, loss):
-        raise NotImplementedError(
-            f"{type(loss).__name__} looks at the logits themselves, and linear_row_numbers has none: "
-            "use row_numbers(F.linear(input, linear_weight, linear_bias), target, …)."
+    if columns.is_trained(link):
+        raise ValueError(
+            "linear_row_numbers has no gradient for a link: detach its fields, or use "
+            "row_numbers(F.linear(input, linear_weight, linear_bias), target, …)."
         )
+    if columns.needs_columns(target, loss, link):  # the loss from its columns, all else from one more reading
+        value, _ = row_losses(x, w, bias, target, loss, link, abs(size))
+        return value, row_stats(x, w, bias, target, AndNumbers(NLL()), link, size)
     s = row_stats(x, w, bias, target, AndNumbers(loss), link, size)
     return loss(s), s
 
@@ -308,24 +304,6 @@ def row_losses(
 
     ``read(z, target, loss, link)`` gives them of a few rows of logits; whoever brings another one reads columns.
     """
-    _refuse_learned(link)
-    if read is of_logits and not columns.needs_columns(target, loss):
+    if read is of_logits and not columns.needs_columns(target, loss, link):
         return losses_of(row_stats(x, w, bias, target, loss, link, size), target, loss)
-    _refuse_learned(target.weight, target.row_weight, loss.class_weight)
-
-    def of_rows(z: Tensor, at: Any) -> tuple[Tensor, Tensor | None]:
-        return read(z, columns.target_at(target, at), loss, link)
-
-    return columns.row_losses(x, w, bias, target.live, of_rows, size)
-
-
-def _refuse_learned(*knobs: Link | Tensor | None) -> None:
-    fields: list[Any] = []
-    for knob in knobs:
-        fields += [knob.temperature, knob.bias] if isinstance(knob, Link) else [knob]
-    if torch.is_grad_enabled() and any(isinstance(field, Tensor) and is_learned(field) for field in fields):
-        raise ValueError(
-            "without logits there is no gradient for a link, nor, under this loss, for targets and weights; one that "
-            "requires it needs the logits themselves: use cross_entropy(F.linear(input, linear_weight), …), "
-            "or detach it."
-        )
+    return columns.row_losses(x, w, bias, target.live, columns.columns_of(target, loss, link, read), size)

@@ -2,6 +2,8 @@
 
     cross_entropy         of logits whose classes are spread over the ranks of a group (vocabulary-parallel)
     linear_cross_entropy  of a head whose classes are, without its logits; hidden states whole or sequence-parallel
+    row_numbers           log-probability, log-sum-exp, entropy, argmax and rank of such rows
+    linear_row_numbers    the same of a head
     normaliser            what a mean divides by when its rows are spread over ranks and micro-batches
 
 Every rank of the group calls the function, with its own columns and the same of everything else, and gets the whole
@@ -33,8 +35,10 @@ from crossent.compute.arguments import (
     weights_of_rows,
     whole_loss,
 )
+from crossent.compute.functional import RowNumbers, numbers_of
 from crossent.compute.group import Group, assembled, copied, group_of
-from crossent.compute.linear.budget import rows_at_a_time
+from crossent.compute.linear.budget import LINKED, rows_at_a_time
+from crossent.compute.linear.columns import is_trained, needs_columns
 from crossent.compute.link import Link
 from crossent.compute.losses import Loss
 from crossent.compute.normaliser import normaliser as normaliser
@@ -42,7 +46,7 @@ from crossent.compute.reduce import check_reduction, reduce
 from crossent.compute.shards import Shard
 from crossent.compute.target import Target
 
-__all__ = ["cross_entropy", "linear_cross_entropy", "normaliser"]
+__all__ = ["cross_entropy", "linear_cross_entropy", "linear_row_numbers", "normaliser", "row_numbers"]
 
 
 @torch.compiler.disable
@@ -102,37 +106,41 @@ def cross_entropy(
     tensor(0.2395)
     >>> dist.destroy_process_group()
     """
-    wide = 0 if input.dim() < 2 else 1
-    input, group = _spread(input, group, wide, "input")
-    target = _local(target)
-    own = input.shape[wide] if input.dim() else 0
-    shape = torch.Size() if input.dim() < 2 else input.shape[:1] + input.shape[2:]
-
     given = (target, weight, ignore_index, reduction, label_smoothing, loss, sample_weight, mask, normaliser, empty)
-
-    def check() -> None:
-        check_reduction(reduction, empty, normaliser)
-        check_validate(validate)
-        check_logits(input)
-        if input.dim() == 0:
-            raise ValueError("input is a single number; logits have a dimension of classes: (N, C) or (N, C, …).")
-        check_knobs(weight, loss, link, sample_weight, own)
-        if is_dense(target):  # whose columns are this rank's
-            _rows(given, shape, tuple(input.shape), own, validate)
-
-    facts = {
-        "the shape of input but for its classes": shape,
-        "the dtype of input": input.dtype,
-        "whether input needs a gradient": input.requires_grad,
-        "link": outline(link),
-    }
-    (sizes,) = zip(*agreed(check, facts, given, validate, [own], input.device, group), strict=True)
-    shard = Shard(sizes, group)
-    rows = _rows(given, shape, tuple(input.shape), own if is_dense(target) else shard.classes, validate)
-    whole = _whole_loss(given, shard.classes, validate)
-    z = input.reshape(1, own, 1) if wide == 0 else input.reshape(input.shape[0], own, shape[1:].numel())
+    z, rows, whole, shard, shape, dtype = _logits(input, given, group, link, validate)
     value, row_weight = shards.row_losses(z, rows, whole, link, shard)
-    return reduce(value, row_weight, reduction, empty, shape, result_dtype(input), normaliser)
+    return reduce(value, row_weight, reduction, empty, shape, dtype, normaliser)
+
+
+@torch.compiler.disable
+def row_numbers(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    group: Group | DeviceMesh = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    loss: Loss | None = None,
+    link: Link | None = None,
+    mask: Tensor | None = None,
+    validate: str = "full",
+) -> RowNumbers:
+    """``crossent.row_numbers`` of logits whose classes are spread over the ranks of a group.
+
+    The arguments are those of ``cross_entropy`` of this module; the target must be labels. All ranks get the same bits.
+    Argmax and rank count over all classes. Cost: that of ``cross_entropy``, and three small gathers more.
+
+    >>> import torch.distributed as dist
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> numbers = row_numbers(torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([1]))
+    >>> numbers.log_prob, numbers.argmax, numbers.rank
+    (tensor([-2.2395]), tensor([0]), tensor([1]))
+    >>> dist.destroy_process_group()
+    """
+    given = (target, weight, ignore_index, "none", label_smoothing, loss, None, mask, None, "zero")
+    z, rows, whole, shard, shape, dtype = _logits(input, given, group, link, validate, labels=True)
+    return numbers_of(*shards.row_numbers(z, rows, whole, link, shard), rows, shape, dtype)
 
 
 @torch.compiler.disable
@@ -192,16 +200,111 @@ def linear_cross_entropy(
     tensor(0.2395)
     >>> dist.destroy_process_group()
     """
+    ignored = -100 if ignore_index is None else ignore_index
+    given = (target, weight, ignored, reduction, label_smoothing, loss, sample_weight, mask, normaliser, empty)
+    head = (input, linear_weight, linear_bias)
+    ready, shape, dtype = _head(head, given, group, sequence_dim, link, validate, (budget, chunk_rows))
+    value, row_weight = shards.linear_row_losses(*ready)
+    return reduce(value, row_weight, reduction, empty, shape, dtype, normaliser)
+
+
+@torch.compiler.disable
+def linear_row_numbers(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    group: Group | DeviceMesh = None,
+    sequence_dim: int | None = None,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    loss: Loss | None = None,
+    link: Link | None = None,
+    mask: Tensor | None = None,
+    validate: str = "full",
+    budget: int | str | None = None,
+    chunk_rows: int | None = None,
+) -> RowNumbers:
+    """``crossent.linear_row_numbers`` with a head whose classes are spread over the ranks of a group.
+
+    What reinforcement learning and preference losses need of a model whose head is too large for one rank. The
+    arguments are those of ``linear_cross_entropy`` of this module; the target must be labels. All ranks get the same
+    bits, of the whole input. Argmax and rank count over all classes, and their logits are made once more for it: with
+    gradients 10 N C D flops, divided among the ranks, and three small gathers for each chunk. A link that is trained
+    is refused.
+
+    >>> import torch.distributed as dist
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> numbers = linear_row_numbers(torch.eye(3), 2 * torch.eye(3), torch.tensor([0, 1, 0]))
+    >>> numbers.log_prob, numbers.rank
+    (tensor([-0.2395, -0.2395, -2.2395]), tensor([0, 0, 1]))
+    >>> dist.destroy_process_group()
+    """
+    given = (target, weight, ignore_index, "none", label_smoothing, loss, None, mask, None, "zero")
+    head = (input, linear_weight, linear_bias)
+    ready, shape, dtype = _head(head, given, group, sequence_dim, link, validate, (budget, chunk_rows), labels=True)
+    return numbers_of(*shards.linear_row_numbers(*ready), ready[3], shape, dtype)
+
+
+# --- what every rank is asked, and what it goes on with -----------------------------------------------------------
+
+
+def _logits(
+    input: Tensor, given: tuple, group: Group | DeviceMesh, link: Link | None, validate: str, labels: bool = False
+) -> tuple[Tensor, Target, Loss, Shard, torch.Size, torch.dtype]:
+    """(z, rows, loss, shard, shape, dtype), once all ranks have said that nothing is wrong."""
+    wide = 0 if input.dim() < 2 else 1
+    input, group = _spread(input, group, wide, "input")
+    target, weight, _, reduction, _, loss, sample_weight, _, normaliser, empty = given = (_local(given[0]), *given[1:])
+    own = input.shape[wide] if input.dim() else 0
+    shape = torch.Size() if input.dim() < 2 else input.shape[:1] + input.shape[2:]
+
+    def check() -> None:
+        check_reduction(reduction, empty, normaliser)
+        check_validate(validate)
+        check_logits(input)
+        if input.dim() == 0:
+            raise ValueError("input is a single number; logits have a dimension of classes: (N, C) or (N, C, …).")
+        if labels:
+            _check_labels(target)
+        check_knobs(weight, loss, link, sample_weight, own)
+        if is_dense(target):  # whose columns are this rank's
+            _rows(given, shape, tuple(input.shape), own, validate)
+
+    facts = {
+        "the shape of input but for its classes": shape,
+        "the dtype of input": input.dtype,
+        "whether input needs a gradient": input.requires_grad,
+        "link": outline(link),
+    }
+    (sizes,) = zip(*agreed(check, facts, given, validate, [own], input.device, group), strict=True)
+    shard = Shard(sizes, group)
+    rows = _rows(given, shape, tuple(input.shape), own if is_dense(target) else shard.classes, validate)
+    z = input.reshape(1, own, 1) if wide == 0 else input.reshape(input.shape[0], own, shape[1:].numel())
+    return z, rows, _whole_loss(given, shard.classes, validate), shard, shape, result_dtype(input)
+
+
+def _head(
+    head: tuple[Tensor, Tensor, Tensor | None],
+    given: tuple,
+    group: Group | DeviceMesh,
+    sequence_dim: int | None,
+    link: Link | None,
+    validate: str,
+    chunks: tuple[int | str | None, int | None],
+    labels: bool = False,
+) -> tuple[tuple, torch.Size, torch.dtype]:
+    """((x, w, bias, rows, loss, link, size, shard), shape, dtype), once all ranks have said that nothing is wrong."""
+    input, linear_weight, linear_bias = head
     linear_weight, group = _spread(linear_weight, group, 0, "linear_weight")
     linear_bias = None if linear_bias is None else _spread(linear_bias, group, 0, "linear_bias")[0]
     input, sequence_dim = _hidden(input, sequence_dim)
-    target = _local(target)
+    target, weight, _, reduction, _, loss, sample_weight, _, normaliser, empty = given = (_local(given[0]), *given[1:])
     own = linear_weight.shape[0] if linear_weight.dim() else 0
     along = None if sequence_dim is None or input.dim() < 2 else sequence_dim % input.dim()
     slice_size = 0 if along is None else input.shape[along]
-
-    ignored = -100 if ignore_index is None else ignore_index
-    given = (target, weight, ignored, reduction, label_smoothing, loss, sample_weight, mask, normaliser, empty)
 
     def check() -> None:
         check_reduction(reduction, empty, normaliser)
@@ -219,6 +322,9 @@ def linear_cross_entropy(
             )
         if linear_bias is not None and linear_bias.shape != (own,):
             raise ValueError(f"linear_bias must have shape ({own},); got {tuple(linear_bias.shape)}.")
+        if labels:
+            _check_labels(target)
+            _refuse_trained(link)
         check_knobs(weight, loss, link, sample_weight, own)
         if is_dense(target):
             # Of how many rows the whole has nobody knows yet if they are spread.
@@ -233,7 +339,7 @@ def linear_cross_entropy(
             None if x is None else x.requires_grad for x in (input, linear_weight, linear_bias)
         ],
         "link": outline(link),
-        "budget and chunk_rows": (budget, chunk_rows),
+        "budget and chunk_rows": chunks,
     }
     told = agreed(check, facts, given, validate, [own, slice_size], input.device, group)
     sizes, slices = zip(*told, strict=True)
@@ -244,11 +350,23 @@ def linear_cross_entropy(
     columns = own if is_dense(target) else shard.classes
     rows = linear.counting(_rows(given, shape, (*shape, columns), columns, validate))
     whole = _whole_loss(given, shard.classes, validate)
-    size = rows_at_a_time(budget, chunk_rows, max(1, *sizes), x.element_size())
-    value, row_weight = shards.linear_row_losses(
-        x.reshape(-1, x.shape[-1]), linear_weight, linear_bias, rows, whole, link, size, shard
-    )
-    return reduce(value, row_weight, reduction, empty, shape, result_dtype(input), normaliser)
+    in_float64 = link is not None or needs_columns(rows, whole, link)
+    size = rows_at_a_time(*chunks, max(1, *sizes), LINKED if in_float64 else x.element_size())
+    x = x.reshape(-1, x.shape[-1])
+    return (x, linear_weight, linear_bias, rows, whole, link, size, shard), shape, result_dtype(input)
+
+
+def _check_labels(target: Tensor | Target) -> None:
+    if is_dense(target) or (isinstance(target, Target) and target.index is not None and target.index.shape[1] != 1):
+        raise TypeError("one label in each row is ranked: the target must be class indices.")
+
+
+def _refuse_trained(link: Link | None) -> None:
+    if is_trained(link):
+        raise ValueError(
+            "linear_row_numbers has no gradient for a link: detach its fields, or use crossent.parallel.row_numbers "
+            "of the logits."
+        )
 
 
 def _rows(given: tuple, shape: torch.Size, like_logits: tuple[int, ...], classes: int, validate: str) -> Target:

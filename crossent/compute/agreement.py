@@ -144,9 +144,9 @@ def outline(link: Link | None) -> Any:
     """What of a link is the same on every rank: all but the numbers of its bias."""
     if link is None:
         return None
-    temperature, bias = link.temperature, link.bias
-    learned = isinstance(temperature, Tensor) and temperature.requires_grad
-    return temperature, learned, link.softcap, None if bias is None else bias.requires_grad
+    shared = link.temperature, link.softcap
+    learned = [isinstance(x, Tensor) and x.requires_grad for x in shared]
+    return *shared, learned, None if link.bias is None else link.bias.requires_grad
 
 
 def check_knobs(
@@ -157,6 +157,13 @@ def check_knobs(
     for name, knob in (("class weights", learned), ("sample_weight", sample_weight)):
         if knob is not None and knob.requires_grad:
             raise ValueError(f"{name} that require a gradient are not possible with columns on several ranks: detach.")
+    for name in ("temperature", "softcap"):
+        field = None if link is None else getattr(link, name)
+        if isinstance(field, Tensor) and field.numel() != 1:
+            raise ValueError(
+                f"the {name} of a link must be one number where columns lie on several ranks; it has shape "
+                f"{tuple(field.shape)}."
+            )
     if link is not None and link.bias is not None and link.bias.shape != (own,):
         raise ValueError(
             f"the bias of a link must be that of this rank's {own} columns, shape ({own},); it has "

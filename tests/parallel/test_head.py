@@ -165,6 +165,31 @@ def test_second_derivatives_go_through_the_logits() -> None:
     torch.testing.assert_close(torch.cat(of_w), truth[1], rtol=1e-9, atol=1e-12)
 
 
+def with_link(sizes: tuple[int, ...], loss: Any) -> tuple[Tensor, ...]:
+    """A job: the gradients of hidden states, head, and a link: the own part of its bias, the rest of all."""
+    leaves = [X, own(W, sizes, 0), torch.tensor(1.3).double(), torch.tensor(4.0).double(), own(B, sizes, 0)]
+    x, w, temperature, softcap, prior = leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+    link = Link(temperature, softcap, prior)
+    value = parallel.linear_cross_entropy(x, w, TARGETS["labels"], loss=loss, link=link, chunk_rows=3)
+    return torch.autograd.grad(value.square(), leaves)
+
+
+@pytest.mark.parametrize("name", ["NLL", "Smoothed", "Brier"])
+def test_a_link_that_is_trained(name: str) -> None:
+    leaves = [X, W, torch.tensor(1.3).double(), torch.tensor(4.0).double(), B]
+    leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+    value = cross_entropy(F.linear(*leaves[:2]), TARGETS["labels"], loss=KNOBS[name], link=Link(*leaves[2:]))
+    truth = torch.autograd.grad(value.square(), leaves)
+    for size, sizes in SIZES.items():
+        dx, dw, *shared, prior = zip(*good(world_of(size).run(with_link, sizes, KNOBS[name])), strict=True)
+        for each, true in ((dx, truth[0]), (shared[0], truth[2]), (shared[1], truth[3])):
+            for one in each:
+                torch.testing.assert_close(one, true, rtol=1e-11, atol=1e-13)
+                assert not torch.allclose(one / size, true, rtol=1e-6)
+        torch.testing.assert_close(torch.cat(dw), truth[1], rtol=1e-11, atol=1e-13)
+        torch.testing.assert_close(torch.cat(prior), truth[4], rtol=1e-11, atol=1e-13)
+
+
 def forgetful(sizes: tuple[int, ...]) -> tuple:
     true, group._Copied.backward = group._Copied.backward, staticmethod(lambda ctx, g: (g, None))
     try:
@@ -195,7 +220,8 @@ def refused(sizes: tuple[int, ...], change: dict[int, dict[str, Any]], everyone:
         ({1: {"sequence_dim": 5}}, {}, "sequence_dim=5 must be a dimension of input but its last"),
         ({}, {"sequence_dim": 0}, r"labels must have shape \(16,\)"),
         ({0: {"linear_bias": torch.zeros(6)}}, {}, r"linear_bias must have shape \(4,\)"),
-        ({}, {"link": Link(temperature=torch.tensor(1.0, requires_grad=True))}, "no gradient for a link"),
+        ({}, {"link": Link(temperature=torch.ones(4, 1))}, "the temperature of a link must be one number"),
+        ({1: {"link": Link(softcap=torch.tensor(3.0))}}, {"link": Link(softcap=torch.tensor(2.0))}, r"link \(rank 1\)"),
     ],
 )
 def test_what_is_wrong_on_one_rank_is_an_error_on_all(change: dict, everyone: dict, sentence: str) -> None:

@@ -6,5 +6,7 @@ head     losses of a head's rows, whose logits nobody keeps
 """
 
 from crossent.compute.shards.head import linear_row_losses as linear_row_losses
+from crossent.compute.shards.head import linear_row_numbers as linear_row_numbers
 from crossent.compute.shards.merge import Shard as Shard
 from crossent.compute.shards.rows import row_losses as row_losses
+from crossent.compute.shards.rows import row_numbers as row_numbers

@@ -12,12 +12,13 @@ from torch import Tensor
 from crossent.compute import linear
 from crossent.compute.backends import reference
 from crossent.compute.linear.columns import needs_columns
-from crossent.compute.linear.operators import linear_part, linear_pull, link_of, linked
+from crossent.compute.linear.operators import linear_part, linear_pull, link_of, linked, product_of
 from crossent.compute.link import Link
-from crossent.compute.losses.algebra import Loss
+from crossent.compute.losses import NLL, Loss
+from crossent.compute.rows import AndNumbers
 from crossent.compute.shards import rows
-from crossent.compute.shards.merge import Shard, as_subset, cotangents_of, empty, localised, merged, own_here
-from crossent.compute.stats import field_names
+from crossent.compute.shards.merge import Shard, as_subset, cotangents_of, empty, localised, merged, order_of, own_here
+from crossent.compute.stats import Stats, field_names
 from crossent.compute.target import Target
 
 
@@ -102,25 +103,45 @@ def linear_row_losses(
 
     x is used on own columns: it comes from ``copied`` or ``assembled``.
     """
-    if needs_columns(target, loss):
+    if needs_columns(target, loss, link):
 
         def read(z: Tensor, target: Target, loss: Loss, link: Link | None) -> tuple[Tensor, Tensor | None]:
             return rows.row_losses(z, target, loss, link, shard)
 
         return linear.row_losses(x, w, bias, target, loss, link, size, read)
-    learned = [] if link is None else [t for t in (link.temperature, link.bias) if isinstance(t, Tensor)]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in learned):
-        raise ValueError(
-            "without logits there is no gradient for a link: detach its temperature and bias, or use "
-            "crossent.parallel.cross_entropy of the logits."
-        )
-    known = (None, None, None) if link is None else (link.temperature, link.softcap, link.bias)
-    temperature = None if known[0] is None else torch.as_tensor(known[0], dtype=reference.wide(x), device=x.device)
+    return rows.losses_of(_stats_of(x, w, bias, target, loss, link, size, shard), target, loss, shard)
 
-    def stats(index: Tensor | None, q: Tensor | None, weight: Tensor | None, *what: bool) -> tuple[Tensor, ...]:
-        own_weight = rows.own_weight(weight, index, shard)
-        return _Statistics.apply(
-            x, w, bias, temperature, *known[1:], target.live, index, q, own_weight, *what[:2], size, shard
-        )
 
-    return rows.losses_of(rows.stats_of(stats, target, loss, shard, False), target, loss, shard)
+def _stats_of(
+    x: Tensor, w: Tensor, bias: Tensor | None, target: Target, loss: Loss, link: Link | None, size: int, shard: Shard
+) -> Stats:
+    """What ``loss`` reads of every row."""
+    temperature = softcap = prior = None
+    if link is not None:
+        temperature = torch.as_tensor(link.temperature, dtype=reference.wide(x), device=x.device)
+        softcap, prior = None if link.softcap is None else float(link.softcap), link.bias
+
+    def read(index: Tensor | None, q: Tensor | None, weight: Tensor | None, *what: bool) -> tuple[Tensor, ...]:
+        target_here = target.live, index, q, rows.own_weight(weight, index, shard)
+        return _Statistics.apply(x, w, bias, temperature, softcap, prior, *target_here, *what[:2], size, shard)
+
+    return rows.stats_of(read, target, loss, shard, False)
+
+
+def linear_row_numbers(
+    x: Tensor, w: Tensor, bias: Tensor | None, target: Target, loss: Loss, link: Link | None, size: int, shard: Shard
+) -> tuple[Tensor, Stats]:
+    """The loss (n,) of every row against its label, and all statistics; the columns are read once more for their order.
+
+    All ranks make the same chunks, since each asks the others for the logits of its labels.
+    """
+    of_statistics = not needs_columns(target, loss, link)
+    s = _stats_of(x, w, bias, target, AndNumbers(loss if of_statistics else NLL()), link, size, shard)
+    value = loss(s) if of_statistics else linear_row_losses(x, w, bias, target, loss, link, size, shard)[0]
+    first = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
+    above = torch.zeros_like(first)
+    with torch.no_grad():
+        for chunk in product_of(x, w, bias, target.live, size):
+            assert target.index is not None
+            first[chunk.at], above[chunk.at] = order_of(linked(link, chunk.z), target.index[chunk.at], shard)
+    return value, rows.ordered(s, (first, above))

@@ -141,6 +141,26 @@ def merged(
     return stacked, nll, *(stat for stat in others if stat is not None)
 
 
+def order_of(z: Tensor, index: Tensor | None, shard: Shard) -> tuple[Tensor, Tensor]:
+    """The first of the greatest columns of whole rows, and how many are above the label's; z (r, own) are these."""
+    assert index is not None
+    size = shard.sizes[shard.rank]
+    at, inside = here(index[:, :1], shard.start, size)
+    if size:
+        peak, first = z.max(-1)
+        label = summed(torch.where(inside, z.gather(-1, at), 0.0), shard.group)  # one rank has it: nothing is added up
+        above = (z > label).sum(-1)
+    else:
+        peak, first, above = z.new_full(z.shape[:1], -torch.inf), at[:, 0], torch.zeros_like(at[:, 0])
+        summed(z.new_zeros(inside.shape), shard.group)
+    peaks, places = gathered(peak, shard.group), gathered(first + shard.start, shard.group)
+    best, place = peaks[0], places[0]
+    for other, there in zip(peaks[1:], places[1:], strict=True):
+        leads = (other > best) | (other.isnan() & ~best.isnan())  # of two that are equal the first stays
+        best, place = torch.where(leads, other, best), torch.where(leads, there, place)
+    return place, summed(above, shard.group)
+
+
 # --- backwards: the gradient of these columns ---------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ A loss that reads the logits themselves (``Brier``, ``Hinge``) gets them: the ro
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from crossent.compute.backends import reference
 from crossent.compute.group import copied, joined, shared, total
 from crossent.compute.linear.columns import needs_columns
 from crossent.compute.link import Link
-from crossent.compute.losses.algebra import Loss
+from crossent.compute.losses import NLL, Loss
 from crossent.compute.shards.merge import (
     Shard,
     as_subset,
@@ -27,6 +27,7 @@ from crossent.compute.shards.merge import (
     here,
     localised,
     merged,
+    order_of,
     own_here,
     share_of,
 )
@@ -173,13 +174,7 @@ def row_losses(z: Tensor, target: Target, loss: Loss, link: Link | None, shard: 
     z (n, own, l) are this rank's columns; so are a soft target's weights and the link's bias. ``index``, ``live`` and
     ``row_weight`` of the target, and class weights and whatever else a loss holds, are of the whole row.
     """
-    z = z.unsqueeze(-1) if z.dim() == 2 else z
-    if link is not None:
-        temperature = link.temperature
-        if isinstance(temperature, Tensor):
-            temperature = copied(temperature, shard.group)
-        link = Link(temperature, link.softcap, link.bias)
-        z = link(rows._live_columns(z, target).to(reference.wide(z)).movedim(1, -1)).movedim(-1, 1)
+    z = _linked(z.unsqueeze(-1) if z.dim() == 2 else z, target, link, shard)
     if "logits" in loss.reads:
         whole = joined(z, 1, shard.sizes, shard.group)
         return rows.row_losses(whole, _whole(target, shard), loss)
@@ -189,6 +184,36 @@ def row_losses(z: Tensor, target: Target, loss: Loss, link: Link | None, shard: 
         return statistics_of(z, target.live, index, q, own_weight(weight, index, shard), *what[:2], shard, one_by_one)
 
     return losses_of(stats_of(read, target, loss, shard, one_by_one), target, loss, shard)
+
+
+def row_numbers(z: Tensor, target: Target, loss: Loss, link: Link | None, shard: Shard) -> tuple[Tensor, Stats]:
+    """The loss (n,) of every row against its label, and all statistics, as ``rows.row_numbers`` gives them."""
+    z = _linked(z.unsqueeze(-1) if z.dim() == 2 else z, target, link, shard)
+
+    def read(index: Tensor | None, q: Tensor | None, weight: Tensor | None, *what: bool) -> tuple[Tensor, ...]:
+        return statistics_of(z, target.live, index, q, own_weight(weight, index, shard), *what[:2], shard, False)
+
+    of_statistics = "logits" not in loss.reads
+    s = stats_of(read, target, rows.AndNumbers(loss if of_statistics else NLL()), shard, False)
+    value = loss(s) if of_statistics else row_losses(z, target, loss, None, shard)[0]
+    return value, ordered(s, order_of(reference.by_row(z.detach()), target.index, shard))
+
+
+def ordered(s: Stats, order: tuple[Tensor, Tensor]) -> Stats:
+    """The statistics with (first, above) of whole rows."""
+    return replace(s, first=order[0], above=order[1])
+
+
+def _linked(z: Tensor, target: Target, link: Link | None, shard: Shard) -> Tensor:
+    """What a link makes of these columns; its temperature and soft cap are used by all ranks, its bias is their own."""
+    if link is None:
+        return z
+    temperature, softcap = (
+        copied(x, shard.group) if isinstance(x, Tensor) else x for x in (link.temperature, link.softcap)
+    )
+    assert temperature is not None
+    moved = Link(temperature, softcap, link.bias)
+    return moved(rows._live_columns(z, target).to(reference.wide(z)).movedim(1, -1)).movedim(-1, 1)
 
 
 def own_weight(weight: Tensor | None, index: Tensor | None, shard: Shard) -> Tensor | None:

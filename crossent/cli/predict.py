@@ -19,6 +19,14 @@ def predict(
         str | None,
         typer.Option(metavar="PACKAGE.MODULE:FACTORY", help="Makes a network of your own.", show_default=False),
     ] = None,
+    coverage: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Add the columns low and high, which hold so many numbers of a range, such as 0.9.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Write a fitted model's probabilities for the rows of DATA, whose labels are not needed."""
     from crossent.minimise import Recipe, load
@@ -30,7 +38,11 @@ def predict(
     run = load(folder, model=factory_of(Recipe(model=model)) if model else None)
     rows = dataset.read(data, run.record.facts.get("target"), labelled=False)
     probabilities = run.predict_proba(rows)
-    run.write_predictions(output, probabilities)
+    try:
+        intervals = None if coverage is None else run.predict_interval(rows, coverage)
+    except (TypeError, ValueError) as trouble:
+        raise DataError(f"--coverage {coverage:g}: {trouble}") from trouble
+    run.write_predictions(output, probabilities, intervals=intervals)
     console = Console(highlight=False, markup=False)
     for note in run.preparation.notes:
         console.print(note)

@@ -31,6 +31,7 @@ from crossent.minimise.data.task import Task, class_name, refuse_missing
 from crossent.minimise.finish import recorded, versions
 from crossent.minimise.recipe import Recipe
 from crossent.minimise.run import Run
+from crossent.minimise.training.judge import interval_of
 from crossent.minimise.training.learn import Learned, learn
 from crossent.record import Record
 
@@ -142,16 +143,11 @@ class _Estimator(_Settings):
     def run_(self) -> Run:
         """The same model as ``crossent.fit`` gives it: it saves itself, and ``crossent.load`` and the CLI take it."""
         found = self._found
+        problem, learned = found.problem, found.learned
         return Run(
-            found.problem.task,
-            found.recipe,
-            found.preparation,
-            found.learned.network,
-            found.learned.objective,
-            found.calibrator,
-            found.record,
-            found.problem.counts(),
-        )
+            problem.task, found.recipe, found.preparation, learned.network, learned.objective, found.calibrator,
+            found.record, problem.counts(),
+        )  # fmt: skip
 
     @property
     def _found(self) -> _Fitted:
@@ -213,18 +209,21 @@ class _Estimator(_Settings):
         self._fitted = _Fitted(bare, recipe, seed, preparation, learned, calibrator, notes)
 
     def _log_probabilities(self, X: Any) -> NDArray[np.float64]:
-        """In float64 from the first layer on, so that a row's answer does not depend on those asked with it.
+        network, x = self._prepared(X)
+        return self._found.calibrator.of_logits(
+            replace(self._found.learned, network=network).log_probabilities(x).numpy()
+        )
 
-        (Matrix products of other sizes add up in another order, which float32 shows in its seventh digit.)
-        """
+    def _prepared(self, X: Any) -> tuple[torch.nn.Module, torch.Tensor]:
+        """The network and the rows in float64: in float32 a row's answer depends on how many are asked with it."""
         found = self._found
-        preparation, learned = replace(found.preparation, notes=[]), found.learned
+        preparation, network = replace(found.preparation, notes=[]), found.learned.network
         x = preparation(self._rows(X, reset=False), "X")
         for note in preparation.notes:
-            warnings.warn(note, UserWarning, stacklevel=3)
-        if ":" not in found.recipe.model:  # a network of the user's own may be for float32 alone
-            learned, x = replace(learned, network=copy.deepcopy(learned.network).double()), x.double()
-        return found.calibrator.of_logits(learned.log_probabilities(x).numpy())
+            warnings.warn(note, UserWarning, stacklevel=4)
+        if ":" in found.recipe.model:  # a network of the user's own may be for float32 alone
+            return network, x
+        return copy.deepcopy(network).double(), x.double()
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -275,9 +274,7 @@ class CrossEntropyClassifier(_Classifier, _Estimator):
             )
         said = tuple(class_name(name) for name in names)
         task = Task(
-            "binary" if len(names) == 2 else "multi-class",
-            said,
-            f"y holds {len(names):,} classes: {some([*said], 12)}.",
+            "binary" if len(said) == 2 else "multi-class", said, f"y holds {len(names):,} classes: {some([*said], 12)}."
         )
         self._learn(rows, target, weight, task)
         self.classes_ = names
@@ -387,6 +384,15 @@ class BoundedRegressor(_Regressor, _Estimator):
         """The expected number (n,), between ``low_`` and ``high_``."""
         share = np.exp(self._log_probabilities(X)[:, 1])
         return self.low_ + (self.high_ - self.low_) * share
+
+    def predict_interval(self, X: Any, coverage: float = 0.9) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The lower and upper ends (n,) of intervals that hold the numbers with probability ``coverage``.
+
+        As much is left out below as above. ``code`` must learn a distribution, as hlgauss, twohot, ordinal and
+        continuous_bernoulli do; for others, fraction and mse among them, TypeError, a sentence.
+        """
+        network, x = self._prepared(X)
+        return interval_of(network, self._found.learned.objective, x, coverage)
 
 
 def _is_mixed(X: Any) -> bool:

@@ -26,6 +26,9 @@ from crossent.minimise.training.learn import Learned
 from crossent.minimise.training.state import History
 from crossent.record import Curve, Number, Record, Table
 
+COVERAGE = 0.9
+"""Of the intervals that the test rows are counted in."""
+
 
 def finish(
     learned: Learned,
@@ -33,6 +36,7 @@ def finish(
     preparation: Preparation | Tokens,
     held_out: Judged,
     test: Judged,
+    test_x: Tensor,
     counts: Tensor,
     seed: int,
     said: Callable[[str], None],
@@ -40,8 +44,8 @@ def finish(
 ) -> Run:
     """Choose a calibrator by rows held out, apply it, judge the test rows once, and put all into a ``Run``.
 
-    ``counts`` (classes,) are the rows of each class learnt from; ``facts`` go into the record, with their ``source``,
-    ``target``, the source ``tested``, and ``notes``.
+    ``test_x`` are the test rows as the network reads them; ``counts`` (classes,) the rows of each class learnt from;
+    ``facts`` go into the record, with their ``source``, ``target``, the source ``tested``, and ``notes``.
     """
     task = learned.objective.task
     calibrator = Calibrator()
@@ -72,6 +76,7 @@ def finish(
             "training_cross_entropy": Number(learned.history.train[learned.history.best_epoch - 1], "nats"),
             "validation_cross_entropy": held_out.mean(log_p[0]),
             "uncalibrated_cross_entropy": test.mean(test.log_p),
+            **_covered(learned, test_x, test),
             **({} if outlook is None or outlook.nats is None else {"next_minute": Number(outlook.nats, "nats")}),
         },
         facts={
@@ -105,6 +110,16 @@ def _measured(task: Task, test: Judged, p: NDArray[np.float64], facts: dict[str,
         ),
         title=f"{Path(facts['source']).stem}: what a network knows of {facts['target']}",
     )
+
+
+def _covered(learned: Learned, test_x: Tensor, test: Judged) -> dict[str, Number]:
+    """How many of the test rows lie in their intervals of 90 %, where the target is a number that has such."""
+    ends = learned.interval(test_x, COVERAGE)
+    if ends is None:
+        return {}
+    low, high = ends
+    held = (low <= test.labels) & (test.labels <= high)
+    return {"coverage": Number(float(np.average(held, weights=test.weight)), "1", n=len(test))}
 
 
 def versions() -> dict[str, str]:

@@ -25,7 +25,7 @@ from crossent.minimise.networks.several import Several
 from crossent.minimise.networks.text import TextNetwork
 from crossent.minimise.objective.objective import Objective
 from crossent.minimise.recipe import Recipe
-from crossent.minimise.training.judge import averaged, logits_of, shares_of, temperatures_of
+from crossent.minimise.training.judge import averaged, interval_of, logits_of, shares_of, temperatures_of
 from crossent.minimise.training.learn import Factory
 from crossent.record import Record
 
@@ -83,12 +83,13 @@ class Run:
         For a number in a range the two columns are the expected share of the range left and reached; ``predict``
         gives the number.
         """
+        return np.exp(self.calibrator.of_logits(self.log_probabilities(self._features(x)).numpy()))
+
+    def _features(self, x: Any) -> Tensor:
         if isinstance(x, Tensor) and not self.preparation.columns:
-            features = x.float() if x.is_floating_point() else x  # as the network takes it: of the user's own, tokens
-        else:
-            rows = x if isinstance(x, dataset.Data) else dataset.from_arrays(x, None, "x")
-            features = self.preparation(rows.x, rows.source)
-        return np.exp(self.calibrator.of_logits(self.log_probabilities(features).numpy()))
+            return x.float() if x.is_floating_point() else x  # as the network takes it: of the user's own, tokens
+        rows = x if isinstance(x, dataset.Data) else dataset.from_arrays(x, None, "x")
+        return self.preparation(rows.x, rows.source)
 
     def log_probabilities(self, features: Tensor) -> Tensor:
         """Log-probabilities (n, classes), float64, of prepared features, before they are calibrated."""
@@ -104,6 +105,17 @@ class Run:
         if self.task.kind == "range":
             return self.task.low + (self.task.high - self.task.low) * p[:, 1]
         return np.array(self.task.classes)[p.argmax(axis=1)]
+
+    def predict_interval(self, x: Any, coverage: float = 0.9) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The lower and upper ends (n,) of intervals that hold the numbers of a range with probability ``coverage``.
+
+        As much is left out below as above. They are those of the distribution that was learnt, which the codes hlgauss,
+        twohot, ordinal and continuous_bernoulli have; the calibrator, which looks at the mean alone, moves nothing.
+
+        Raises:
+            TypeError: a sentence, for classes, and for a code that learns no distribution, such as fraction or mse.
+        """
+        return interval_of(self.network, self.objective, self._features(x), coverage)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the model, the record and the predictions into a folder, each file whole or not at all."""
@@ -131,7 +143,10 @@ class Run:
     def write_predictions(
         self, path: str | os.PathLike[str], probabilities: NDArray[np.float64], **columns: Any
     ) -> None:
-        """Write probabilities (n, classes) as a table with this model's class names or range."""
+        """Write probabilities (n, classes) as a table with this model's class names or range.
+
+        ``columns`` are those of ``crossent.measure.write_predictions``: rows, labels, splits, intervals.
+        """
         is_range = self.task.kind == "range"
         write_predictions(
             path,

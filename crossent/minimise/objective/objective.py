@@ -31,6 +31,7 @@ from crossent.errors import DataError
 from crossent.minimise.data.task import Task
 from crossent.minimise.objective.imbalance import Imbalance
 from crossent.minimise.objective.inverse import Inverse, inverse_of
+from crossent.minimise.objective.mixture import interval_of_mean
 from crossent.minimise.objective.spelling import read_call, read_loss
 
 
@@ -285,6 +286,10 @@ class OfRange(Objective):
     def interval(self, logits: Tensor, level: float = 0.9) -> tuple[Tensor, Tensor]:
         """The ends (…) of the central interval that holds the number with probability ``level``."""
         return self._distribution("median, quantiles or intervals").interval(self._linked(logits), level)
+
+    def interval_of_mean(self, logits: Tensor, share: Tensor, level: float) -> tuple[Tensor, Tensor]:
+        """The ends (n,) of that interval of what members (members, n, columns) believe together, by their shares."""
+        return interval_of_mean(self._distribution("intervals"), self._linked(logits), share, level)
 
     def log_score(self, logits: Tensor, target: Tensor) -> Tensor:
         """The log-density at the shares f (…), per unit of the target, or the log mass for "ordinal"."""

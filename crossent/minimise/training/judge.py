@@ -8,11 +8,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from crossent.measure.calibration.scaling import recalibrate
 from crossent.minimise.data.problem import Problem
-from crossent.minimise.objective.objective import Objective
+from crossent.minimise.objective.objective import Objective, OfRange
 
 MOST_ROWS_FOR_THE_CURVE = 4_000
 LEAST_WORK_FOR_THREADS = 2e8
@@ -53,6 +54,25 @@ def shares_of(network: nn.Module) -> Tensor | None:
 def temperatures_of(network: nn.Module) -> Tensor | None:
     """By what each member's log-probabilities are divided; None where nothing is."""
     return getattr(network, "temperatures", None)
+
+
+Ends = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""The lower ends (n,) of intervals, and the upper ones."""
+
+
+def interval_of(network: nn.Module, objective: Objective, x: Tensor, coverage: float) -> Ends:
+    """The ends (n,) float64 of the interval that holds the numbers of prepared rows with probability ``coverage``.
+
+    Of what the members believe together, in the target's unit. TypeError, a sentence, where they learnt classes, or a
+    code without a distribution.
+    """
+    if not isinstance(objective, OfRange):
+        raise TypeError("classes have no interval: their probabilities say all that is believed of them.")
+    logits = logits_of(network, x)
+    share = shares_of(network)
+    even = torch.full((len(logits),), 1 / len(logits), dtype=torch.float64)
+    low, high = objective.interval_of_mean(logits, even if share is None else share, coverage)
+    return low.numpy(), high.numpy()
 
 
 Members = list[tuple[Tensor, Tensor]]

@@ -28,7 +28,16 @@ from crossent.minimise.networks.several import Even, Mixture, Several
 from crossent.minimise.networks.tabular import Tabular
 from crossent.minimise.objective.objective import Objective
 from crossent.minimise.recipe import Recipe
-from crossent.minimise.training.judge import answers_of, averaged, logits_of, members_of, shares_of, temperatures_of
+from crossent.minimise.training.judge import (
+    Ends,
+    answers_of,
+    averaged,
+    interval_of,
+    logits_of,
+    members_of,
+    shares_of,
+    temperatures_of,
+)
 from crossent.minimise.training.outlook import Outlook, outlook
 from crossent.minimise.training.state import History
 from crossent.minimise.training.train import Progress, Trained, train
@@ -60,6 +69,13 @@ class Learned:
             shares_of(self.network),
             temperatures_of(self.network),
         )
+
+    def interval(self, x: Tensor, coverage: float) -> Ends | None:
+        """The ends (n,) of intervals of prepared rows, or None where what was learnt has none."""
+        try:
+            return interval_of(self.network, self.objective, x, coverage)
+        except TypeError:
+            return None
 
 
 def launched(devices: int | str = "auto", accelerator: str = "cpu", precision: str = "32-true", **more: Any) -> Any:

@@ -164,6 +164,8 @@ def check_classes(input: Tensor) -> int:
 def check_head(input: Tensor, w: Tensor, bias: Tensor | None, names: str = "input linear_weight linear_bias") -> int:
     """How many classes the head w (C, D) of hidden states (…, D) has; refuse what does not fit together."""
     of_input, of_w, of_bias = names.split()
+    for name, tensor in ((of_w, w), (of_bias, bias)):
+        _refuse_pieces(name, tensor)
     if w.dim() != 2 or input.dim() == 0 or input.shape[-1] != w.shape[-1]:
         raise ValueError(
             f"{of_input} (…, D) and {of_w} (C, D) must agree in D; got {tuple(input.shape)} and {tuple(w.shape)}."
@@ -181,6 +183,21 @@ def check_head(input: Tensor, w: Tensor, bias: Tensor | None, names: str = "inpu
             + ". Convert one of them, or use autocast."
         )
     return w.shape[0]
+
+
+def _refuse_pieces(name: str, tensor: Tensor | None) -> None:
+    """Refuse a head's parameter of which this process holds a piece."""
+    if type(tensor).__name__ == "DTensor":
+        raise TypeError(
+            f"{name} is a DTensor, of which this process holds a piece: pass it to crossent.parallel, which works on "
+            "the pieces, or compute the loss inside the forward of the module that FSDP gathers it for."
+        )
+    if tensor is not None and hasattr(tensor, "ds_id") and not tensor.numel():
+        raise ValueError(
+            f"{name} is a parameter that ZeRO-3 keeps in pieces and makes whole only while its module runs: compute "
+            "cross_entropy(head(hidden), target), or gather it around forward and backward pass "
+            "(deepspeed.zero.GatheredParameters)."
+        )
 
 
 def under_autocast(input: Tensor, w: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from crossent.cli import options
 from crossent.cli.contest import way
-from crossent.cli.folder import folder_for, probe, take_back
+from crossent.cli.folder import folder_for, probe, require_writers, take_back
 from crossent.cli.training import Training
 from crossent.errors import DataError, require
 
@@ -80,6 +80,7 @@ def fit(
     if first:
         probe(checkpoint, made)  # before torch is imported: on a full disk a library that torch takes in says less
     try:
+        require_writers()
         from crossent.minimise.training.learn import launched
 
         train_and_test = way(compare, seeds)

@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from crossent.errors import DataError
+from crossent.errors import DataError, require
 from crossent.files import replacing
 
 
@@ -52,6 +52,18 @@ def probe(folder: Path, made: list[Path]) -> None:
     except BaseException:
         _remove(made)
         raise
+
+
+def require_writers() -> None:
+    """Find out before the training, not after it, that a library is missing by which a run is written down."""
+    for library, purpose in (
+        ("safetensors", "saving a model"),
+        ("skops", "saving how a table is prepared"),
+        ("pyarrow", "writing predictions"),
+        ("jinja2", "writing a report"),
+        ("matplotlib", "drawing a report"),
+    ):
+        require(library, "cli", purpose)
 
 
 def take_back(folder: Path, made: list[Path]) -> None:

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from crossent.cli import options
-from crossent.cli.folder import folder_for, probe, take_back
+from crossent.cli.folder import folder_for, probe, require_writers, take_back
 from crossent.cli.training import Training
 
 
@@ -71,6 +71,7 @@ def tune(
     made = [place for place in (checkpoint, *checkpoint.parents) if not os.path.exists(place)]
     probe(checkpoint, made)  # before torch is imported: on a full disk a library that torch takes in says less
     try:
+        require_writers()
         from crossent.minimise.tune.tune import tune as search
 
         with Training(console) as training:

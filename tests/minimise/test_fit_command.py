@@ -95,3 +95,15 @@ def test_fit_under_torchrun_gives_the_answer_of_one_process(call, tmp_path, tabl
     # Gradients of float32 are summed in another order, and Adam divides them by their size.
     assert np.abs(two - one).max() < 1e-4
     assert np.abs(another - one).max() > 1e-2
+
+
+@pytest.mark.parametrize("library", ["safetensors", "skops", "pyarrow", "jinja2", "matplotlib"])
+def test_a_library_that_is_missing_is_said_before_the_training(call, monkeypatch, library):
+    monkeypatch.setitem(sys.modules, library, None)  # as if it were not installed
+    monkeypatch.setattr("crossent.minimise.training.learn.launched", lambda *_, **__: pytest.fail("it trains"))
+    status, said = call("fit", "table.csv", *SET, "-o", "run")
+    assert status == 2
+    assert (
+        f"needs the library '{library}', which is not installed. Install it with: pip install 'crossent[cli]'" in said
+    )
+    assert not Path("run").exists()

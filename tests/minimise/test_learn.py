@@ -17,6 +17,7 @@ from torch import nn
 from crossent.errors import DataError
 from crossent.minimise import Problem, Recipe, learn
 from crossent.minimise.data.problem import folds
+from crossent.minimise.training import learn as learning
 from crossent.minimise.training.judge import logits_of
 from crossent.minimise.training.learn import launched
 from tests.minimise.ranks import FEW, rows
@@ -146,6 +147,49 @@ def test_a_kill_in_the_third_of_four_networks_loses_nothing(tmp_path):
     resumed = learn(rows(), recipe, factory=Small, checkpoint=tmp_path, progress=seen.append)
     assert min(at.network for at in seen) == 3  # what was finished is not done again
     assert torch.equal(bits(resumed), bits(whole))
+
+
+@pytest.fixture
+def ctrl_c_in(monkeypatch):
+    """Ctrl-C before the training of that number has anything to keep."""
+
+    def at(number):
+        begun, train = [], learning.train
+
+        def trained(*arguments, **options):
+            begun.append(1)
+            if len(begun) == number:
+                raise KeyboardInterrupt
+            return train(*arguments, **options)
+
+        monkeypatch.setattr(learning, "train", trained)
+
+    return at
+
+
+def test_ctrl_c_before_the_second_network_has_anything_to_keep_keeps_the_first(ctrl_c_in):
+    only = learn(rows(), FEW, fold=folds(rows(), 2, 1, 0), factory=Small).network.networks[0]
+    ctrl_c_in(2)
+    kept = learn(rows(), FEW, factory=Small)
+    assert len(kept.network.networks) == 1
+    for mine, its in zip(kept.network.networks[0].parameters(), only.parameters(), strict=True):
+        assert torch.equal(mine, its)
+    assert kept.history.stopped == "stopped by hand; the best epoch so far is kept"
+    assert kept.held_out[:, 0].isnan().sum() == 45  # the other half was held out from nobody yet
+    assert kept.outlook is None
+    ctrl_c_in(1)
+    with pytest.raises(KeyboardInterrupt):  # there is nothing to keep
+        learn(rows(), FEW, factory=Small)
+
+
+@pytest.mark.parametrize("setting", ["beside", "refit"])
+def test_ctrl_c_before_what_comes_after_the_networks_of_a_table_keeps_them(ctrl_c_in, setting):
+    alone = learn(rows(), FEW)
+    ctrl_c_in(2)
+    kept = learn(rows(), replace(FEW, **{setting: True}))
+    assert torch.equal(bits(kept), bits(alone))
+    assert "by hand" in kept.history.stopped
+    assert "by hand" not in alone.history.stopped
 
 
 def test_the_time_allowed_is_shared_among_the_networks():

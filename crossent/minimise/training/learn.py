@@ -39,7 +39,7 @@ from crossent.minimise.training.judge import (
     temperatures_of,
 )
 from crossent.minimise.training.outlook import Outlook, outlook
-from crossent.minimise.training.state import History
+from crossent.minimise.training.state import BY_HAND, History
 from crossent.minimise.training.train import Progress, Trained, train
 
 ENOUGH_FOR_A_TEMPERATURE = 50
@@ -134,10 +134,17 @@ def learn(
         left = (deadline - time.monotonic()) / (1 if together else len(jobs) - number + 1)
         job = _Job(problem, objective, factory, fabric, _numbered(progress, number, len(jobs)), time.monotonic() + left)
         kept = None if checkpoint is None else checkpoint / f"network-{number}.pt"
-        trained = job.train(plan, chosen, seed * 1_000_003 + number, kept)
-        if together:
-            temperatures.append(_temperatures(trained, objective, problem, plan))
-        done.append(job.train_on_all(trained, plan, chosen, seed * 1_000_003 + number, kept))
+        try:
+            trained = job.train(plan, chosen, seed * 1_000_003 + number, kept)
+            cooled = _temperatures(trained, objective, problem, plan) if together else (1.0, 1.0)
+            trained = job.train_on_all(trained, plan, chosen, seed * 1_000_003 + number, kept)
+        except KeyboardInterrupt:  # before this network has anything to keep: those that are finished are kept
+            if not done:
+                raise
+            done[-1] = _stopped(done[-1])
+            break
+        done.append(trained)
+        temperatures.append(cooled)
         if trained.history.by_hand:
             break
     if together:
@@ -189,7 +196,10 @@ class _Job:
         everything = torch.full((len(plan) * (int(plan.max()) + 1), len(self.problem)), -1)
         whole = recipe.changed(stop="none", epochs=trained.history.best_epoch)
         kept = None if checkpoint is None else checkpoint.with_stem(f"{checkpoint.stem}-on-all")
-        return replace(trained, network=self.train(everything, whole, seed + 500_000, kept).network)
+        try:
+            return replace(trained, network=self.train(everything, whole, seed + 500_000, kept).network)
+        except KeyboardInterrupt:
+            return _stopped(trained)
 
 
 def learn_from_loader(
@@ -318,6 +328,11 @@ def _mixed(
         averaged(said[kept], found),
         _told(done),
     )
+
+
+def _stopped(trained: Trained) -> Trained:
+    """It, and that Ctrl-C ended what came after it; the file that holds it goes on saying how it ended itself."""
+    return replace(trained, history=replace(trained.history, stopped=BY_HAND))
 
 
 def _told(done: list[Trained]) -> History:

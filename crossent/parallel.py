@@ -97,8 +97,9 @@ def cross_entropy(
     of 24 bytes for each row (of a label; 80 for what reads everything), and none backwards. Against class probabilities
     and a loss that is not linear in the negative log-likelihood there are two small sums more each way. ``Brier`` and
     ``Hinge`` read the logits themselves, and gather them. Memory: as on one machine, of the own columns. Gradients of
-    any order. Class weights and sample weights that are learned are refused. Under ``torch.compile`` the call is left
-    to eager mode. Source: docs/algebra.md, "Merge".
+    any order, and forward derivatives (``torch.func.jvp``); ``vmap`` is refused. Class weights and sample weights that
+    are learned are refused. Under ``torch.compile`` the call is left to eager mode, which ``fullgraph=True`` forbids.
+    Source: docs/algebra.md, "Merge".
 
     >>> import os, torch.distributed as dist
     >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)

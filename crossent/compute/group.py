@@ -61,7 +61,10 @@ def own_slice(x: Tensor, dim: int, sizes: Sequence[int], group: Group) -> Tensor
 
 
 class _OverRanks(torch.autograd.Function):
-    """A function of one tensor; what else it is given is for the way back too."""
+    """A linear function of one tensor; what else it is given is for the way back too, and for tangents."""
+
+    def __init_subclass__(cls) -> None:
+        cls.jvp = staticmethod(lambda ctx, tangent, *_: cls.apply(tangent, *ctx.rest))  # type: ignore[method-assign]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:

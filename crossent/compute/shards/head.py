@@ -12,12 +12,22 @@ from torch import Tensor
 from crossent.compute import linear
 from crossent.compute.backends import reference
 from crossent.compute.linear.columns import needs_columns
-from crossent.compute.linear.operators import linear_part, linear_pull, link_of, linked, product_of
+from crossent.compute.linear.operators import back_through, linear_part, linear_pull, link_of, linked, product_of
 from crossent.compute.link import Link
 from crossent.compute.losses import NLL, Loss
-from crossent.compute.rows import AndNumbers
+from crossent.compute.rows import AndNumbers, refuse_nested_forward
 from crossent.compute.shards import rows
-from crossent.compute.shards.merge import Shard, as_subset, cotangents_of, empty, localised, merged, order_of, own_here
+from crossent.compute.shards.merge import (
+    Shard,
+    as_subset,
+    cotangents_of,
+    empty,
+    localised,
+    merged,
+    moved,
+    order_of,
+    own_here,
+)
 from crossent.compute.stats import Stats, field_names
 from crossent.compute.target import Target
 
@@ -63,6 +73,8 @@ class _Statistics(torch.autograd.Function):
         ctx.mark_non_differentiable(output[0])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*head, prior, live, index, q, weight, output[0])
+        known = output[0], output[2], output[-1] if ctx.entropy else None
+        ctx.save_for_forward(*head, prior, live, index, q, weight, *known)
 
     @staticmethod
     def backward(ctx: Any, _: None, *given: Tensor | None) -> tuple:
@@ -80,16 +92,40 @@ class _Statistics(torch.autograd.Function):
         pulled = linear_pull(*head, live, at, q, weight, known, *those, ctx.size, *wanted)
         return *(t if need else None for t, need in zip(pulled, wanted, strict=True)), *(None,) * 11
 
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        refuse_nested_forward()
+        x, w, bias, temperature, prior, live, *known = ctx.saved_tensors
+        link = link_of(temperature, ctx.softcap, prior)
+        tx, tw, tb = tangents[:3]
+        rows_ = x if live is None else torch.where(live.unsqueeze(-1), x, 0.0)
+        z = torch.nn.functional.linear(rows_, w, bias)
+        t = torch.zeros_like(z)
+        if tx is not None:
+            t = t + (tx if live is None else torch.where(live.unsqueeze(-1), tx, 0.0)) @ w.T
+        t = t if tw is None else t + rows_ @ tw.T
+        t = t if tb is None else t + tb
+        at = linked(link, z)
+        t = back_through(link, z, t.to(at.dtype))  # element by element: forwards is backwards
+        return moved(ctx, at.to(reference.wide(at)), t, *known)
 
-def _through_logits(ctx: Any, given: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    """The gradients of x, w and bias with a graph of their own, by way of all the logits."""
-    x, w, bias, temperature, prior, live, index, q, weight, _ = ctx.saved_tensors
-    link = link_of(temperature, ctx.softcap, prior)
+
+def _of_logits(
+    ctx: Any, temperature: Tensor | None, prior: Tensor | None, target: tuple, x: Tensor, w: Tensor, bias: Tensor | None
+) -> tuple[Tensor, ...]:
+    """The statistics by way of all the logits of these columns, with a graph."""
+    live = target[0]
     z = torch.nn.functional.linear(x, w, bias)
     if live is not None:
         z = torch.where(live.unsqueeze(-1), z, 0.0)
-    z = linked(link, z).unsqueeze(-1)
-    outputs = rows.statistics_of(z, live, index, q, weight, ctx.uniform, ctx.entropy, ctx.shard, False)[1:]
+    z = linked(link_of(temperature, ctx.softcap, prior), z).unsqueeze(-1)
+    return rows.statistics_of(z, *target, ctx.uniform, ctx.entropy, ctx.shard, False)[1:]
+
+
+def _through_logits(ctx: Any, given: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """The gradients of x, w and bias with a graph of their own, by way of all the logits."""
+    x, w, bias, temperature, prior, *target, _ = ctx.saved_tensors
+    outputs = _of_logits(ctx, temperature, prior, (*target,), x, w, bias)
     sent = [(out, g) for out, g in zip(outputs, given, strict=True) if g is not None]
     wanted = [t for t, need in zip((x, w, bias), ctx.needs_input_grad, strict=False) if need]
     grads = iter(torch.autograd.grad([out for out, _ in sent], wanted, [g for _, g in sent], create_graph=True))

@@ -29,7 +29,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from crossent.compute.backends import reference
-from crossent.compute.group import Group, gathered, summed
+from crossent.compute.group import Group, gathered, summed, total
 from crossent.compute.stats import Part, field_names, finish, merge, unpack
 
 
@@ -159,6 +159,44 @@ def order_of(z: Tensor, index: Tensor | None, shard: Shard) -> tuple[Tensor, Ten
         leads = (other > best) | (other.isnan() & ~best.isnan())  # of two that are equal the first stays
         best, place = torch.where(leads, other, best), torch.where(leads, there, place)
     return place, summed(above, shard.group)
+
+
+def moved(
+    ctx: Any,
+    z: Tensor,
+    t: Tensor,
+    index: Tensor | None,
+    q: Tensor | None,
+    weight: Tensor | None,
+    fields: Tensor,
+    lse: Tensor,
+    entropy: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """How (fields, nll, lse, uniform?, entropy?) of whole rows move when these columns z (r, own) move by t."""
+    group = ctx.shard.group
+    known = dict(zip(field_names(dense=q is not None, uniform=ctx.uniform, entropy=ctx.entropy), fields, strict=True))
+    allowed = z != -torch.inf
+    t = torch.where(allowed, t.to(lse.dtype), 0.0)
+    nll = torch.where(allowed, lse.unsqueeze(-1) - z, 0.0)
+    p = torch.where(allowed, torch.exp(-nll), 0.0)
+    of_lse = total((p * t).sum(-1), group)
+    if q is not None:
+        own = reference._soft_weights(reference.by_row(q), weight, t.dtype)
+        held = torch.where(known["held"] == 0, 1.0, known["held"])
+        of_hit = (total((own * t).sum(-1), group) / held).unsqueeze(-1)
+    elif index is None:
+        of_hit = t
+    else:
+        at, inside = here(index, ctx.shard.start, z.shape[1])
+        mine = torch.where(inside, t.gather(-1, at), 0.0) if z.shape[1] else torch.zeros_like(at, dtype=t.dtype)
+        of_hit = total(mine, group)
+    found: list[Tensor | None] = [None, of_lse.unsqueeze(-1) - of_hit, of_lse]
+    if ctx.uniform:
+        u = reference._column_weights(allowed, weight, t.dtype)
+        found.append((known["measure"] * of_lse - total((u * t).sum(-1), group)) / known["count"])
+    if entropy is not None:
+        found.append(total((p * (nll - entropy.unsqueeze(-1)) * t).sum(-1), group))
+    return tuple(found)
 
 
 # --- backwards: the gradient of these columns ---------------------------------------------------------------------

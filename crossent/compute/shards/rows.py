@@ -27,6 +27,7 @@ from crossent.compute.shards.merge import (
     here,
     localised,
     merged,
+    moved,
     order_of,
     own_here,
     share_of,
@@ -68,6 +69,7 @@ class _Statistics(torch.autograd.Function):
         ctx.mark_non_differentiable(output[0])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(z, live, *target, output[0])
+        ctx.save_for_forward(z, live, *target, output[0], output[2], output[-1] if ctx.entropy else None)
 
     @staticmethod
     def backward(ctx: Any, _: None, *given: Tensor | None) -> tuple:
@@ -79,6 +81,13 @@ class _Statistics(torch.autograd.Function):
         if not z.shape[1]:
             return torch.zeros_like(z), *(None,) * 8
         return operators.pull(z, live, at, q, weight, known, *those), *(None,) * 8
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        rows.refuse_nested_forward()
+        z, live, *known = ctx.saved_tensors
+        read, t = (reference._read(reference.by_row(x), live) for x in (z, tangent))
+        return moved(ctx, read, t, *known)
 
 
 def statistics_of(*given: Any) -> tuple[Tensor, ...]:

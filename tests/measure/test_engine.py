@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -31,11 +33,18 @@ RNG = np.random.default_rng(5)
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
+    # Ray puts its own hands on what Python does with an error at the end and with SIGTERM, and leaves them there.
+    hook, on_term = sys.excepthook, signal.getsignal(signal.SIGTERM)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray's own, about its coming defaults
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
+    sys.excepthook = hook
+    signal.signal(signal.SIGTERM, on_term)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # and what dies of Ray's must die here, not in somebody else's test
+        gc.collect()
 
 
 def table(n: int, classes: list[str], first: int = 0) -> pd.DataFrame:

@@ -14,6 +14,9 @@ SCREENS = {
 }
 
 
+PATIENCE = 300_000  # milliseconds
+
+
 def _absent(sentence):
     if os.environ.get("CI"):
         pytest.fail(sentence)
@@ -32,16 +35,23 @@ def browser():
         _absent("No playwright: install it (pip install playwright) to see the page in a browser.")
     with sync_playwright() as playwright:
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        opened = playwright.chromium.launch(executable_path=program, args=options)
+        # Minutes, where half a minute is usual: while the cluster of the Ray tests goes down, on a machine with other
+        # work, a browser may need longer than that to come up, and none of these tests is about speed.
+        opened = playwright.chromium.launch(executable_path=program, args=options, timeout=PATIENCE)
         yield opened
         opened.close()
+
+
+def _page(browser, **screen):
+    context = browser.new_context(**screen)
+    context.set_default_timeout(PATIENCE)
+    return context.new_page(), context
 
 
 def _look(browser, path, **screen):
     """Open a page and list everything about it that a page of ours must not do."""
     troubles = []
-    context = browser.new_context(**screen)
-    page = context.new_page()
+    page, context = _page(browser, **screen)
     own = path.as_uri()
     page.on("console", lambda said: said.type in {"error", "warning"} and troubles.append(f"said: {said.text}"))
     page.on("pageerror", lambda error: troubles.append(f"failed: {error}"))
@@ -84,8 +94,7 @@ def test_a_dark_page_is_dark_and_its_pictures_too(browser, case, tmp_path):
     write(case("digits_fit"), tmp_path / "report.html")
     colours = {}
     for screen in ("desktop", "dark"):
-        context = browser.new_context(**SCREENS[screen])
-        page = context.new_page()
+        page, context = _page(browser, **SCREENS[screen])
         page.goto((tmp_path / "report.html").as_uri())
         colours[screen] = page.evaluate(
             "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color,"
@@ -100,8 +109,7 @@ def test_a_dark_page_is_dark_and_its_pictures_too(browser, case, tmp_path):
 
 def test_a_printed_page_leaves_nothing_out(browser, case, tmp_path):
     write(case("hundred_classes"), tmp_path / "report.html")
-    context = browser.new_context(**SCREENS["dark"])
-    page = context.new_page()
+    page, context = _page(browser, **SCREENS["dark"])
     page.goto((tmp_path / "report.html").as_uri())
     assert page.evaluate(_HIDDEN_ROWS) > 0  # on a screen a long table scrolls in its frame
     page.emulate_media(media="print")

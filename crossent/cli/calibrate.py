@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from crossent.errors import DataError
+from crossent.report.label import wrapped
 
 if TYPE_CHECKING:
     from crossent.measure import Calibrator
@@ -164,7 +165,7 @@ def _show(console: Console, found: Calibrator, notes: tuple[str, ...]) -> None:
     from rich.table import Table
 
     def say(text: str, style: str = "") -> None:
-        console.print(Text(text, style=style), width=min(console.width, _PROSE))
+        console.print(Text(wrapped(text, min(console.width, _PROSE)), style=style))
 
     choice = found.choice
     if choice is None:
@@ -179,7 +180,7 @@ def _show(console: Console, found: Calibrator, notes: tuple[str, ...]) -> None:
                 grid.add_column("cross-entropy", justify="right", no_wrap=True)
             grid.add_column("change, in nats", justify="right", overflow="fold")
             for name, loss, low, high, chosen in zip(*choice.table.values(), strict=True):
-                change = "" if low is None or high is None else f"{low:+.4f} to {high:+.4f}"
+                change = "" if low is None or high is None else f"{low:+.4f} to {high:+.4f}".replace("-", "−")
                 cells = [f"{name} ←" if chosen else name, *([f"{loss:.4f}"] if roomy else []), change]
                 grid.add_row(*(Text(cell) for cell in cells), style="bold" if chosen else "")
             console.print()

@@ -14,7 +14,7 @@ import numpy as np
 from crossent.errors import DataError, some
 from crossent.measure.predictions.predictions import Predictions, slices_by
 from crossent.measure.sources import batches
-from crossent.measure.sums.likelihood import FLOOR
+from crossent.measure.sums.likelihood import FLOOR, floor_said
 from crossent.measure.sums.sample import capacity_for
 from crossent.measure.tally.engine import ENGINES, tallied_by_ray
 from crossent.measure.tally.tally import Tally
@@ -83,7 +83,9 @@ def evaluate(
     (['0', '1'], 'Only 4 rows were measured: every interval here is rough.')
     """
     if not 0 < floor < 1:
-        raise DataError(f"the floor is a probability between 0 and 1, and {floor} is not; {FLOOR:g} is usual.")
+        raise DataError(
+            f"the floor is a probability between 0 and 1, and {floor} is not; {floor_said(FLOOR)} is usual."
+        )
     if engine not in ENGINES:
         raise DataError(f"engine should be {' or '.join(map(repr, ENGINES))}, and is {engine!r}.")
     if engine != "local" and not _is_files(predictions):
@@ -231,7 +233,7 @@ def _notes(tally: Tally, numbers: dict[str, Number]) -> list[str]:
         notes.append(
             f"{impossible:,} of {n:,} labels had probability exactly 0 (rows {shown}), so that "
             "cross-entropy is infinite; uncertainty, discrimination and miscalibration are those of the "
-            f"probabilities raised to at least {floor:g}."
+            f"probabilities raised to at least {floor_said(floor)}."
         )
     if tally.task == "text":
         return notes
@@ -255,7 +257,7 @@ def _notes(tally: Tally, numbers: dict[str, Number]) -> list[str]:
                     f"Only {rare} {'row has' if rare == 1 else 'rows have'} the label "
                     f"{tally.classes[int(rows_of.argmin())]}, and everything that tells the two classes apart "
                     f"rests on "
-                    f"{'it' if rare == 1 else 'them'}: the intervals are too narrow."
+                    f"{'it' if rare == 1 else 'them'}: the intervals are rough."
                 )
         if tied := of.sums.count("tied"):
             notes.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from crossent.record import Number
 
@@ -127,6 +128,9 @@ def written(number: Number) -> str:
     ('0.072 nats (0.045 to 0.110)', '96.9 % (95.5 to 98.0 %)')
     """
     between = interval(number)
+    if between and math.isclose(number.low or 0.0, number.high or 0.0, rel_tol=1e-9):
+        between = ""  # as with the entropy of classes that are exactly even: its ends are the value itself
+        number = replace(number, low=None, high=None)
     return f"{value(number)} ({between})" if between else value(number)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import unicodedata
 
 # Marks that turn the direction of writing; a single one in a name would turn the rest of a line as well.
@@ -36,6 +37,18 @@ def clip(name: object, width: int) -> str:
             break
         kept += letter
     return kept + "…"
+
+
+def wrapped(line: str, width: int) -> str:
+    """Break a sentence into lines of at most ``width`` letters, but never between a number and its percent sign.
+
+    >>> print(wrapped("the interval holds 95 % of the time", 22))
+    the interval holds
+    95 % of the time
+    """
+    kept = line.replace(" %", "\N{NO-BREAK SPACE}%")
+    lines = textwrap.wrap(kept, max(width, 1), break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines).replace("\N{NO-BREAK SPACE}%", " %")
 
 
 def _disobedient(letter: str) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from crossent.errors import require
 from crossent.record import Record
 from crossent.report import comparison, contest, search, table, text
-from crossent.report.label import clip, printable
+from crossent.report.label import clip, printable, wrapped
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -41,24 +41,18 @@ def show(record: Record, console: Console | None = None) -> None:
     """
     require("rich", "cli", "printing a record")
     from rich.console import Console
-    from rich.text import Text
 
     screen = console or Console()
-    # Text objects all the way: a class called "[red]" is a name, not an order to rich.
-    said = [Text(), Text(_speakable(printable(record.title), screen), style="bold"), Text()]
-    style = "bold red" if text.is_impossible(record) else ""
-    said.append(Text(_speakable(text.headline(record), screen), style=style))
-    for thing in said:
-        screen.print(thing, width=min(screen.width, _READABLE))
+    _say(screen, "")
+    _say(screen, printable(record.title), "bold")
+    _say(screen, "")
+    _say(screen, text.headline(record), "bold red" if text.is_impossible(record) else "")
     if limits := contest.limits(record):
         screen.print()
-        screen.print(Text(_speakable(limits, screen), style="dim"), width=min(screen.width, _READABLE))
+        _say(screen, limits, "dim")
     for note in record.facts.get("notes") or []:
         screen.print()
-        screen.print(
-            Text(_speakable(f"Note: {printable(note)}", screen), style="yellow"),
-            width=min(screen.width, _READABLE),
-        )
+        _say(screen, f"Note: {printable(note)}", "yellow")
     _print_section(screen, "", _numbers(record, screen))
     for title, sheet in comparison.sheets(record, _MOST_ROWS) + contest.sheets(record):
         _print_section(screen, title, _sheet(sheet, screen))
@@ -66,10 +60,17 @@ def show(record: Record, console: Console | None = None) -> None:
     _print_section(screen, "Which settings mattered", _sheet(search.sheet_of_importance(record), screen))
     if searched := " ".join(search.sentences(record)):
         screen.print()
-        screen.print(Text(_speakable(searched, screen)), width=min(screen.width, _READABLE))
+        _say(screen, searched)
     _print_section(screen, "By slice", _sheet(table.slices(record, _MOST_SLICES), screen))
     _print_section(screen, "By class", _sheet(table.per_class(record, _MOST_CLASSES), screen))
     _print_section(screen, "The rows that cost most", _sheet(table.costliest(record, _MOST_ROWS), screen))
+
+
+def _say(screen: Console, prose: str, style: str = "") -> None:
+    from rich.text import Text
+
+    # Text objects all the way: a class called "[red]" is a name, not an order to rich.
+    screen.print(Text(wrapped(_speakable(prose, screen), min(screen.width, _READABLE)), style=style))
 
 
 def _print_section(screen: Console, title: str, content: RenderableType | None) -> None:

@@ -41,7 +41,7 @@ _MEANINGS = {
     "miscalibration": (
         "Miscalibration",
         "KL divergence of the model from its calibrated self: what calibration could still win. "
-        "Estimated on rows held out, so it can fall slightly below 0.",
+        "What a fit wins by chance is given back, so it can fall slightly below 0.",
     ),
     "truth_entropy": (
         "Entropy of the truth",
@@ -158,14 +158,18 @@ def is_impossible(record: Record) -> bool:
 
 
 def measured_rows(record: Record) -> str:
-    """Name the rows that were measured: "360 test rows", "1 row", or "the rows" when nobody counted them."""
+    """Name the rows that were measured: "360 test rows", "1 row", "90 rows in 6 groups", or "the rows" when nobody
+    counted them.
+    """
     loss = record.numbers.get("cross_entropy")
     count = loss.n if loss is not None and loss.n is not None else record.facts.get("rows")
     split = printable(record.facts.get("split") or ("test" if record.kind == "fit" else ""))
     kind = "" if split in {"", "all"} else f"{split} "
     if not isinstance(count, int):
         return f"the {kind}rows"
-    return f"{count:,} {kind}{'row' if count == 1 else 'rows'}"
+    groups = record.facts.get("groups")
+    together = f" in {groups:,} {'group' if groups == 1 else 'groups'}" if isinstance(groups, int) else ""
+    return f"{count:,} {kind}{'row' if count == 1 else 'rows'}{together}"
 
 
 def _loss(record: Record) -> str:

@@ -200,7 +200,7 @@ def test_probability_0_is_infinite_and_floored():
     assert record["difference"].low is None
     assert record["difference_floored"].value == pytest.approx((math.log(1e6) + math.log(0.6)) / 200)
     assert record.tables["models"]["impossible_rows"] == [0, 1]
-    assert "Some labels had probability exactly 0 (b 1; rows 4)" in " ".join(record.facts["notes"])
+    assert "Some labels had probability exactly 0 (b: 1; rows 4)" in " ".join(record.facts["notes"])
     assert compare({"b": sure, "a": true}, labels=y)["difference"].value == -math.inf
     both = compare({"b": sure, "c": sure * 0.9}, labels=y, floor=1e-3)
     assert "difference" not in both

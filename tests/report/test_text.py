@@ -4,7 +4,7 @@ import math
 import pytest
 
 from crossent.record import Number, Record
-from crossent.report import headline
+from crossent.report import digits, headline
 from crossent.report.text import summary
 
 
@@ -121,3 +121,16 @@ def test_a_record_reads_the_same_after_a_round_trip_through_its_file(record):
     again = Record.from_json(record.to_json())
     assert headline(again) == headline(record)
     assert summary(again) == summary(record)
+
+
+def test_rows_in_groups_are_said_to_be(case):
+    record = case("binary")
+    grouped = dataclasses.replace(record, facts=record.facts | {"groups": 30})
+    assert headline(grouped) == headline(record).replace("12,000 rows", "12,000 rows in 30 groups")
+    assert "in 1 group the" in headline(dataclasses.replace(record, facts=record.facts | {"groups": 1}))
+
+
+def test_an_interval_without_width_is_not_written():
+    even = Number(math.log2(10), "bits", math.log2(10) - 1e-15, math.log2(10), 1000)
+    assert digits.written(even) == "3.32 bits"
+    assert "to" in digits.written(dataclasses.replace(even, low=3.31))

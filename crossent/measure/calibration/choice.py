@@ -31,7 +31,7 @@ from crossent.measure.calibration.rows import Floats, Rows, rows_of
 from crossent.measure.intervals.cluster import cluster_mean
 from crossent.measure.predictions.predictions import Predictions
 from crossent.measure.sums.hashing import stream
-from crossent.measure.sums.likelihood import FLOOR
+from crossent.measure.sums.likelihood import FLOOR, floor_said
 from crossent.record import Table
 
 FOLDS = 5
@@ -246,7 +246,7 @@ def _notes(rows: Rows, impossible: int) -> tuple[str, ...]:
         return (
             f"{impossible:,} of {len(rows):,} labels had probability 0, so that what is called impossible is not: a "
             "calibrator that is chosen moves every zero to a small positive probability, and was held against the "
-            f"probabilities raised to at least {FLOOR:g}.",
+            f"probabilities raised to at least {floor_said(FLOOR)}.",
         )
     never = int(np.count_nonzero(np.isneginf(rows.z)))
     return (f"{never:,} probabilities are exactly 0, no label came there, and they stay 0.",) if never else ()

@@ -31,7 +31,7 @@ from crossent.measure.predictions.predictions import Predictions, slices_by
 from crossent.measure.sources import read_predictions, samples
 from crossent.measure.sources.files import find
 from crossent.measure.sources.tables import header
-from crossent.measure.sums.likelihood import FLOOR
+from crossent.measure.sums.likelihood import FLOOR, floor_said
 from crossent.record import Record
 
 Progress = Callable[[float], None]
@@ -150,7 +150,9 @@ def rank(
 ) -> Record:
     """Do what ``compare`` does for models by name, the first being the baseline."""
     if not 0 < floor < 1:
-        raise DataError(f"the floor is a probability between 0 and 1, and {floor} is not; {FLOOR:g} is usual.")
+        raise DataError(
+            f"the floor is a probability between 0 and 1, and {floor} is not; {floor_said(FLOOR)} is usual."
+        )
     heads: list[Head] = []
     shared: dict[str, Any] = {}
     notes: dict[str, None] = {}  # in order, each once

@@ -21,6 +21,7 @@ from crossent.measure.comparison.contrast import Ground
 from crossent.measure.comparison.join import Head, Joined
 from crossent.measure.comparison.rival import Rival
 from crossent.measure.intervals.cluster import ClusterMean, holm
+from crossent.measure.sums.likelihood import floor_said
 from crossent.record import Number, Record, Table
 
 FEW = 30
@@ -215,13 +216,13 @@ def _notes(ground: Ground, rivals: list[Rival], impossible: list[int], whole: Cl
     """What a reader must know before trusting a figure, as sentences."""
     notes = []
     if any(impossible):
-        told = ", ".join(f"{one.name} {count:,}" for one, count in zip(rivals, impossible, strict=True) if count)
+        told = ", ".join(f"{one.name}: {count:,}" for one, count in zip(rivals, impossible, strict=True) if count)
         where = sorted({place for one in rivals for place in np.flatnonzero(np.isinf(one.costs)).tolist()})
         both = " Where both are infinite their difference is undefined." if sum(map(bool, impossible)) > 1 else ""
         notes.append(
             f"Some labels had probability exactly 0 ({told}; rows {some(ground.rows[where].tolist())}), so that "
-            f"cross-entropy is infinite.{both} Everything else is of probabilities raised to at least {floor:g}, in "
-            "all models."
+            f"cross-entropy is infinite.{both} Everything else is of probabilities raised to at least "
+            f"{floor_said(floor)}, in all models."
         )
     if whole.error is None and not all(contrast.same(rivals[0], other) for other in rivals[1:]):
         notes.append(

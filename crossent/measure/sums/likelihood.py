@@ -30,8 +30,19 @@ FLOOR = 1e-6
 
 It has to be chosen, and the choice decides the figure: at the 2e-16 of common libraries 1 row in 100 adds
 0.36 nats and drowns the rest; at 1e-6 it adds 0.14. The floor adds at most a millionth per class to a row's
-sum, so that it
-does not flatter, and few test sets could show that an event is rarer than that."""
+sum, so that it does not flatter, and few test sets could show that an event is rarer than that."""
+
+
+def floor_said(floor: float) -> str:
+    """Write a floor as the report does.
+
+    >>> floor_said(1e-6), floor_said(2.5e-9), floor_said(0.001)
+    ('1 × 10⁻⁶', '2.5 × 10⁻⁹', '0.001')
+    """
+    mantissa, small, exponent = f"{floor:g}".partition("e")
+    power = str(int(exponent or 0)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{mantissa} × 10{power}" if small else mantissa
+
 
 TOPS = (3, 5)
 """Top-k is counted for these k, where there are more classes than that."""

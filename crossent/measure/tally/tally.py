@@ -32,7 +32,7 @@ from crossent.measure.sums.compensated import Compensated
 from crossent.measure.sums.distinct import MOST, Distinct
 from crossent.measure.sums.folds import Folds
 from crossent.measure.sums.groups import Groups
-from crossent.measure.sums.likelihood import FLOOR, Rows, distributions
+from crossent.measure.sums.likelihood import FLOOR, Rows, distributions, floor_said
 from crossent.measure.sums.sample import Sample
 from crossent.measure.sums.sums import Layout, Sums
 from crossent.measure.values.decomposition import Calibrated, design_of, isotonic_parts, joint_parts
@@ -181,7 +181,9 @@ class Tally:
         """Give the tally of the rows of both."""
         self._fits(other.task, other.classes, (other.low, other.high), other.soft)
         if self.floor != other.floor:
-            raise DataError(f"one tally has the floor {self.floor:g} and the other {other.floor:g}: choose one.")
+            raise DataError(
+                f"one tally has the floor {floor_said(self.floor)} and the other {floor_said(other.floor)}: choose one."
+            )
         if not other.rows or not self.rows:
             return self if self.rows else other
         for what, mine, theirs in (

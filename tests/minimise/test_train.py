@@ -597,3 +597,45 @@ def test_what_is_kept_is_the_mean_of_the_weights_on_the_way(trained, monkeypatch
         assert not torch.allclose(p, seen[-1][place], atol=1e-4)
     last = trained(replace(recipe, averaging=0.0), network=Normless(), fold=ONE)
     assert all(torch.equal(p, q) for p, q in zip(last.network.parameters(), seen[-1], strict=True))
+
+
+def overconfident(n=3000, factor=3.0, seed=0):
+    """Log-probabilities of three classes that are ``factor`` times too sure, and five draws of the truth each."""
+    draw = torch.Generator().manual_seed(seed)
+    true = torch.log_softmax(torch.randn(n, 3, generator=draw, dtype=torch.float64), -1)
+    votes = torch.multinomial(true.exp(), 5, replacement=True, generator=draw)
+    shares = torch.nn.functional.one_hot(votes, 3).double().mean(1)
+    return torch.log_softmax(factor * true, -1), shares
+
+
+def test_a_temperature_is_fitted_to_soft_labels_as_to_as_many_rows_with_labels():
+    said, shares = overconfident()
+    task, everyone = Task("multi-class", ("a", "b", "c"), "three"), [(torch.empty(0).long(), torch.arange(3000))]
+    soft = Problem(task, torch.zeros(3000, 1), shares.float())
+    found, plain = (judge.score(said, soft, everyone, stop) for stop in ("refinement", "loss"))
+    # By another road: the least of the loss over a fine grid of temperatures, 1 / 3 among them.
+    losses = [soft.cross_entropy(torch.log_softmax(said / t, -1)) for t in torch.linspace(1, 6, 501).double()]
+    assert found == pytest.approx(min(losses), abs=1e-5)  # the ridge, half an observation, and the grid's step
+    assert plain == pytest.approx(losses[0], abs=1e-12)
+    assert plain > found + 0.1  # what stopping on the loss would be misled by
+    # Each row five times, once with each vote, is the same.
+    counts = (5 * shares).round().long()
+    label = torch.arange(3).repeat(3000, 1).flatten().repeat_interleave(counts.flatten())
+    row = torch.arange(3000).repeat_interleave(5)
+    hard = Problem(task, torch.zeros(15000, 1), label)
+    votes = judge.score(said[row], hard, [(torch.empty(0).long(), torch.arange(15000))], "refinement")
+    assert found == pytest.approx(votes, abs=1e-5)  # the ridge counts a fifth as much there
+
+
+def test_weights_count_in_the_temperature_and_rows_of_weight_zero_do_not():
+    said, shares = overconfident(400)
+    task, weight = Task("multi-class", ("a", "b", "c"), "three"), torch.ones(400)
+    weight[::2] = 0
+    spoilt = said.clone()
+    spoilt[::2] = spoilt[::2].flip(-1)
+    everyone, x = [(torch.empty(0).long(), torch.arange(400))], torch.zeros(400, 1)
+    odd = [(torch.empty(0).long(), torch.arange(200))]
+    half = judge.score(said[1::2], Problem(task, x[1::2], shares.float()[1::2]), odd, "refinement")
+    weighed = judge.score(spoilt, Problem(task, x, shares.float(), weight), everyone, "refinement")
+    assert weighed == pytest.approx(half, abs=1e-9)
+    assert judge.score(spoilt, Problem(task, x, shares.float()), everyone, "refinement") > half + 0.05

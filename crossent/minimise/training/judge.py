@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from crossent.measure.calibration.scaling import recalibrate
+from crossent.measure.calibration.rows import rows_of
+from crossent.measure.calibration.scaling import fit_scaling
 from crossent.minimise.data.problem import Problem
 from crossent.minimise.objective.objective import Objective, OfRange
 
@@ -138,17 +139,22 @@ def score(log_p: Tensor, problem: Problem, members: Members, stop: str) -> float
     """What the stop looks at: held-out cross-entropy, or what a fitted temperature leaves of it.
 
     The second is the refinement part, which goes on falling while over-confidence, which a calibrator mends later,
-    makes the whole rise (Berta, Holzmüller, Jordan & Bach 2025, §4).
+    makes the whole rise (Berta, Holzmüller, Jordan & Bach 2025, §4). Soft labels and weights count in the temperature
+    as they do in the loss.
     """
     known = torch.zeros(len(problem), dtype=torch.bool)
     known[torch.cat([held for _, held in members])] = True
     if log_p[known].isnan().any():
         return math.nan
-    if stop == "refinement" and problem.target.dim() == 1:
-        said, labels = log_p[known].numpy(), problem.target[known].double().numpy()
-        labels = labels if problem.task.kind == "range" else labels.astype(np.int64)
+    if stop == "refinement":
+        counts = known if problem.weight is None else known & (problem.weight > 0)
+        truth = problem.distribution[counts].numpy()
+        if truth.ndim == 2:  # shares were rounded to float32, and have to add up to 1
+            truth = truth / truth.sum(1, keepdims=True)
+        weight = None if problem.weight is None else problem.weight[counts].double().numpy()
+        fitted = fit_scaling(rows_of(log_p[counts].numpy(), truth, weight), "temperature")
         log_p = log_p.clone()
-        log_p[known] = torch.from_numpy(recalibrate(said, labels, "temperature", logits=True).of_logits(said))
+        log_p[known] = torch.from_numpy(fitted.of_logits(log_p[known].numpy()))
     return problem.cross_entropy(log_p, known)
 
 

@@ -22,17 +22,18 @@ class Compared:
         self.record.write(folder / "record.json")
 
 
-def way(losses: str | None, seeds: int | None) -> Callable[..., Any]:
+def way(losses: str | None, seeds: int | None, folds: int | None = None) -> Callable[..., Any]:
     """Give what trains and tests: ``fit``, or the comparison of ``losses`` with the same arguments."""
     if losses is None:
-        if seeds is not None:
-            raise DataError("--seeds is for losses that are compared: name them with --compare.")
+        for option, number in (("--seeds", seeds), ("--folds", folds)):
+            if number is not None:
+                raise DataError(f"{option} is for losses that are compared: name them with --compare.")
         from crossent.minimise import fit
 
         return fit
     from crossent.minimise.contest.contest import compare_losses
 
     def compared(data: Any, **asked: Any) -> Compared:
-        return Compared(compare_losses(data, losses=losses, seeds=seeds, **asked))
+        return Compared(compare_losses(data, losses=losses, seeds=seeds, folds=folds, **asked))
 
     return compared

@@ -50,6 +50,10 @@ def fit(
     seeds: Annotated[
         int | None, typer.Option(help="How often each loss is trained, with --compare.", min=1, show_default=False)
     ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(help="Test every row in turn, in so many parts, with --compare.", min=2, show_default=False),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Two runs with one seed are equal to the bit.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
     budget: Annotated[
@@ -83,7 +87,7 @@ def fit(
         require_writers()
         from crossent.minimise.training.learn import launched
 
-        train_and_test = way(compare, seeds)
+        train_and_test = way(compare, seeds, folds)
         settings = [*(set_ or []), *([] if calibrate else ["calibration=none"])]
         settings += [f"model={model}"] if model else []
         fabric = launched(devices, accelerator, precision, loggers=_loggers(logger, folder))

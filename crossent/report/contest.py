@@ -44,9 +44,10 @@ def headline(record: Record) -> str:
     if not fair:
         return "This record holds no comparison of losses."
     cost, best = min(fair)
-    rows, seeds = record.facts.get("rows"), record.facts.get("seeds")
+    rows, seeds, folds = (record.facts.get(name) for name in ("rows", "seeds", "folds"))
     count = f"{rows:,} test {'row' if rows == 1 else 'rows'}" if isinstance(rows, int) else "the test rows"
     drawn = f", from {seeds} {'seed' if seeds == 1 else 'seeds'}," if isinstance(seeds, int) else ""
+    count += f", each tested in turn in {folds} folds" if folds else ""
     opening = f"On {count}{drawn} {printable(best)} has the lowest log loss of {len(fair)} losses"
     sentences = [
         f"{opening}, {digits.spell(cost)} nats.",
@@ -64,10 +65,15 @@ def limits(record: Record) -> str:
     budget = record.facts.get("budget")
     equal = f"Every loss had {printable(budget)}. " if budget else ""
     covers = printable(record.facts.get("covers") or "test rows")
+    silent = "other training rows, other data or another recipe"
+    known = ""
+    if record.facts.get("folds"):
+        silent = "other data or another recipe"
+        known = "Of other training rows they know what folds show whose training rows are mostly the same. "
     return (
         f"{equal}Intervals are over {covers}; within one measure they hold together 95 % of the time over all losses "
-        "(Bonferroni), and p-values are Holm's. They do not say what other training rows, other data or another recipe "
-        "would give, and the recipe was tuned for cross-entropy."
+        f"(Bonferroni), and p-values are Holm's. {known}They do not say what {silent} would give, and the recipe was "
+        "tuned for cross-entropy."
     )
 
 
@@ -246,7 +252,7 @@ _PAIRED: Titles = {
     "verdict": ("is", _words, True),
     "raw": ("raw", _signs, False),
     "raw_interval": ("95 % interval", _ends, False),
-    "of_seeds": ("seeds’ share", digits.shares, False),
+    "of_seeds": ("trainings’ share", digits.shares, False),
 }
 _ABOUT: Titles = {
     "loss": ("loss", names, True),

@@ -14,9 +14,7 @@ import crossent
 from crossent import cli
 from crossent.cli.contest import way
 from crossent.errors import DataError
-from crossent.measure.intervals.cluster import cluster_mean
 from crossent.minimise.contest.contest import compare_losses
-from crossent.minimise.contest.crossed import crossed
 from crossent.minimise.contest.steepness import steepness
 from crossent.minimise.data.task import Task
 from crossent.minimise.objective.objective import Objective
@@ -119,18 +117,20 @@ def test_what_cannot_be_compared_is_said_in_a_sentence():
         compare_losses("iris", losses="nll,mse", settings=TINY)
     with pytest.raises(DataError, match="--seeds is for losses"):
         way(None, 3)
+    with pytest.raises(DataError, match="--folds is for losses"):
+        way(None, None, 3)
 
 
 def test_a_training_that_fails_is_a_row_and_not_the_end(monkeypatch):
-    from crossent.minimise.contest import contest as verb
+    from crossent.minimise.contest import ground
 
     def broken(problem, recipe, *rest, **more):
         if recipe.loss == "brier":
             raise DataError("the training loss was never finite: a sentence.")
         return learn(problem, recipe, *rest, **more)
 
-    learn = verb.learn
-    monkeypatch.setattr(verb, "learn", broken)
+    learn = ground.learn
+    monkeypatch.setattr(ground, "learn", broken)
     record = compare_losses("iris", losses=["brier", "nll", "hinge"], seeds=1, settings=TINY)
     table = record.tables["losses"]
     assert table["loss"][-1] == "brier"
@@ -155,26 +155,87 @@ def test_one_temperature_mends_what_is_only_too_flat():
     assert mended == pytest.approx(right.costs(right.z).mean(), abs=0.002)  # one parameter of 4,000 rows: 1 / 8,000
 
 
-@pytest.mark.parametrize(("seeds", "of_seed"), [(3, 0.4), (5, 0.4)])
-def test_intervals_cover_rows_and_seeds_and_rows_alone_do_not(seeds, of_seed):
-    """The truth is 0 by construction. 500 draws know a coverage to 1 or 2 %, and rows alone would have 62 and 69 %:
-    their error² is (1 + 1 / S) / 100, and 0.4² / S is missing from it."""
-    generator, held, alone = np.random.default_rng(7), 0, 0
-    for _ in range(500):
-        d = generator.normal(size=100) + generator.normal(size=(seeds, 100))
-        d += of_seed * generator.normal(size=(seeds, 1))
-        low, high = crossed(d).mean.interval()
-        held += low <= 0 <= high
-        low, high = cluster_mean(d.mean(0)).interval()
-        alone += low <= 0 <= high
-    assert held / 500 > 0.91
-    assert alone / 500 < 0.75
+def test_folds_test_every_row_once_a_seed_by_networks_that_have_not_seen_it(monkeypatch):
+    from crossent.minimise.contest import ground
+
+    taught = []
+
+    def spy(problem, recipe, seed, **more):
+        taught.append((seed, recipe.loss, problem.x[:, 0]))
+        return learn(problem, recipe, seed, **more)
+
+    learn = ground.learn
+    monkeypatch.setattr(ground, "learn", spy)
+    x = np.random.default_rng(0).normal(size=(60, 2))
+    x[:, 0] = np.arange(60)  # each row by its own number, which preparation keeps in order
+    y = (x[:, 1] > 0).astype(int)
+    how = {"losses": "nll,brier", "folds": 3, "settings": TINY}
+    record = compare_losses(x, y, seeds=2, **how)
+    assert record["cross_entropy"].n == record.facts["rows"] == 60
+    assert record.facts["splits"] == {"learn": 40, "test": 60}
+    assert len(taught) == 2 * 3 * 2
+    assert {len(rows) for *_, rows in taught} <= {33, 34, 35}  # of 40, less a sixth for the temperature
+    for seed in (0, 1):
+        own = {
+            loss: [rows for number, name, rows in taught if (number, name) == (seed, loss)] for loss in ("nll", "brier")
+        }
+        for one, other in zip(own["nll"], own["brier"], strict=True):
+            assert torch.equal(one, other)
+    assert "2 × 3 trainings" in record.facts["covers"]
+    assert "each tested in turn in 3 folds" in crossent.report.headline(record)
+    assert "other training rows they know" in contest.limits(record)
+    one = compare_losses(x, y, seeds=1, **how)
+    assert one.facts["notes"] == []
+    assert one.tables["differences"]["low"][0] is not None
+    with pytest.raises(DataError, match="no test of its own"):
+        compare_losses(x, y, test=(x, y), **how)
+    with pytest.raises(DataError, match="2 folds at least"):
+        compare_losses(x, y, **how | {"folds": 61})
 
 
-def test_of_one_seed_the_error_is_that_of_rows():
-    rows = np.random.default_rng(1).normal(size=(1, 50))
-    assert crossed(rows).mean == cluster_mean(rows[0])
-    assert crossed(np.repeat(rows, 3, 0)).mean == cluster_mean(rows[0])  # seeds that agree add nothing
+def net():
+    return torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+
+
+def loaders(generator=None):
+    x = torch.randn(120, 2, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] > 0).long()
+    parts = (slice(0, 60), slice(60, 90), slice(90, 120))
+    return [
+        torch.utils.data.DataLoader(
+            torch.utils.data.TensorDataset(x[part], y[part]), 20, shuffle=part.start == 0, generator=generator
+        )
+        for part in parts
+    ]
+
+
+@pytest.mark.parametrize("generator", [None, torch.Generator()])
+def test_loaders_of_ones_own_give_every_loss_the_same_start_and_batches(generator):
+    """Focal loss with γ = 0 is the NLL: to the last bit, if start and batches are alike, by whatever they are drawn."""
+    record = compare_losses(
+        net, loaders(generator), "nll,focal(0),brier", seeds=2, settings=["epochs=9", "learning_rate=0.05"]
+    )
+    assert abs(lines(record, "raw", "cross_entropy")["focal(0)"]["difference"]) < 1e-4  # as above
+    assert abs(lines(record, "raw", "cross_entropy")["brier"]["difference"]) > 1e-3
+    assert record.facts["splits"] == {"learn_batches": 3, "validation": 30, "test": 30}
+    assert "validation loader" in record.facts["notes"][0]
+    assert record.tables["losses"]["temperature"][0] > 0
+
+
+def test_loaders_of_ones_own_are_refused_where_they_cannot_be_fair():
+    made = net()
+    for make, how, sentence in (
+        (made, {}, "pass a function that makes one"),
+        (lambda: made, {}, "parameters of the last network again"),
+        (lambda: 3, {}, "made a int"),
+        (net, {"folds": 3}, "loaders give batches"),
+        (net, {"model": net}, "leave out model"),
+    ):
+        with pytest.raises(DataError, match=sentence):
+            compare_losses(make, loaders(), "nll,brier", seeds=1, settings=["epochs=1"], **how)
+    one = [torch.utils.data.DataLoader([(torch.zeros(2), torch.tensor(0.5))] * 4)] * 3
+    with pytest.raises(DataError, match=r"hlgauss\(9\): it needs 9 logits a row, and the network gives 1"):
+        compare_losses(lambda: torch.nn.Linear(2, 1), one, "fraction,hlgauss(9)", limits=(0, 1))
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10])

@@ -13,55 +13,46 @@ too strong or too weak leaves, and epochs are chosen by what a temperature would
 
 All losses learn from the same rows in the same folds, from the same starts, in the same batches, and end by the same
 rule. That is done from several seeds, each of which draws that sixth, folds, starts and batches anew; all are tested on
-the same rows. Differences from the first loss are taken row by row and seed by seed, and both make their error
-(``crossed``).
+the same rows: those of a test or, with outer folds, all in turn. Differences from the first loss are taken row by row
+and seed by seed, and rows and trainings both make their error (``crossed``).
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import nn
 
 from crossent.compute.losses import NLL
 from crossent.errors import DataError, some
-from crossent.measure.calibration.rows import rows_of
-from crossent.measure.calibration.scaling import fit_scaling
-from crossent.measure.comparison.rival import rival
-from crossent.measure.predictions.predictions import Predictions
-from crossent.measure.sums.likelihood import Rows
-from crossent.minimise.contest.scoreboard import Told, board
+from crossent.minimise.contest.ground import Brought, Drawn, Lesson, Rows
+from crossent.minimise.contest.judged import Said, Told, told, train
+from crossent.minimise.contest.scoreboard import board
 from crossent.minimise.contest.steepness import steepness
 from crossent.minimise.data import task as tasks
-from crossent.minimise.data.parts import Part, both, parted
-from crossent.minimise.data.preparation import Preparation
-from crossent.minimise.data.problem import Problem, folds
-from crossent.minimise.data.tokens import WORD, Tokens
+from crossent.minimise.data.parts import both
 from crossent.minimise.objective.inverse import PROPERTIES
 from crossent.minimise.objective.objective import Objective, OfRange
 from crossent.minimise.objective.spelling import read_loss, split
 from crossent.minimise.recipe import Recipe, model_asked
-from crossent.minimise.training.judge import averaged, logits_of, shares_of, temperatures_of
-from crossent.minimise.training.learn import Factory, launched, learn
+from crossent.minimise.training.learn import Factory, launched
 from crossent.minimise.training.train import Progress
 from crossent.record import Record
 
 LOSSES = "nll,smoothed(0.05),focal(2),brier,hinge,gce(0.7)"
 CODES = "fraction,hlgauss,twohot,continuous_bernoulli,mse,mae"
 """What is compared if nobody says what: losses of classes, and codes of a number in a range."""
-FEW_SEEDS, MORE_SEEDS = 3, 5
+FEW_SEEDS, MORE_SEEDS, SEEDS_WITH_FOLDS = 3, 5, 2
 ROWS_FOR_MORE = 2_000
-"""Up to so many rows to learn from a training is cheap, and five seeds are taken in place of three."""
+"""Up to so many rows to learn from a training is cheap, and five seeds are taken in place of three; with folds two."""
 
 _OF_CODE = {
     "fraction": (True, "the mean"),
@@ -89,6 +80,7 @@ def compare_losses(
     settings: Sequence[str] = (),
     model: Factory | None = None,
     seeds: int | None = None,
+    folds: int | None = None,
     seed: int = 0,
     budget: float | None = None,
     fabric: Any = None,
@@ -102,11 +94,14 @@ def compare_losses(
     Args:
         x: features, or the name of an embedded set or a file; with ``y``, ``target``, ``weight``, ``test``, ``kind``,
             ``limits``, ``recipe``, ``settings``, ``model`` and ``fabric`` as in ``fit``. The recipe's own loss is not
-            looked at.
+            looked at. Or a function without arguments that makes a network of your own, and three loaders as ``y``, as
+            ``fit`` takes them; what they draw by torch, or by a generator of their own, is drawn alike for every loss.
         losses: as a recipe spells them, in one text parted by commas or one by one: "nll,focal(2)"; of a range also
             codes: "fraction,hlgauss(30),mse". By default ``LOSSES`` or ``CODES``. The others are held against "nll"
             ("fraction"), or against the first if that is not there.
-        seeds: how many trainings of each loss; by default 5 up to 2,000 rows to learn from, and 3 beyond.
+        seeds: how many trainings of each loss; by default 5 up to 2,000 rows to learn from, 3 beyond, and 2 with folds.
+        folds: with K every row is tested, by the networks of the fold that has not seen it, K trainings for each seed
+            and loss; by default a test is set apart, the same for all seeds.
         seed: the first of them, and that of the rows drawn for the test.
         budget: seconds for all trainings together; each gets the same share, after which no epoch begins.
         checkpoint: a folder for the state of the trainings, to go on from.
@@ -122,62 +117,58 @@ def compare_losses(
         DataError: a sentence, if the data cannot be used, a loss is misspelt, or fewer than two losses fit the task. A
             loss that is spelt well and fails is a row of the table with the reason.
 
-    Cost: that of losses · seeds trainings.
+    Cost: that of losses · seeds · folds trainings.
 
     >>> record = compare_losses("iris", losses="nll,brier", seeds=2, settings=["members=1", "folds=2", "epochs=3"])
     >>> record.facts["baseline"], sorted(record.tables["losses"]["loss"])
     ('nll', ['brier', 'nll'])
     """
     began = time.monotonic()
-    if y is not None and isinstance(x, (str, os.PathLike)):
-        raise DataError(f"{os.fspath(x)!r} brings its own labels; leave out y (losses are named by losses=).")
-    mine, other = both(x, y, target, weight, test)
-    found = tasks.look(mine.y, mine.source, mine.target, kind, limits, mine.names)
-    said(found.found)
-    rest, judge = parted(found, mine, other, seed)
-    judge = _that_count(judge)
-    preparation: Preparation | Tokens
-    texts = (named := model_asked(recipe, settings)).startswith(WORD)
-    if texts:
-        preparation = Tokens.of(named, rest.x, mine.source, found)
-        features, model = preparation(rest.x, mine.source), preparation.copy
+    ground: Drawn | Brought
+    if callable(x):
+        ground = _brought(x, y, limits, model, folds)
     else:
-        preparation, features = Preparation.fit(rest.x, mine.source)
-    problem = Problem(found, features, found.target(rest.encoded), rest.tensor_of_weights)
-    usual = Recipe.texts() if texts else Recipe.usual(problem)
-    recipe = (recipe or usual.changed(beside=False)).parsed(settings)  # one network a loss, and nothing to lean on
-    entries = [_entry(text, problem, recipe) for text in _texts(losses, found)]
+        if y is not None and isinstance(x, (str, os.PathLike)):
+            raise DataError(f"{os.fspath(x)!r} brings its own labels; leave out y (losses are named by losses=).")
+        mine, other = both(x, y, target, weight, test)
+        found = tasks.look(mine.y, mine.source, mine.target, kind, limits, mine.names)
+        ground = Drawn(mine, other, found, model_asked(recipe, settings), model, seed, folds)
+    task, tested = ground.task, ground.tested
+    said(task.found)
+    recipe = (recipe or ground.usual).parsed(settings)
+    entries = [_entry(text, ground, recipe) for text in _texts(losses, task)]
     for entry in entries:
         if entry.trouble:
             said(f"{entry.name} is left out: {entry.trouble}")
-    repeats = seeds or (MORE_SEEDS if len(rest) <= ROWS_FOR_MORE else FEW_SEEDS)
+    usual = SEEDS_WITH_FOLDS if folds else MORE_SEEDS if len(ground.problem) <= ROWS_FOR_MORE else FEW_SEEDS
+    repeats = seeds or usual
     alive = [entry for entry in entries if not entry.trouble]
     if len(alive) < 2:
         raise DataError(f"a comparison needs two losses, and {len(alive)} fits this task. " + _troubles(entries))
-    said(
-        f"{len(alive)} losses, {repeats} {'seed' if repeats == 1 else 'seeds'}; {len(rest):,} rows to learn from, "
-        f"{recipe.says_of_folds}; {len(judge):,} to test."
-    )
+    said(f"{len(alive)} losses, {repeats} {'seed' if repeats == 1 else 'seeds'}; {ground.says(recipe)}.")
     fabric = fabric or launched()
-    share = math.inf if budget is None else budget / (len(alive) * repeats)
-    judged = _Judge(judge, preparation(judge.x, judge.data.source), found)
+    share = math.inf if budget is None else budget / (len(alive) * repeats * (folds or 1))
     done = 0
     try:
-        for repeat in range(repeats):
-            turn = alive[repeat % len(alive) :] + alive[: repeat % len(alive)]  # none is always the first
-            heard = {}
-            parts = _Parts.of(problem, rest, seed + repeat)
+        for number in range(seed, seed + repeats):
+            first = (number - seed) % len(alive)
+            turn = alive[first:] + alive[:first]  # none is always the first
+            for place, lesson in enumerate(ground.lessons(number)):
+                for entry in turn:
+                    where = f"{entries.index(entry)}-{number}" + (f"-{place}" if folds else "")
+                    entry.learn(
+                        lesson,
+                        number,
+                        task,
+                        fabric=fabric,
+                        checkpoint=None if checkpoint is None else Path(checkpoint) / where,
+                        progress=progress,
+                        deadline=time.monotonic() + share,
+                    )
             for entry in turn:
-                place = None if checkpoint is None else Path(checkpoint) / f"{entries.index(entry)}-{seed + repeat}"
-                heard[entry.name] = told = _trained(
-                    entry, parts, judged, seed + repeat, model, fabric, place, progress, time.monotonic() + share
-                )
-                said(f"{entry.name}, seed {seed + repeat}: {told or entry.trouble}")
+                entry.count(tested, task)
+                said(f"{entry.name}, seed {number}: {entry.trouble or entry.told[-1]}")
             alive = [entry for entry in alive if not entry.trouble]
-            for entry in alive:
-                told = heard[entry.name]
-                assert told is not None
-                entry.told.append(told)
             done += 1
     except KeyboardInterrupt:
         if not done:
@@ -186,80 +177,73 @@ def compare_losses(
     if len(alive) < 2:
         raise DataError("a comparison needs two losses, and fewer could be trained. " + _troubles(entries))
     return board(
-        found,
-        judge.weight,
-        [(entry.name, entry.about, entry.trouble, entry.told) for entry in entries],
-        Path(mine.source).stem,
+        task,
+        tested.weight,
+        [(entry.name, entry.about, entry.trouble, entry.told[:done]) for entry in entries],
+        Path(ground.source).stem,
         facts={
-            "source": mine.source,
-            "target": mine.target,
-            "found": found.found,
-            "splits": {"learn": len(rest), "test": len(judge)},
+            "source": ground.source,
+            "target": ground.target,
+            "found": task.found,
+            "splits": ground.sizes,
             "seed": seed,
             "seeds": done,
+            "folds": folds,
+            "covers": ground.covers(done),
             "budget": _budget(recipe, budget, share),
             "recipe": {name: value for name, value in recipe.to_dict().items() if name not in ("loss", "calibration")},
             "command": command,
             "seconds": round(time.monotonic() - began, 1),
-            "notes": [*preparation.notes, *_notes(recipe, done, entries)],
+            "notes": [*ground.notes, *_notes(recipe, done, folds, entries)],
         },
     )
 
 
 @dataclass(eq=False)
 class _Entry:
-    """A loss of the comparison: its recipe and objective, what is known of it, what its trainings gave."""
+    """A loss of the comparison: its recipe, what is known of it, what its trainings said, and gave seed by seed."""
 
     name: str
     recipe: Recipe
-    objective: Objective | None
     about: dict[str, Any]
     trouble: str = ""
     told: list[Told] = field(default_factory=list)
+    said: list[tuple[NDArray[np.int64], Said]] = field(default_factory=list)
+
+    def learn(self, lesson: Lesson, seed: int, task: tasks.Task, **how: Any) -> None:
+        """Train in a lesson; one that fails leaves its trouble, and is left out from then on."""
+        if self.trouble:
+            return
+        try:
+            self.said.append((lesson.at, train(lesson, self.recipe, seed, task, **how)))
+        except (ValueError, TypeError) as trouble:  # DataError is one of them
+            self.trouble = " ".join(str(trouble).split())
+
+    def count(self, tested: Rows, task: tasks.Task) -> None:
+        """Put the lessons of a seed together."""
+        said, self.said = self.said, []
+        if self.trouble:
+            return
+        try:
+            self.told.append(told(said, tested, task))
+        except DataError as trouble:
+            self.trouble = str(trouble)
 
 
-@dataclass(frozen=True, eq=False)
-class _Judge:
-    """The rows of the test with their features."""
-
-    test: Part
-    features: Any
-    task: tasks.Task
-
-    def predictions(self, log_p: NDArray[np.float64]) -> Predictions:
-        """Log-probabilities (n, classes) of the test rows, as ``measure`` takes them."""
-        is_range = self.task.kind == "range"
-        return Predictions(
-            np.exp(log_p),
-            self.test.encoded,
-            list(self.task.classes),
-            self.test.rows,
-            self.task.kind,
-            self.task.low if is_range else None,
-            self.task.high if is_range else None,
-            log_probabilities=log_p,
-            weights=self.test.weight,
+def _brought(
+    make: Callable[[], Any], loaders: Any, limits: tuple[float, float] | None, model: Any, folds: int | None
+) -> Brought:
+    """Loaders of the user's own, with a function that makes the network."""
+    if isinstance(make, nn.Module):
+        raise DataError(
+            "each training needs a fresh network: pass a function that makes one, compare_losses(make, loaders), and "
+            "not a network."
         )
-
-
-@dataclass(frozen=True, eq=False)
-class _Parts:
-    """The rows to learn from, and those set apart from all networks for the temperature: features, labels, weights."""
-
-    learn: Problem
-    apart: Tensor
-    encoded: NDArray[Any]
-    weight: NDArray[np.float64] | None
-
-    @classmethod
-    def of(cls, problem: Problem, rest: Part, seed: int) -> _Parts:
-        """A sixth of the rows is set apart, drawn by class."""
-        apart = folds(problem, 1, 1, seed)[0] == 0
-        counts = apart.numpy() if rest.weight is None else apart.numpy() & (rest.weight > 0)
-        if not counts.any():
-            raise DataError("no row with a weight was drawn for the temperature; take another seed.")
-        weight = None if rest.weight is None else rest.weight[counts]
-        return cls(problem.take(~apart), problem.x[torch.from_numpy(counts)], rest.encoded[counts], weight)
+    if model is not None:
+        raise DataError("the first argument makes the network; leave out model, or pass arrays.")
+    if folds is not None:
+        raise DataError("folds are drawn of rows, and loaders give batches; leave out folds, or pass arrays.")
+    return Brought(make, loaders, limits)
 
 
 def _texts(losses: str | Sequence[str] | None, task: tasks.Task) -> list[str]:
@@ -273,20 +257,24 @@ def _texts(losses: str | Sequence[str] | None, task: tasks.Task) -> list[str]:
     return texts
 
 
-def _entry(text: str, problem: Problem, recipe: Recipe) -> _Entry:
-    """What a text asks for; a misspelt one is refused, one that does not fit the task says why."""
+def _entry(text: str, ground: Drawn | Brought, recipe: Recipe) -> _Entry:
+    """What a text asks for; a misspelt one is refused, one that does not fit the task or the network says why."""
+    task, counts = ground.task, ground.problem.counts()
     coded = text.partition("(")[0].strip() in _OF_CODE
     if not coded:
-        read_loss(text, problem.counts())
-    if coded and problem.task.kind != "range":
+        read_loss(text, counts)
+    if coded and task.kind != "range":
         reason = f"{text} is a code of a number in a range, and the target has classes."
-        return _Entry(text, recipe, None, _about(None, ""), reason)
+        return _Entry(text, recipe, _about(None, ""), reason)
     own = recipe.changed(code=text, loss="nll") if coded else recipe.changed(loss=text)
     try:
-        objective = own.objective(problem.task, problem.counts())
+        objective = own.objective(task, counts)
     except DataError as trouble:
-        return _Entry(text, own, None, _about(None, ""), str(trouble))
-    return _Entry(text, own, objective, _about(objective, own.code.partition("(")[0].strip()))
+        return _Entry(text, own, _about(None, ""), str(trouble))
+    entry = _Entry(text, own, _about(objective, own.code.partition("(")[0].strip()))
+    if ground.columns not in (None, objective.columns):
+        entry.trouble = f"it needs {objective.columns} logits a row, and the network gives {ground.columns}."
+    return entry
 
 
 def _about(objective: Objective | None, code: str) -> dict[str, Any]:
@@ -304,95 +292,6 @@ def _about(objective: Objective | None, code: str) -> dict[str, Any]:
     return dict(zip(names, (proper, minimiser, back, at_0, at_1), strict=True))
 
 
-def _trained(
-    entry: _Entry,
-    parts: _Parts,
-    judge: _Judge,
-    seed: int,
-    model: Factory | None,
-    fabric: Any,
-    checkpoint: Path | None,
-    progress: Callable[[Progress], None],
-    deadline: float,
-) -> Told | None:
-    """One training and what the test rows cost it; None, and the trouble written down, if it failed."""
-    began = time.monotonic()
-    try:
-        learned = learn(
-            parts.learn,
-            entry.recipe,
-            seed,
-            factory=model,
-            fabric=fabric,
-            checkpoint=checkpoint,
-            progress=progress,
-            deadline=deadline,
-        )
-    except (ValueError, TypeError) as trouble:  # DataError is one of them
-        entry.trouble = " ".join(str(trouble).split())
-        return None
-    history, objective = learned.history, learned.objective
-    if "by hand" in history.stopped:
-        raise KeyboardInterrupt
-    seconds = max(time.monotonic() - began, history.seconds)  # a training that was gone on with had some before
-    logits = logits_of(learned.network, judge.features)
-    shares = shares_of(learned.network)
-    raw = averaged(objective.log_probabilities(logits, raw=True), shares).numpy()
-    fair = averaged(objective.log_probabilities(logits), shares, temperatures_of(learned.network)).numpy()
-    apart = rows_of(learned.log_probabilities(parts.apart).numpy(), parts.encoded, parts.weight)
-    temperature = fit_scaling(apart, "temperature")
-    costs = {
-        "fair": _costs(judge, temperature.of_logits(fair)),
-        "raw": _costs(judge, raw),
-    }
-    if not all(np.isfinite(cost["cross_entropy"]).all() for cost, _ in costs.values()):
-        entry.trouble = "it gave the label of a test row probability 0, so that its cross-entropy is infinite."
-        return None
-    if isinstance(objective, OfRange):
-        share = judge.task.target(judge.test.encoded)
-        with contextlib.suppress(TypeError):  # a code that learns no distribution
-            each = objective.log_score(logits, share.expand(logits.shape[:-1])).unsqueeze(-1)
-            score = averaged(each, shares).squeeze(-1).numpy()
-            if np.isfinite(score).all():
-                costs["fair"][0]["log_score"] = score
-    return Told(
-        {figure: cost for figure, (cost, _) in costs.items()},
-        {figure: doubt for figure, (_, doubt) in costs.items()},
-        temperature.temperature,
-        seconds,
-        len(history.train),
-        held_out=float(np.average(apart.costs(temperature.of_logits(apart.z)), weights=parts.weight)),
-    )
-
-
-def _costs(judge: _Judge, log_p: NDArray[np.float64]) -> tuple[dict[str, NDArray[np.float64]], float]:
-    """What each test row says of log-probabilities, by measure, and the doubt of the mean miscalibration."""
-    predictions = judge.predictions(log_p)
-    rows = Rows.of(predictions)
-    if not np.isfinite(rows.cost).all():
-        return {"cross_entropy": rows.cost}, 0.0
-    found = {"cross_entropy": rows.cost}
-    if rows.absolute is not None:
-        # Linear in the squares about their mean, so that its mean over the rows is the root, and its scatter that's.
-        root = math.sqrt(float(np.average(rows.squared, weights=judge.test.weight)))
-        found |= {"mae": rows.absolute, "rmse": root / 2 + rows.squared / (2 * root) if root else rows.squared}
-    else:
-        found |= {"accuracy": rows.hit, "brier": rows.squared}
-    own = rival("", predictions, None)
-    assert own.calibrated is not None
-    return found | {"miscalibration": own.costs - own.calibrated}, own.doubt
-
-
-def _that_count(part: Part) -> Part:
-    """The rows whose weight is not 0."""
-    if part.weight is None or part.weight.all():
-        return part
-    here = part.weight > 0
-    if not here.any():
-        raise DataError("all rows of the test have weight 0, so that nothing is left to compare on.")
-    return replace(part, rows=part.rows[here], encoded=part.encoded[here])
-
-
 def _troubles(entries: Sequence[_Entry]) -> str:
     return " ".join(f"{entry.name}: {entry.trouble}" for entry in entries if entry.trouble)
 
@@ -408,10 +307,10 @@ def _budget(recipe: Recipe, budget: float | None, share: float) -> str:
     return f"the same rows, folds, starts, batches and recipe, {rule}{time_}"
 
 
-def _notes(recipe: Recipe, seeds: int, entries: Sequence[_Entry]) -> list[str]:
+def _notes(recipe: Recipe, seeds: int, folds: int | None, entries: Sequence[_Entry]) -> list[str]:
     """What a reader must know before trusting a figure, as sentences."""
     notes = []
-    if seeds == 1:
+    if seeds == 1 and folds is None:
         notes.append("With one seed nothing is known of what another would give: intervals are of the test rows alone.")
     if recipe.stop == "loss":
         notes.append(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from crossent.measure.intervals.cluster import ROUNDING, ClusterMean, cluster_mean, holm
 from crossent.minimise.contest.crossed import Crossed, crossed
+from crossent.minimise.contest.judged import Told
 from crossent.minimise.data.task import Task
 from crossent.minimise.finish import versions
 from crossent.record import Number, Record, Table
@@ -24,27 +25,7 @@ from crossent.record import Number, Record, Table
 BETTER_HIGH = ("accuracy", "log_score")
 FIGURES = ("fair", "raw")
 _CROSS_ENTROPY = ("nll", "fraction")
-_COVERED = "test rows and seeds, each of which draws rows for the temperature, folds, starts and batches anew"
 _UNITS = {"accuracy": "share", "brier": "1", "mae": "target", "rmse": "target"}
-
-
-@dataclass(frozen=True, eq=False)
-class Told:
-    """What one training gave: by figure and measure a number for each test row (n,).
-
-    ``doubt`` is by figure the standard deviation that fitting a calibrated self adds to the mean miscalibration.
-    ``held_out`` is the cross-entropy of the rows that the temperature was fitted to, after it.
-    """
-
-    costs: dict[str, dict[str, NDArray[np.float64]]]
-    doubt: dict[str, float]
-    temperature: float
-    seconds: float
-    epochs: int
-    held_out: float
-
-    def __str__(self) -> str:
-        return f"{self.held_out:.4f} nats held out after {self.epochs} epochs, {self.seconds:.1f} s."
 
 
 Line = tuple[str, dict[str, Any], str, list[Told]]
@@ -71,7 +52,6 @@ def board(
     numbers["difference"] = Number(told["difference"][lead], "nats", low, high, numbers["cross_entropy"].n)
     if told["p_adjusted"][lead] is not None:
         numbers["p_value"] = Number(told["p_adjusted"][lead], "1")
-    seeds = len(first[3])
     return Record(
         kind="losses",
         title=f"{data}: what {'cross-entropy' if first[0] in _CROSS_ENTROPY else first[0]} wins over other losses",
@@ -88,7 +68,6 @@ def board(
             "model": others[lead][0],
             "verdicts": dict(zip(told["loss"], told["verdict"], strict=True)),
             "comparisons": len(others),
-            "covers": _COVERED if seeds > 1 else "test rows alone",
             "versions": versions(),
             **facts,
         },
@@ -107,6 +86,11 @@ def _values(told: Sequence[Told], figure: str, measure: str) -> NDArray[np.float
     return None if any(each is None for each in found) else np.stack([each for each in found if each is not None])
 
 
+def _folds(line: Line) -> NDArray[np.int64]:
+    """By which lesson of each seed a row was judged (seeds, rows): alike for all losses."""
+    return np.stack([one.fold for one in line[3]])
+
+
 def _numbers(line: Line, weights: NDArray[np.float64] | None) -> dict[str, Number]:
     """The fair figures of the loss that others are held against."""
     numbers = {}
@@ -114,7 +98,7 @@ def _numbers(line: Line, weights: NDArray[np.float64] | None) -> dict[str, Numbe
         values = _values(line[3], "fair", measure)
         assert values is not None
         doubt = _doubt(measure, "fair", line)
-        mean = crossed(values, weights, further=doubt).mean
+        mean = crossed(values, weights, further=doubt, fold=_folds(line)).mean
         numbers[measure] = Number(mean.value, _UNITS.get(measure, "nats"), *mean.interval(), n=mean.rows)
     return numbers
 
@@ -154,7 +138,7 @@ def _differences(first: Line, others: Sequence[Line], weights: NDArray[np.float6
                 scale = float(max(np.abs(values).max(), np.abs(base).max()))
                 doubt = math.hypot(_doubt(measure, figure, first), _doubt(measure, figure, other))
                 same = bool(np.max(np.abs(values - base)) <= ROUNDING * scale)
-                means.append((other[0], crossed(values - base, weights, scale, doubt), same))
+                means.append((other[0], crossed(values - base, weights, scale, doubt, _folds(first)), same))
             lines += _lines(figure, measure, means)
     times = [np.array([one.seconds for one in line[3]]) for line in (first, *others)]
     means = []

@@ -209,7 +209,7 @@ def test_row_numbers_of_losses_that_read_logits() -> None:
 
 # Dynamo itself instantiates autograd functions, which torch itself deprecates.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize(("how", "names"), [("aot_eager", ["Brier", "a teacher", "a link"]), ("inductor", ["a link"])])
+@pytest.mark.parametrize(("how", "names"), [("aot_eager", ["Brier", "a teacher"]), ("inductor", ["a link"])])
 def test_compiled_in_one_piece(how: str, names: list[str]) -> None:
     """Every chunk is compiled by itself, which takes torch's own compiler half a minute for a few of them."""
 
@@ -217,10 +217,10 @@ def test_compiled_in_one_piece(how: str, names: list[str]) -> None:
         return torch.stack([CALLS[name][0](*given[: len(CALLS[name][2])]) for name in names])
 
     torch._dynamo.reset()
-    mine, theirs = free(CALLS["a link"][2]), free(CALLS["a link"][2])
+    mine, theirs = free(CALLS[names[0]][2]), free(CALLS[names[0]][2])
     got, expected = torch.compile(values, fullgraph=True, backend=compiler(how))(*mine), values(*theirs)
     torch.testing.assert_close(got, expected, rtol=1e-13, atol=0)
-    up = torch.tensor([1.0, -2.0, 0.5]).double()[-len(names) :]
+    up = torch.tensor([1.0, -2.0]).double()[-len(names) :]
     for a, b in zip(torch.autograd.grad(got, mine, up), torch.autograd.grad(expected, theirs, up), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
         assert not torch.allclose(1.01 * a, b, rtol=1e-11, atol=1e-13)

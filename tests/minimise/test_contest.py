@@ -104,6 +104,13 @@ def test_a_range_is_compared_by_its_codes(in_a_range):
     assert record["mae"].value <= record["rmse"].value < 5
 
 
+def test_what_is_known_of_codes_is_known_of_all():
+    from crossent.minimise.contest.contest import _OF_CODE
+    from crossent.minimise.objective.objective import _codes
+
+    assert set(_OF_CODE) == set(_codes(Task("range", (), "", 0.0, 1.0)))
+
+
 def test_what_cannot_be_compared_is_said_in_a_sentence():
     with pytest.raises(DataError, match="did you mean 'focal'"):
         compare_losses("iris", losses="nll,focall(2)", settings=TINY)

@@ -10,7 +10,8 @@ from scipy.optimize import minimize
 from crossent.compute import cross_entropy, losses
 from crossent.compute.losses import LDAM, NLL, Brier, Confidence, Focal, GeneralisedCE, LogZ, Smoothed
 from crossent.minimise.objective import inverse
-from crossent.minimise.objective.inverse import PROPERTIES, inverse_of
+from crossent.minimise.objective.catalogue import PROPERTIES
+from crossent.minimise.objective.inverse import inverse_of
 from crossent.minimise.objective.spelling import LOSSES, read_loss
 from tests import oracle
 from tests.oracle import mp
@@ -120,10 +121,27 @@ def test_losses_without_a_way_back_say_so_and_leave_softmax(text, why):
     assert link(said) is said
 
 
-def test_every_loss_has_its_property_and_its_name():
-    assert set(PROPERTIES) >= set(losses.LOSSES)
-    named = {type(read_loss(name, torch.tensor([1.0, 2.0]))) for name in LOSSES if name != "bootstrapped_soft"}
-    assert named | {losses.ClassWeighted} == set(PROPERTIES)
+def forgotten():
+    """Losses of compute that no recipe can ask for."""
+    return set(losses.LOSSES) - set(PROPERTIES)
+
+
+def test_a_loss_is_added_in_one_place_and_cannot_be_forgotten(monkeypatch):
+    assert not forgotten()
+    with monkeypatch.context() as without:
+        without.delitem(PROPERTIES, Focal)
+        assert forgotten() == {Focal}
+    assert {LOSSES[known.name]: known.name for known in PROPERTIES.values() if known.name} == {
+        loss: known.name for loss, known in PROPERTIES.items() if known.name
+    }  # two of one name would be one
+    assert [loss for loss, known in PROPERTIES.items() if not known.name] == [losses.ClassWeighted]
+    assert set(LOSSES) - {known.name for known in PROPERTIES.values()} == {"bootstrapped_soft"}
+    for loss, known in PROPERTIES.items():
+        if known.name:
+            assert (known.slopes is None) == (known.domain == "nowhere"), loss
+
+
+def test_every_loss_is_proper_where_it_says_so():
     for loss, known in PROPERTIES.items():
         if loss in (losses.ClassWeighted, LogZ):
             continue

@@ -39,7 +39,7 @@ from crossent.minimise.contest.scoreboard import board
 from crossent.minimise.contest.steepness import steepness
 from crossent.minimise.data import task as tasks
 from crossent.minimise.data.parts import both
-from crossent.minimise.objective.inverse import PROPERTIES
+from crossent.minimise.objective.catalogue import PROPERTIES
 from crossent.minimise.objective.objective import Objective, OfRange
 from crossent.minimise.objective.spelling import read_loss, split
 from crossent.minimise.recipe import Recipe, model_asked

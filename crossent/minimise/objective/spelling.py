@@ -19,27 +19,9 @@ from typing import Any
 
 import torch
 
-from crossent.compute.losses import (
-    LDAM,
-    NLL,
-    ArcFace,
-    Asymmetric,
-    Brier,
-    Confidence,
-    Focal,
-    GeneralisedCE,
-    Hinge,
-    LogZ,
-    Loss,
-    Margin,
-    Poly1,
-    Smoothed,
-    SymmetricCE,
-    TaylorCE,
-    Unlikelihood,
-)
+from crossent.compute.losses import NLL, Confidence, Loss
 from crossent.errors import DataError
-from crossent.minimise.objective.suspects import Bootstrapped
+from crossent.minimise.objective.catalogue import PROPERTIES
 
 
 def bootstrapped_soft(beta: float = 0.95) -> Loss:
@@ -50,24 +32,8 @@ def bootstrapped_soft(beta: float = 0.95) -> Loss:
 
 
 LOSSES: dict[str, Callable[..., Loss]] = {
-    "nll": NLL,
-    "smoothed": Smoothed,
-    "focal": Focal,
-    "asymmetric": Asymmetric,
-    "poly1": Poly1,
-    "gce": GeneralisedCE,
-    "sce": SymmetricCE,
-    "taylor": TaylorCE,
-    "bootstrapped": Bootstrapped,
+    **{known.name: loss for loss, known in PROPERTIES.items() if known.name},
     "bootstrapped_soft": bootstrapped_soft,
-    "brier": Brier,
-    "hinge": Hinge,
-    "margin": Margin,
-    "ldam": LDAM,
-    "arcface": ArcFace,
-    "unlikelihood": Unlikelihood,
-    "confidence": Confidence,
-    "logz": LogZ,
 }
 """Every loss by its short name; class weights are a cure for imbalance and spelt there."""
 

@@ -89,7 +89,7 @@ REFUSED = [
     ((THREE, np.zeros((2, 1, 3))), {}, r"labels should be \(rows,\) or \(rows, classes\) and have shape \(2, 1, 3\)"),
     (([0.5, NAN], [0, 1]), {}, "one that is not: row 1: nan"),
     (([[0.5, 0.5], [math.inf, 0]], [0, 1]), {}, "row 1, column '0': inf"),
-    (([0.5, 1.5], [0, 1]), {}, r"between 0 and 1.*row 1: 1.5 \(1 rows in all\).*percentages"),
+    (([0.5, 1.5], [0, 1]), {}, r"between 0 and 1.*row 1: 1.5 \(the only such row\).*percentages"),
     (([50, 99], [0, 1]), {}, "If these are percentages, divide them by 100"),
     (([[-0.7, -0.7]], [1]), {}, "no probabilities, and it is not clear.*Name the form"),
     (([[-3.0, 4.0]], [1]), {}, r"row 0, column '0': -3.*logits, say so: form='logits' \(--form logits\)"),

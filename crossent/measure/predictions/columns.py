@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.errors import DataError, some
-from crossent.measure.predictions.form import Place, as_numbers
+from crossent.measure.predictions.form import Place, as_numbers, in_all
 from crossent.measure.predictions.naming import class_text
 from crossent.measure.predictions.truth import Coded
 
@@ -72,14 +72,12 @@ def fractions(y: NDArray[Any] | Coded, place: Place, low: float, high: float) ->
         raise DataError("the labels of a range should be numbers, one per row.")
     value = as_numbers(y, "the labels of a range")
     if (bad := np.isnan(value)).any():
-        raise DataError(
-            f"{place(int(np.argmax(bad)))} has no label ({int(bad.sum()):,} rows in all). Leave such rows out."
-        )
+        raise DataError(f"{place(int(np.argmax(bad)))} has no label ({in_all(bad.sum())}). Leave such rows out.")
     if (bad := (value < low) | (value > high)).any():
         i = int(np.argmax(bad))
         raise DataError(
             f"labels should lie in the range {low:g} to {high:g}, and {place(i)} has {value[i]:g} "
-            f"({int(bad.sum()):,} rows in all). Give the range with low= and high=, or leave the row out."
+            f"({in_all(bad.sum())}). Give the range with low= and high=, or leave the row out."
         )
     return np.clip((value - low) / (high - low), 0.0, 1.0)  # the clip takes away a rounding, never a value
 
@@ -93,7 +91,7 @@ def row_weights(values: Any, place: Place) -> NDArray[np.float64] | None:
         bad = ~((w >= 0) & (w < math.inf))
         i = int(np.argmax(bad))
         raise DataError(
-            f"a weight is a number, 0 or more, and {place(i)} has {w[i]:g} ({int(bad.sum()):,} rows in all). A row "
+            f"a weight is a number, 0 or more, and {place(i)} has {w[i]:g} ({in_all(bad.sum())}). A row "
             "that should not count has weight 0, or is left out."
         )
     return w
@@ -115,7 +113,7 @@ def row_groups(values: Any, place: Place) -> NDArray[Any]:
     words = texts(values)
     if (gone := words == MISSING).any():
         raise DataError(
-            f"{place(int(np.argmax(gone)))} has no group ({int(gone.sum()):,} rows in all). Give every row the group "
+            f"{place(int(np.argmax(gone)))} has no group ({in_all(gone.sum())}). Give every row the group "
             "it belongs to; a row on its own is a group of its own."
         )
     return words

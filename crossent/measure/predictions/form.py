@@ -56,6 +56,15 @@ def as_numbers(p: NDArray[Any], what: str = "the probabilities") -> _Grid:
         raise DataError(f"{what} should be numbers, and some are not: {trouble}.") from trouble
 
 
+def in_all(count: int) -> str:
+    """Say how many rows a sentence that names the first of them is about.
+
+    >>> in_all(1), in_all(1200)
+    ('the only such row', '1,200 rows in all')
+    """
+    return "the only such row" if count == 1 else f"{int(count):,} rows in all"
+
+
 def infer(p: _Grid, tolerance: float = SUM_TOLERANCE) -> str | None:
     """Say which of FORMS the entries are, (n,) or (n, classes); None if they could be several or none.
 
@@ -105,7 +114,7 @@ def probabilities(
         i = int(np.argmax(off > tolerance))
         raise DataError(
             f"the probabilities of a row should add up to 1 (within {tolerance:.3g}), and those of {place(i)} add up "
-            f"to {total[i]:.6g} ({int(np.sum(off > tolerance)):,} rows in all). If a column is missing, add it; if "
+            f"to {total[i]:.6g} ({in_all(np.sum(off > tolerance))}). If a column is missing, add it; if "
             "these are scores that only need dividing by their sum, ask for that with normalise=True (--normalise)."
         )
     if worst <= (exact := _exact(p.shape[1])):
@@ -135,7 +144,7 @@ def log_probabilities(
         i = int(np.argmax(off > tolerance))
         raise DataError(
             f"the exponentials of a row of log-probabilities should add up to 1 (within {tolerance:.3g}), and those of "
-            f"{place(i)} add up to {total[i]:.6g} ({int(np.sum(off > tolerance)):,} rows in all). If these are logits, "
+            f"{place(i)} add up to {total[i]:.6g} ({in_all(np.sum(off > tolerance))}). If these are logits, "
             "say so: form='logits' (--form logits); that divides by the sum."
         )
     if worst <= (exact := _exact(p.shape[1])):
@@ -186,7 +195,7 @@ def _refuse(p: _Grid, place: Place, columns: list[str], bad: NDArray[np.bool_], 
     column = f", column {columns[j]!r}" if j < len(columns) and columns[j] else ""
     raise DataError(
         f"{rule}: {place(int(i))}{column}: {grid[i, j]:.6g} "
-        f"({int(bad.any(axis=1).sum()):,} rows in all).{' ' + fix if fix else ''}"
+        f"({in_all(bad.any(axis=1).sum())}).{' ' + fix if fix else ''}"
     )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.errors import DataError
-from crossent.measure.predictions.form import SUM_TOLERANCE, Place
+from crossent.measure.predictions.form import SUM_TOLERANCE, Place, in_all
 from crossent.measure.predictions.naming import class_text
 
 TRUTHS = ("class", "one-hot", "soft", "counts", "weighted counts")
@@ -66,7 +66,7 @@ def coded(
         values, codes, gone = _distinct(y, place)
     if gone is not None and gone.any():
         raise DataError(
-            f"{place(int(np.argmax(gone)))} has no label ({int(gone.sum()):,} rows in all). Leave such rows out: what "
+            f"{place(int(np.argmax(gone)))} has no label ({in_all(gone.sum())}). Leave such rows out: what "
             "did not come cannot be measured."
         )
     here = np.bincount(codes, minlength=len(values)) > 0
@@ -148,7 +148,7 @@ def shares(
     if (bad := total == 0).any():
         i = int(np.argmax(bad))
         raise DataError(
-            f"{place(i)} has no label: all of its columns are 0 ({int(bad.sum()):,} rows in all). Leave such rows out."
+            f"{place(i)} has no label: all of its columns are 0 ({in_all(bad.sum())}). Leave such rows out."
         )
     if truth == "soft":
         off = np.abs(total - 1)
@@ -156,7 +156,7 @@ def shares(
             i = int(np.argmax(bad))
             raise DataError(
                 f"the shares of a label should add up to 1 (within {SUM_TOLERANCE:g}), and those of {place(i)} add up "
-                f"to {total[i]:.6g} ({int(bad.sum()):,} rows in all). If they are counts say so: truth='counts' "
+                f"to {total[i]:.6g} ({in_all(bad.sum())}). If they are counts say so: truth='counts' "
                 "(--truth counts)."
             )
         return y / total[:, None], None, SHARES

@@ -132,6 +132,7 @@ def _probabilities(
     if not found:
         raise DataError(
             f"{file} has no columns of probabilities called p_<class>; its columns are {some(list(held), 12)}. Name "
-            "one, that of the positive class, or one per class, with probability= (--probability)."
+            "one, that of the positive class or of whole rows of them, or one per class, with probability= "
+            "(--probability)."
         )
     return found

@@ -229,7 +229,8 @@ def _without_single(table: Table) -> Table:
     return table
 
 
-def _p(values: list[float | None]) -> list[str]:
+def p_values(values: list[float | None]) -> list[str]:
+    """Write the p-values of a table's column, without their letter; one that is not known is a dash."""
     return ["–" if p is None else p_value(p).removeprefix("p ").removeprefix("= ") for p in values]
 
 
@@ -239,7 +240,7 @@ _MODELS: Titles = {
     "difference": ("difference", nats, True),
     "difference_low": ("95 % from", nats, True),
     "difference_high": ("to", nats, True),
-    "p_adjusted": ("p", _p, True),
+    "p_adjusted": ("p", p_values, True),
     "discrimination": ("discrimination", nats, False),
     "miscalibration": ("miscalibration", nats, False),
     "kl_divergence": ("KL from the truth", nats, False),
@@ -251,7 +252,7 @@ _PARTS: Titles = {
     "difference": ("difference", nats, True),
     "low": ("95 % from", nats, True),
     "high": ("to", nats, True),
-    "p_value": ("p", _p, True),
+    "p_value": ("p", p_values, True),
 }
 _SLICES: Titles = {
     "model": ("model", names, True),
@@ -261,7 +262,7 @@ _SLICES: Titles = {
     "difference": ("difference", nats, True),
     "low": ("95 % from", nats, True),
     "high": ("to", nats, True),
-    "p_adjusted": ("p (Holm)", _p, True),
+    "p_adjusted": ("p (Holm)", p_values, True),
     "contribution": ("contribution", nats, True),
     "share": ("share of all that differs", digits.shares, False),
 }

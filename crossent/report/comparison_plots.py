@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from crossent.record import Record
 from crossent.report.label import clip
 from crossent.report.svg import ACCENT, INK, MUTED, PAPER, drawing, inline
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _WIDTH = 370.0
 _MOST_MODELS, _MOST_SLICES = 20, 20
@@ -49,20 +53,25 @@ def differences(record: Record) -> str:
             if low is not None and high is not None:
                 axes.plot([low, high], [row, row], color=ACCENT, alpha=0.35, linewidth=5, solid_capstyle="butt")
             axes.plot(value, row, "o", markersize=6.5, color=ACCENT, markerfacecolor=ACCENT if sure else PAPER)
-        axes.set_xlim(*_window(lines))
-        axes.axvline(0.0, color=MUTED, linewidth=1, dashes=(4, 3), zorder=0)
-        axes.set_yticks(places, names)
-        axes.set(ylim=(places[-1] + 0.6, -0.6))
+        about_zero(axes, names, places, window(lines))
         axes.set_xlabel("nats per row, against the baseline")
-        axes.locator_params(axis="x", nbins=5)
-        axes.spines["left"].set_visible(False)
-        axes.tick_params(length=0)
-        axes.tick_params(axis="y", labelcolor=INK)
-        axes.grid(axis="x", linewidth=0.7)
         return inline(figure, "differences", "Difference of each model from the baseline, with its interval")
 
 
-def _window(lines: list[Line]) -> tuple[float, float]:
+def about_zero(axes: Axes, names: list[str], places: list[float], ends: tuple[float, float]) -> None:
+    """Make axes whose rows, named, stand at ``places`` from above, with a line at 0."""
+    axes.set_xlim(*ends)
+    axes.axvline(0.0, color=MUTED, linewidth=1, dashes=(4, 3), zorder=0)
+    axes.set_yticks(places, names)
+    axes.set(ylim=(places[-1] + 0.6, -0.6))
+    axes.locator_params(axis="x", nbins=5)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(length=0)
+    axes.tick_params(axis="y", labelcolor=INK)
+    axes.grid(axis="x", linewidth=0.7)
+
+
+def window(lines: list[Line]) -> tuple[float, float]:
     """What the picture shows: all points, and all intervals but those several times as wide as most, which leave it."""
     widths = sorted(high - low for _, _, low, high in lines if low is not None and high is not None)
     limit = 4 * widths[len(widths) // 2] if widths else 0.0

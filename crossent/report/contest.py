@@ -9,9 +9,9 @@ from typing import Any
 
 from crossent.record import Number, Record, Table
 from crossent.report import digits
-from crossent.report.comparison import p_value
+from crossent.report.comparison import p_value, p_values
 from crossent.report.label import printable
-from crossent.report.table import Sheet, Titles, counts, names, nats, select, sheet
+from crossent.report.table import Sheet, Titles, counts, ends, names, nats, select, sheet
 
 SPOKEN = {
     "cross_entropy": "log loss",
@@ -199,14 +199,6 @@ def _signs(values: list[Number | None]) -> list[str]:
     return ["–" if cell is None else ("+" if cell.value > 0 else "") + digits.value(cell) for cell in values]
 
 
-def _ends(values: list[Number | None]) -> list[str]:
-    return [("" if cell is None else digits.interval(cell)) or "–" for cell in values]
-
-
-def _p(values: list[float | None]) -> list[str]:
-    return ["–" if p is None else p_value(p).removeprefix("p ").removeprefix("= ") for p in values]
-
-
 def _words(values: list[Any]) -> list[str]:
     return ["–" if value is None else printable(value) for value in values]
 
@@ -247,11 +239,11 @@ _LOSSES: Titles = {
 _PAIRED: Titles = {
     "loss": ("loss", names, True),
     "fair": ("fair", _signs, True),
-    "interval": ("95 % interval", _ends, True),
-    "p": ("p (Holm)", _p, False),
+    "interval": ("95 % interval", ends, True),
+    "p": ("p (Holm)", p_values, False),
     "verdict": ("is", _words, True),
     "raw": ("raw", _signs, False),
-    "raw_interval": ("95 % interval", _ends, False),
+    "raw_interval": ("95 % interval", ends, False),
     "of_seeds": ("trainings’ share", digits.shares, False),
 }
 _ABOUT: Titles = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from crossent.record import Record
-from crossent.report.comparison_plots import Line, _window
+from crossent.report.comparison_plots import Line, about_zero, window
 from crossent.report.contest import SPOKEN, differences
 from crossent.report.label import clip, printable
-from crossent.report.svg import ACCENT, INK, MUTED, PAPER, drawing, inline
+from crossent.report.svg import ACCENT, MUTED, PAPER, drawing, inline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,28 +58,18 @@ def _drawn(record: Record, measures: tuple[str, ...], name: str, title: str) -> 
 
 def _panel(axes: Axes, fair: list[dict[str, Any]], raw: dict[str, dict[str, Any]]) -> None:
     lines: list[Line] = [(line["loss"], line["difference"], line["low"], line["high"]) for line in fair]
-    least, most = _window(lines)
+    ends = window(lines)
     for place, line in enumerate(fair):
-        _mark(axes, place - (0.14 if raw else 0.0), line, ACCENT, 5.0, (least, most))
+        _mark(axes, place - (0.14 if raw else 0.0), line, ACCENT, 5.0, ends)
         if line["loss"] in raw:
-            _mark(axes, place + 0.2, raw[line["loss"]], MUTED, 2.0, (least, most))
-    axes.set_xlim(least, most)
-    axes.axvline(0.0, color=MUTED, linewidth=1, dashes=(4, 3), zorder=0)
-    axes.set_yticks(range(len(fair)), [clip(line["loss"], 18) for line in fair])
-    axes.set(ylim=(len(fair) - 0.5, -0.5))
-    axes.locator_params(axis="x", nbins=5)
-    axes.spines["left"].set_visible(False)
-    axes.tick_params(length=0)
-    axes.tick_params(axis="y", labelcolor=INK)
-    axes.grid(axis="x", linewidth=0.7)
+            _mark(axes, place + 0.2, raw[line["loss"]], MUTED, 2.0, ends)
+    about_zero(axes, [clip(line["loss"], 18) for line in fair], [float(place) for place in range(len(fair))], ends)
 
 
-def _mark(
-    axes: Axes, place: float, line: dict[str, Any], colour: str, width: float, window: tuple[float, float]
-) -> None:
+def _mark(axes: Axes, place: float, line: dict[str, Any], colour: str, width: float, ends: tuple[float, float]) -> None:
     """A point with its interval; one that leaves the picture is an arrow at its edge."""
     value, low, high = line["difference"], line["low"], line["high"]
-    least, most = window
+    least, most = ends
     if low is not None and high is not None:
         axes.plot(
             [max(low, least), min(high, most)], [place] * 2, color=colour, alpha=0.35, lw=width, solid_capstyle="butt"

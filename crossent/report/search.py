@@ -8,7 +8,7 @@ from typing import Any
 from crossent.record import Number, Record, Table
 from crossent.report import digits
 from crossent.report.label import printable
-from crossent.report.table import Sheet, Titles, counts, names, nats, sheet
+from crossent.report.table import Sheet, Titles, counts, ends, names, nats, sheet
 
 UNFINISHED = ("failed", "stopped", "lost", "running")
 """States of trials that came to no loss; the others are "complete" and "pruned"."""
@@ -77,14 +77,10 @@ def _interval(trial: dict[str, Any]) -> Number | None:
     return Number(trial["cross_entropy"], "nats", trial["low"], trial["high"])
 
 
-def _ends(values: list[Number | None]) -> list[str]:
-    return [("" if cell is None else digits.interval(cell)) or "–" for cell in values]
-
-
 _TRIALS: Titles = {
     "trial": ("trial", names, True),
     "cross_entropy": ("nats held out", nats, True),
-    "interval": ("95 % interval", _ends, True),
+    "interval": ("95 % interval", ends, True),
     "folds": ("folds", counts, False),
     "seconds": ("seconds", counts, False),
     "told": ("settings, or what happened", names, True),

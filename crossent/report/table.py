@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from crossent.record import Record, Table
+from crossent.record import Number, Record, Table
 from crossent.report import digits
 from crossent.report.label import printable
 
@@ -54,6 +54,11 @@ def counts(values: list[Any]) -> list[str]:
 def nats(values: list[Any]) -> list[str]:
     """Numbers with as many decimals as their neighbours; undefined ones are a dash."""
     return digits.column([None if value is None or math.isnan(value) else value for value in values])
+
+
+def ends(values: list[Number | None]) -> list[str]:
+    """The ends of the intervals of numbers; a dash where there is none."""
+    return [("" if cell is None else digits.interval(cell)) or "–" for cell in values]
 
 
 def _yes(values: list[Any]) -> list[str]:

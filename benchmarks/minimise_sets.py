@@ -154,7 +154,7 @@ UNSEEN: dict[str, Unseen] = {
     "car": Unseen("Car", "choice"),  # which of six cars is chosen
     "insurance": Unseen("HI", "whi", ("wght",)),  # whether a wife has health insurance by her job
     "males": Unseen("Males", "union", ("nr",)),  # whether a wage is set by collective bargaining
-    "star": Unseen("Star", "classk"),  # the kind of class that pupils were put into by lot
+    "star": Unseen("Star", "classk"),  # the kind of class a pupil was put into: school and teacher tell much of it
     "nwtco": Unseen("nwtco", "rel", ("seqno", "edrel", "in.subcohort")),  # relapse of Wilms' tumour
     "pima": Unseen("Pima", "type"),  # diabetes
     "vocab": Unseen("Vocab", "vocabulary", (), (0.0, 10.0)),  # words known, of ten

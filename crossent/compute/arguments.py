@@ -225,7 +225,7 @@ def check_validate(validate: str) -> None:
 
 def check_share(share: Tensor, name: str = "target", hint: str = "For labels -1 and 1 pass (target + 1) / 2.") -> None:
     """Refuse shares and probabilities outside [0, 1]."""
-    if not targets.visible(share) or share.dtype == torch.bool or not share.numel():
+    if not targets.visible(share) or share.dtype == torch.bool or not share.numel() or targets.within(share, 1.0):
         return
     least, greatest = torch.aminmax(share.detach())  # a NaN is both
     if not (least >= 0 and greatest <= 1):

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossent.compute import operators
+from crossent.compute import backends, operators
 from crossent.compute.backends import reference
 from crossent.compute.backends.reference import wide
 from crossent.compute.rows import along_tangents, is_compiled, refuse_nested_forward
 from crossent.compute.stats import Stats
+from crossent.compute.target import visible
 
 
 class _Elements(torch.autograd.Function):
@@ -127,6 +128,34 @@ class _SlopesForward(_Slopes):
         return along_tangents(again, [z, a], along)
 
 
+class _Number(torch.autograd.Function):
+    """Their sum, divided, with the gradient made while the elements are in cache: ``number`` tells of that."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        share: Tensor,
+        pos_weight: Tensor | None,
+        smoothing: float,
+        divisor: float,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        ctx.smoothing, ctx.divisor = smoothing, divisor
+        ctx.save_for_backward(z, share, pos_weight)
+        costs, ctx.dz = backends.of(z).both_elements(z, share, pos_weight, smoothing, 1.0 / divisor)
+        return (costs.sum() / divisor).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        made, ctx.dz = ctx.dz, None  # given away once: whoever accumulates gradients may keep it without a copy
+        if made is not None and not torch.is_grad_enabled() and visible(g) and float(g) == 1.0:
+            return made, *(None,) * 5
+        z, share, pos_weight = ctx.saved_tensors
+        a = (g.to(wide(z)) / ctx.divisor).expand(z.shape)
+        return _slopes().apply(z, share, pos_weight, ctx.smoothing, a), *(None,) * 5
+
+
 def _slopes_again(ctx: Any) -> tuple[Any, Tensor, Tensor]:
     """The gradient in plain torch, as a function of what it can be differentiated by."""
     z, share, pos_weight, a = ctx.saved_tensors
@@ -191,6 +220,16 @@ def element_stats(z: Tensor, target: Tensor, pos_weight: Tensor | None = None) -
     )
 
 
+def element_number(
+    z: Tensor, target: Tensor, pos_weight: Tensor | None, smoothing: float, divisor: float, dtype: torch.dtype
+) -> Tensor | None:
+    """Σ ``element_losses`` / divisor with its gradient from one reading, or None where it takes the ordinary way."""
+    wanted = z.requires_grad and torch.is_grad_enabled() and torch.autograd.forward_ad._current_level < 0
+    if not wanted or not hasattr(backends.of(z), "both_elements"):
+        return None
+    return _Number.apply(z, _share(z, target), pos_weight, smoothing, divisor, dtype)
+
+
 def element_losses(z: Tensor, target: Tensor, pos_weight: Tensor | None, smoothing: float, *, summed: bool) -> Tensor:
     """The negative log-likelihood (n,) of logits z (n,) against the share ``target`` (n,), moved towards ½.
 
@@ -198,5 +237,9 @@ def element_losses(z: Tensor, target: Tensor, pos_weight: Tensor | None, smoothi
 
     ``pos_weight`` repeats, as in ``element_stats``. The same number as the NLL of ``element_stats``, in one pass.
     """
-    share = target if target.is_floating_point() else target.to(z.dtype)
-    return _costs().apply(z, share, None if pos_weight is None else pos_weight.detach(), smoothing, summed)
+    positive = None if pos_weight is None else pos_weight.detach()
+    return _costs().apply(z, _share(z, target), positive, smoothing, summed)
+
+
+def _share(z: Tensor, target: Tensor) -> Tensor:
+    return target if target.is_floating_point() else target.to(z.dtype)

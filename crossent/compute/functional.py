@@ -256,8 +256,9 @@ def binary_cross_entropy_with_logits(
 
     Nothing is clamped: a probability of 0 at a target of 1 costs infinity, and the gradient of its logit is -1.
     Accuracy: loss and gradient within 2 ulp of float32, both tails; gradients of 16-bit logits correctly rounded
-    (tests/compute/test_binary.py). Cost: the logits are read once forwards and once backwards; what is made is a
-    float64 loss for each element, and the gradient. Source: Good 1952.
+    (tests/compute/test_binary.py). Cost: the logits are read once forwards and once backwards, for a mean or sum of NLL
+    once for both; what is made is the gradient, and without a reduction a float64 loss for each element. Source: Good
+    1952.
 
     >>> z = torch.tensor([0.0, 40.0, -40.0])
     >>> binary_cross_entropy_with_logits(z, torch.tensor([1.0, 1.0, 0.0]), reduction="none")
@@ -280,6 +281,11 @@ def binary_cross_entropy_with_logits(
     smoothing = smoothing_of_nll(whole)
     if smoothing is not None and not is_learned(target) and not is_learned(pos_weight):
         summed = reduction != "none" and weight is None and targets.visible(z) and z.numel() > 0
+        if summed:
+            divisor = 1.0 if reduction == "sum" else z.numel()
+            at_once = binary.element_number(z, share, positive, smoothing, divisor, result_dtype(input))
+            if at_once is not None:
+                return at_once
         value = binary.element_losses(z, share, positive, smoothing, summed=summed)
     else:
         value = whole(binary.element_stats(z, share, positive))

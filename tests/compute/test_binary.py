@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import mpmath as mp
 import pytest
 import torch
 import torch.nn.functional as F
 
 from crossent import BCEWithLogitsLoss, binary_cross_entropy_with_logits, cross_entropy
+from crossent.compute import binary
+from crossent.compute.binary import element_number
 from crossent.compute.losses import LDAM, LOSSES, ClassWeighted, Loss
 from tests.compare import faults, ulps
 from tests.laws.test_losses import KNOBS as KNOBS_OF_SIX
@@ -104,6 +108,53 @@ def test_smoothing_moves_the_target_before_it_is_weighted() -> None:
     assert not torch.allclose(smoothed, F.binary_cross_entropy_with_logits(z, t, pos_weight=pos, reduction="none"))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("classes", [None, 1, 3])
+def test_a_number_and_its_gradient_from_one_reading(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, classes: int | None
+) -> None:
+    """The bits of the ordinary way, whatever comes from above and however often."""
+    g = torch.Generator().manual_seed(0)
+    z = (9 * torch.randn(507, 3, generator=g)).to(dtype).requires_grad_()  # 3 blocks, of which the last is not full
+    t = torch.rand(507, 3, generator=g).to(dtype)
+    z.data[:4] = torch.tensor([[torch.inf], [-torch.inf], [torch.nan], [0.0]])
+    weight = None if classes is None else torch.rand(classes, generator=g) + 0.5
+    took: list[bool] = []
+
+    def watched(*arguments: object) -> torch.Tensor | None:
+        at_once = element_number(*arguments)
+        took.append(at_once is not None)
+        return at_once
+
+    def all_found() -> list[torch.Tensor]:
+        found = []
+        for reduction, smoothing, labels in (("mean", 0.0, t), ("sum", 0.1, t > 0.5), ("mean", 0.1, t)):
+            value = binary_cross_entropy_with_logits(
+                z, labels, reduction=reduction, label_smoothing=smoothing, pos_weight=weight
+            )
+            found += [value, *(torch.autograd.grad(f * value, z, retain_graph=True)[0] for f in (1.0, 1.0, 3.0))]
+        return [x.detach().nan_to_num(nan=-7.0) for x in found]
+
+    monkeypatch.setattr(binary, "element_number", watched)
+    once = all_found()
+    assert took == [True] * 3
+    monkeypatch.setattr(binary, "element_number", lambda *_: None)
+    assert all(torch.equal(a, b) for a, b in zip(once, all_found(), strict=True))
+    assert not torch.equal(once[1], once[3])  # so the comparison can fail
+    assert not torch.equal(once[1], once[-3])
+    assert once[1].data_ptr() != once[2].data_ptr()
+    with torch.no_grad():
+        assert binary_cross_entropy_with_logits(z[4:], t[4:]) == binary_cross_entropy_with_logits(z[4:].detach(), t[4:])
+
+
+def test_a_number_has_derivatives_of_both_orders() -> None:
+    z = torch.randn(7, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    for reduction in ("mean", "sum"):
+        call = partial(binary_cross_entropy_with_logits, target=torch.linspace(0, 1, 7), reduction=reduction)
+        assert torch.autograd.gradcheck(call, z)
+        assert torch.autograd.gradgradcheck(call, z)
+
+
 def test_class_weights_are_pos_weight_here() -> None:
     with pytest.raises(TypeError, match="pos_weight"):
         binary_cross_entropy_with_logits(torch.zeros(2), torch.zeros(2), loss=ClassWeighted(torch.ones(2)))
@@ -121,6 +172,8 @@ def test_soft_targets_have_gradients_too() -> None:
     [
         (lambda z, t: binary_cross_entropy_with_logits(z, t[:, None]), r"needs squeeze\(1\)"),
         (lambda z, t: binary_cross_entropy_with_logits(z, 2 * t), r"2 elements do not, first at \(0,\): 2.0"),
+        (lambda z, t: binary_cross_entropy_with_logits(z, -t / 2), r"2 elements do not, first at \(0,\): -0.5"),
+        (lambda z, t: binary_cross_entropy_with_logits(z, t * torch.nan), r"3 elements do not, first at \(0,\): nan"),
         (lambda z, t: binary_cross_entropy_with_logits(z, t, torch.ones(2)), "does not broadcast"),
         (lambda z, t: binary_cross_entropy_with_logits(z, t, label_smoothing=1.5), "between 0 and 1"),
     ],

@@ -147,7 +147,7 @@ def elements(z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing: flo
     out = values(cost)
 
     def work(start: int, stop: int) -> None:
-        memory = np.empty((4, element.BLOCK), worked_in(z))
+        memory = np.empty((5, element.BLOCK), worked_in(z))
         element.part(*given, memory, _NOTHING if summed else out, out, start, stop)
 
     over_blocks(work, z.shape[0], 1, element.BLOCK)
@@ -166,6 +166,21 @@ def pull_elements(z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing
 
     over_blocks(work, z.shape[0], 1, element.BLOCK)
     return dz
+
+
+def both_elements(
+    z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing: float, a: float
+) -> tuple[Tensor, Tensor]:
+    """The summed costs of binary logits (n,) and their gradient, whose cotangent is the same for all."""
+    dz, cost = gradient_like(z), torch.empty(-(-z.shape[0] // element.BLOCK), dtype=torch.float64)
+    given = (values(z.contiguous()), values(share.contiguous()), *_repeated(pos_weight, z), smoothing, np.array([a]))
+    out = values(cost), values(dz)
+
+    def work(start: int, stop: int) -> None:
+        element.both(*given, np.empty((5, element.BLOCK), worked_in(z)), *out, start, stop)
+
+    over_blocks(work, z.shape[0], 1, element.BLOCK)
+    return cost, dz
 
 
 def _repeated(weight: Tensor | None, z: Tensor) -> tuple[np.ndarray, np.ndarray]:

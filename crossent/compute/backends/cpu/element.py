@@ -40,16 +40,17 @@ def _read(z: NDArray, share: NDArray, smoothing: float, x: NDArray, t: NDArray, 
 
 
 @kernel
-def _costs(x: NDArray, t: NDArray, tail: NDArray, pos: NDArray, out: NDArray) -> None:
+def _costs(x: NDArray, t: NDArray, tail: NDArray, pos: NDArray, spread: NDArray, out: NDArray) -> None:
+    """The costs; ``spread``, log(1 + e^(-|z|)), is to work in."""
     zero, one = as_worked(0.0, x[0]), as_worked(1.0, x[0])
-    for j in range(x.size):  # the logarithm takes the place of its argument
-        tail[j] = tail[j] * log1p_ratio(tail[j])
+    for j in range(x.size):
+        spread[j] = tail[j] * log1p_ratio(tail[j])
     for j in range(x.size):
         yes, no = (pos[j] if pos.size else one) * t[j], one - t[j]
         # A weight of 0 silences even an infinite cost; a NaN is in the tail as well, and stays.
         below = -yes * x[j] if x[j] < 0 and yes != 0 else zero
         above = no * x[j] if x[j] > 0 and no != 0 else zero
-        out[j] = fma(yes + no, tail[j], below + above)
+        out[j] = fma(yes + no, spread[j], below + above)
 
 
 @kernel
@@ -116,19 +117,19 @@ def part(
 ) -> None:
     """The costs of elements start … stop into ``out``, or if that is empty those of each block into ``sums``.
 
-    ``memory`` (4, BLOCK) is to work in. start is a multiple of BLOCK.
+    ``memory`` (5, BLOCK) is to work in. start is a multiple of BLOCK.
     """
     lanes = np.empty(LANES)
     for i in range(start, stop, BLOCK):
         j = min(i + BLOCK, stop)
-        x, t, tail = memory[0, : j - i], memory[1, : j - i], memory[2, : j - i]
+        x, t, tail, spread = memory[0, : j - i], memory[1, : j - i], memory[2, : j - i], memory[3, : j - i]
         _read(z[i:j], share[i:j], smoothing, x, t, tail)
         weights = _weights(pos, pattern, i, j)
         if out.size:
-            _costs(x, t, tail, weights, out[i:j])
+            _costs(x, t, tail, weights, spread, out[i:j])
         else:
-            costs = memory[3, : j - i]
-            _costs(x, t, tail, weights, costs)
+            costs = memory[4, : j - i]
+            _costs(x, t, tail, weights, spread, costs)
             sums[i // BLOCK] = _sum(costs, lanes)
 
 
@@ -153,3 +154,30 @@ def pull(
         _read(z[i:j], share[i:j], smoothing, x, t, tail)
         own = a[i:j] if a.size == z.size else a[i // BLOCK : i // BLOCK + 1] if a.size == blocks else a
         _slopes(x, t, tail, _weights(pos, pattern, i, j), own, out[i:j])
+
+
+@kernel
+def both(
+    z: NDArray,
+    share: NDArray,
+    pos: NDArray,
+    pattern: NDArray,
+    smoothing: float,
+    a: NDArray,
+    memory: NDArray,
+    sums: NDArray,
+    out: NDArray,
+    start: int,
+    stop: int,
+) -> None:
+    """``part`` into ``sums`` and ``pull`` into ``out`` of elements that are read once: ``a`` is known beforehand."""
+    lanes = np.empty(LANES)
+    for i in range(start, stop, BLOCK):
+        j = min(i + BLOCK, stop)
+        x, t, tail, spread = memory[0, : j - i], memory[1, : j - i], memory[2, : j - i], memory[3, : j - i]
+        costs = memory[4, : j - i]
+        _read(z[i:j], share[i:j], smoothing, x, t, tail)
+        weights = _weights(pos, pattern, i, j)
+        _costs(x, t, tail, weights, spread, costs)
+        sums[i // BLOCK] = _sum(costs, lanes)
+        _slopes(x, t, tail, weights, a, out[i:j])

@@ -1,14 +1,15 @@
 """A mean or a sum of losses with its gradient, from one reading of the logits.
 
 Where a loss is affine in its statistics (cross-entropy itself, smoothed or not), every row that counts has the same
-cotangents, and they are known beforehand. Then the gradient is made while a row is in cache, and handed over in the
-backward pass: nearly half of the work and of the memory traffic is saved. What it is multiplied by there is 1 as a
-rule; if it is not, or the gradient is wanted twice or with a graph, the ordinary way through ``rows`` is taken: the
-numbers, and the bits, are the same.
+cotangents (of a soft target: times the sum of its weights), and they are known beforehand. Then the gradient is made
+while a row is in cache, and handed over in the backward pass: nearly half of the work and of the memory traffic is
+saved. What it is multiplied by there is 1 as a rule; if it is not, or the gradient is wanted twice or with a graph, the
+ordinary way through ``rows`` is taken: the numbers, and the bits, are the same.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from crossent.compute import backends
 from crossent.compute.losses.algebra import Loss
 from crossent.compute.reduce import reduce
-from crossent.compute.rows import losses_of, pulled
+from crossent.compute.rows import is_learned, pulled
 from crossent.compute.stats import Stats, finish, unpack
 from crossent.compute.target import Target, visible
 
@@ -35,16 +36,28 @@ def number(
     wanted = z.requires_grad and torch.is_grad_enabled() and visible(z) and z.numel() > 0
     if not wanted or torch.autograd.forward_ad._current_level >= 0 or not hasattr(backends.of(z), "both"):
         return None
-    # Which label nobody looked at is no class, only a backend that nobody waits for is asked.
-    labels = target.plain_labels if target.weight is None or nobody_waits(z) else None
-    if labels is None:
-        return None
     if not loss.affine or loss.class_weight is not None or loss.reads - {"uniform"}:
         return None
+    labels, soft = None, _soft(z, target, loss)
+    if soft is None:
+        # Which label nobody looked at is no class, only a backend that nobody waits for is asked.
+        labels = target.plain_labels if target.weight is None or nobody_waits(z) else None
+        if labels is None:
+            return None
     divisor = _divisor(z, target, reduction, normaliser)
     if isinstance(divisor, Tensor) and empty != "zero" and reduction == "mean":
         return None  # nobody looks whether it is 0
-    return None if divisor is None else _Number.apply(z, labels, target, loss, reduction, dtype, divisor)
+    return None if divisor is None else _Number.apply(z, labels, soft, target, loss, reduction, dtype, divisor)
+
+
+def _soft(z: Tensor, target: Target, loss: Loss) -> Tensor | None:
+    """A soft target (n, v, l) that can be summed up while the gradient is made."""
+    q = target.weight
+    if target.index is not None or q is None or target.row_weight is not None or nobody_waits(z):
+        return None
+    if not loss.linear or is_learned(q) or not visible(q):
+        return None
+    return q.unsqueeze(-1) if q.dim() == 2 else q
 
 
 def nobody_waits(z: Tensor) -> bool:
@@ -71,7 +84,8 @@ class _Number(torch.autograd.Function):
     def forward(
         ctx: Any,
         z: Tensor,
-        labels: Tensor,
+        labels: Tensor | None,
+        soft: Tensor | None,
         target: Target,
         loss: Loss,
         reduction: str,
@@ -81,41 +95,47 @@ class _Number(torch.autograd.Function):
         ctx.target, ctx.divisor, ctx.slopes = target, divisor, slopes(loss)
         uniform = "uniform" in loss.reads
         a, c = (slope * (1.0 / divisor) for slope in ctx.slopes)
-        fields, gap, ctx.dz = backends.of(z).both(z, target.live, labels, uniform, a, c)
-        ctx.save_for_backward(z, fields)
+        given = {} if soft is None else {"q": soft}
+        fields, gap, ctx.dz = backends.of(z).both(z, target.live, labels, uniform, a, c, **given)
+        ctx.save_for_backward(z, soft, fields)
         ctx.uniform = uniform
-        part = unpack(fields, gap, dense=False, uniform=uniform, entropy=False)
+        part = unpack(fields, gap, dense=soft is not None, uniform=uniform, entropy=False)
         nll, lse, even, _ = finish(part)
-        value, weight = losses_of(plain_stats(nll, lse, even, part.count, z.shape[1]), target, loss)
-        return reduce(value, weight, reduction, "zero", torch.Size(), dtype, divisor)
+        s = plain_stats(nll, lse, even, part.count, z.shape[1])
+        if soft is not None:
+            s = replace(s, q=part.held, mass=part.mass, plain=False)
+        value = loss(s)
+        if target.live is not None:
+            value = torch.where(target.live, value, 0.0)
+        return reduce(value, None, reduction, "zero", torch.Size(), dtype, divisor)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        z, fields = ctx.saved_tensors
+        z, soft, fields = ctx.saved_tensors
         made, ctx.dz = ctx.dz, None  # given away once: whoever accumulates gradients may keep it without a copy
         given = made is not None and not torch.is_grad_enabled() and visible(g)
         if given and not nobody_waits(z) and float(g) == 1.0:
-            return made, *(None,) * 6
+            return made, *(None,) * 7
         each = g.to(fields.dtype) / ctx.divisor
         a, c = (each * slope for slope in ctx.slopes)
         a, c = a.expand(fields.shape[1], 1), c.expand(fields.shape[1]) if ctx.uniform else None
-        if ctx.target.weight is not None:  # NaN where a label is no class
+        if soft is not None:  # the weight of the target in each row
+            a, c = a * fields[3].unsqueeze(-1), None if c is None else c * fields[2]
+        elif ctx.target.weight is not None:  # NaN where a label is no class
             a = a * ctx.target.weight
         if given and nobody_waits(z):  # to hear what g is: the device makes the gradient anew unless that is 1
             live, index = ctx.target.live, ctx.target.index
             dz = backends.of(z).pull(z, live, index, None, None, fields, a, None, c, None, out=made, unless=g)
         else:
-            dz = pulled(z, ctx.target, fields, a, c)
-        return dz, *(None,) * 6
+            dz = pulled(z, ctx.target, soft, fields, a, c)
+        return dz, *(None,) * 7
 
 
 def slopes(loss: Loss) -> tuple[float, float]:
-    """The derivatives of an affine loss by nll and uniform: autograd's, at any one row."""
-    with torch.enable_grad():
-        nll, even = (torch.ones(shape, dtype=torch.float64, requires_grad=True) for shape in ((1, 1), (1,)))
-        value = loss(plain_stats(nll, even, even, torch.ones(1), 2))
-        a, c = torch.autograd.grad(value.sum(), (nll, even), allow_unused=True)
-    return (0.0 if a is None else float(a), 0.0 if c is None else float(c))
+    """The derivatives of an affine loss by nll and uniform: how far it rises from a row of zeros, with each at 1."""
+    nll, even = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64), torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
+    at_zero, by_nll, by_uniform = loss(plain_stats(nll.unsqueeze(-1), even, even, torch.ones(3), 2)).tolist()
+    return by_nll - at_zero, by_uniform - at_zero
 
 
 def plain_stats(nll: Tensor, lse: Tensor, uniform: Tensor | None, count: Tensor | None, classes: int) -> Stats:

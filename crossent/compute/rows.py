@@ -337,9 +337,9 @@ def losses_of(s: Stats, target: Target, loss: Loss) -> tuple[Tensor, Tensor | No
     return value, weight
 
 
-def pulled(z: Tensor, target: Target, fields: Tensor, a: Tensor, c: Tensor | None) -> Tensor:
+def pulled(z: Tensor, target: Target, soft: Tensor | None, fields: Tensor, a: Tensor, c: Tensor | None) -> Tensor:
     """The gradient of z (n, v, l) from cotangents of nll and uniform; differentiable in its turn."""
-    return _kind(_Pull).apply(z, target.live, target.index, None, None, fields, a, None, c, None)
+    return _kind(_Pull).apply(z, target.live, target.index, soft, None, fields, a, None, c, None)
 
 
 def _live_columns(z: Tensor, target: Target) -> Tensor:

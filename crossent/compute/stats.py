@@ -229,7 +229,7 @@ class Stats:
         """
         if values.dim() < self.q.dim():
             values = values.unsqueeze(-1)
-        if self.plain:
-            return values.sum(-1)
-        silent = (self.q == 0) & values.isinf()
-        return (self.q * torch.where(silent, 0.0, values)).sum(-1)
+        if not self.plain:
+            silent = (self.q == 0) & values.isinf()
+            values = self.q * torch.where(silent, 0.0, values)
+        return values.squeeze(-1) if values.shape[-1] == 1 else values.sum(-1)

@@ -31,6 +31,15 @@ def seen(z: Tensor, y: Tensor, **options: object) -> list[Tensor]:
     return [value.detach(), *torch.autograd.grad(value, leaf)]
 
 
+def soft_targets(n: int, classes: int, inner: int, g: torch.Generator) -> Tensor:
+    """Of any sum: a class alone, of weight 1 and of another, no class at all, a few classes, all of them."""
+    q = torch.rand(n, classes, inner, generator=g) ** 3
+    q[:3] = 0
+    q[0, classes - 1], q[1, 1] = 1.0, 0.4
+    q[3, 1 : classes - 1] = 0
+    return q
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("classes", [2, 10, 64, 65, 300])
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -45,9 +54,12 @@ def test_the_bits_of_the_ordinary_way(
     y = torch.randint(classes, (9, *z.shape[2:]), generator=g)
     some = torch.where(torch.rand(y.shape, generator=g) < 0.3, -100, y)
     z[5][(slice(None), *torch.where(some[5:6] == -100)[1:])] = torch.nan  # where nothing may be read
+    counts = ~z.isnan().any(1)
+    q = LAYOUTS[layout](soft_targets(9, classes, 19, g).to(dtype))
+    q.movedim(1, -1)[~counts] = torch.nan  # nor here
     calls = [
-        {"target": target, "reduction": reduction, "label_smoothing": smoothing}
-        for target in (y.masked_fill(z.isnan().any(1), -100), some)
+        {**target, "reduction": reduction, "label_smoothing": smoothing}
+        for target in ({"target": y.masked_fill(~counts, -100)}, {"target": some}, {"target": q, "mask": counts})
         for reduction in ("mean", "sum")
         for smoothing in (0.0, 0.1)
     ]
@@ -59,7 +71,8 @@ def test_the_bits_of_the_ordinary_way(
         assert torch.equal(found[1].isnan(), dz.isnan())
         assert torch.equal(found[1].nan_to_num(), dz.nan_to_num())
         assert found[1].stride() == dz.stride()
-    assert not torch.equal(at_once[0][1], at_once[1][1])  # mean and sum differ, so the comparison can
+    # Mean and sum differ, labels and soft targets, and what is smoothed: so the comparison can.
+    assert len({tuple(dz.nan_to_num().flatten().tolist()) for _, dz in at_once}) == len(calls)
 
 
 def asked(monkeypatch: pytest.MonkeyPatch, **options: object) -> bool:
@@ -87,7 +100,11 @@ def test_who_takes_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not asked(monkeypatch, reduction="none")
     assert not asked(monkeypatch, weight=torch.ones(6))
     assert not asked(monkeypatch, sample_weight=torch.ones(4))
-    assert not asked(monkeypatch, target=torch.rand(4, 6))
+    assert asked(monkeypatch, target=torch.rand(4, 6))
+    assert asked(monkeypatch, target=torch.rand(4, 6), label_smoothing=0.1, reduction="sum")
+    assert not asked(monkeypatch, target=torch.rand(4, 6), weight=torch.ones(6))
+    assert not asked(monkeypatch, target=torch.rand(4, 6).requires_grad_())
+    assert not asked(monkeypatch, target=torch.rand(4, 6), loss=KNOBS["Focal"])
     assert not asked(monkeypatch, loss=NLL() + LogZ())
     assert not asked(monkeypatch, loss=Smoothed(0.1, over="others"))
     assert not asked(monkeypatch, target=torch.full((4,), -100))
@@ -116,9 +133,12 @@ def test_an_untruthful_loss_would_be_noticed(monkeypatch: pytest.MonkeyPatch) ->
     assert not torch.allclose(found[1], seen(z, y, loss=Liar(2.0))[1], rtol=1e-3)
 
 
-def test_the_gradient_is_given_once_and_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_gradient_is_given_once_and_made_again(monkeypatch: pytest.MonkeyPatch, soft: bool) -> None:
     g = torch.Generator().manual_seed(2)
     z, y = torch.randn(5, 100, generator=g), torch.tensor([0, 99, -100, 7, 50])
+    if soft:
+        y = torch.rand(5, 100, generator=g)
     leaf = z.clone().requires_grad_()
     value = cross_entropy(leaf, y, label_smoothing=0.1)
     (first,) = torch.autograd.grad(value, leaf, retain_graph=True)
@@ -142,9 +162,10 @@ def test_the_gradient_is_given_once_and_made_again(monkeypatch: pytest.MonkeyPat
 def test_graphs_of_gradients_and_changed_logits() -> None:
     z = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3), requires_grad=True)
     y = torch.tensor([0, 1, -100, 4])
-    for smoothing in (0.0, 0.2):
-        assert torch.autograd.gradcheck(lambda z, s=smoothing: cross_entropy(z, y, label_smoothing=s), z)
-        assert torch.autograd.gradgradcheck(lambda z, s=smoothing: cross_entropy(z, y, label_smoothing=s), z)
+    q = torch.rand(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    for target, smoothing in ((y, 0.0), (y, 0.2), (q, 0.0), (q, 0.2)):
+        assert torch.autograd.gradcheck(lambda z, t=target, s=smoothing: cross_entropy(z, t, label_smoothing=s), z)
+        assert torch.autograd.gradgradcheck(lambda z, t=target, s=smoothing: cross_entropy(z, t, label_smoothing=s), z)
     work = z.detach().clone().requires_grad_()
     logits = work * 2
     value = cross_entropy(logits, y)

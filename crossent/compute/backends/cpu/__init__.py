@@ -109,31 +109,36 @@ def pull(
 def both(
     z: Tensor,
     live: Tensor | None,
-    index: Tensor,
+    index: Tensor | None,
     uniform: bool,
     a: float,
     c: float,
     out: Tensor | None = None,
+    q: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Fields, gaps and gradient of rows with a label (r, 1) each, whose cotangents a and c are the same for all.
+    """Fields, gaps and gradient of rows with a label (r, 1) each or a soft target q, whose cotangents are known.
 
-    The gradient goes where ``out`` says, which may be z: its rows are then written over, each once it has been read.
+    Those of all rows are a and c, of a soft target times its weights there. The gradient goes where ``out`` says, which
+    may be z: its rows are then written over, each once it has been read.
     """
-    names = field_names(dense=False, uniform=uniform, entropy=False)
+    names = field_names(dense=q is not None, uniform=uniform, entropy=False)
     rows = z.shape[0] * z.shape[2]
+    columns = np.empty((rows, 0), np.int64) if index is None else values(index.contiguous())
     fields = torch.empty((len(names), rows), dtype=torch.float64)
     gap = torch.empty((rows, 1), dtype=torch.float64)
-    read, dz = strided(z), gradient_like(z) if out is None else out
+    read, soft = strided(z), strided(_nothing_like(z) if q is None else q)
+    dz = gradient_like(z) if out is None else out
     total = names.index("total") if uniform else -1
-    given = (read, _rows_that_count(live), values(index.contiguous()), total, a, c)
+    given = (read, _rows_that_count(live), columns, soft, total, a, c)
     into = values(fields), values(gap), strided(dz)
 
     def work(start: int, stop: int) -> None:
         if z.shape[1] <= narrow.NARROW:
-            once.of_narrow(*given, *np.empty((2, z.shape[1], narrow.TILE), worked_in(z)), *into, start, stop)
+            once.of_narrow(*given, *np.empty((3, z.shape[1], narrow.TILE), worked_in(z)), *into, start, stop)
         else:
             lines = wide.SIDE_BY_SIDE if read.sv > read.si else 1
-            once.of_wide(*given, _lines(z, lines), _lines(z, lines), *into, out is not None, start, stop)
+            memory = _lines(z, lines), _lines(z, lines), _lines(z if q is None else q, 1)
+            once.of_wide(*given, *memory, *into, out is not None, start, stop)
 
     over_blocks(work, rows, z.shape[1])
     return fields, gap, dz

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from crossent.compute.backends.cpu.memory import Strided
 from crossent.compute.backends.cpu.precision import UNSHIFT, as_worked, kernel, power, stored, widened
-from crossent.compute.backends.cpu.soft import classes_of_tile, exact_of_tile, gaps_of_tile, sums_of_tile
+from crossent.compute.backends.cpu.soft import classes_of_tile, exact_of_tile, gaps_of_tile, less_shares, sums_of_tile
 from crossent.compute.backends.cpu.target import at_target, collect, row_of
 from crossent.compute.backends.cpu.tree import TILE
 
@@ -26,48 +26,44 @@ def tile_of(x: Strided, r: int, stop: int) -> int:
 
 
 @kernel
+def _first_of(x: Strided, r: int) -> tuple[int, int]:
+    """Where row r begins, and how far it is from there to the next row of its tile."""
+    if x.inner == 1:
+        return r * x.sn, x.sn
+    return (r // x.inner) * x.sn + (r % x.inner) * x.si, x.si
+
+
+@kernel
 def turn_in(x: Strided, r: int, rows: int, tile: NDArray) -> None:
     """Rows r … r + rows into the tile (v, TILE), column by column."""
-    if x.inner == 1:
-        for t in range(rows):
-            at = (r + t) * x.sn
-            for j in range(x.v):
-                tile[j, t] = widened(x.data[at + j * x.sv])
-        return
-    base = (r // x.inner) * x.sn + (r % x.inner) * x.si
+    base, step = _first_of(x, r)
     for j in range(x.v):
         at = base + j * x.sv
         column = tile[j]
-        if x.si == 1:
+        if step == 1:
             side_by_side = x.data[at : at + rows]
             for t in range(rows):
                 column[t] = widened(side_by_side[t])
         else:
             for t in range(rows):
-                column[t] = widened(x.data[at + t * x.si])
+                column[t] = widened(x.data[at + t * step])
 
 
 @kernel
 def turn_out(tile: NDArray, rows: int, x: Strided, r: int) -> None:
     """The tile's rows to where they belong in x."""
+    base, step = _first_of(x, r)
     like = x.data[0]
-    if x.inner == 1:
-        for t in range(rows):
-            at = (r + t) * x.sn
-            for j in range(x.v):
-                x.data[at + j * x.sv] = stored(tile[j, t], like)
-        return
-    base = (r // x.inner) * x.sn + (r % x.inner) * x.si
     for j in range(x.v):
         at = base + j * x.sv
         column = tile[j]
-        if x.si == 1:
+        if step == 1:
             side_by_side = x.data[at : at + rows]
             for t in range(rows):
                 side_by_side[t] = stored(column[t], like)
         else:
             for t in range(rows):
-                x.data[at + t * x.si] = stored(column[t], like)
+                x.data[at + t * step] = stored(column[t], like)
 
 
 @kernel
@@ -96,29 +92,17 @@ def peaks(tile: NDArray, peak: NDArray) -> None:
 
 @kernel
 def powers(tile: NDArray, peak: NDArray, kept: NDArray, sums: NDArray, ties: NDArray) -> None:
-    """Keep all powers; add up those below the peak, two columns at a time, and count the columns that equal it."""
+    """Keep all powers; add up those below the peak, and count the columns that equal it."""
     sums[:] = 0.0
     ties[:] = 0
-    x, y = np.empty(TILE, tile.dtype), np.zeros(TILE, tile.dtype)
     nothing = as_worked(0.0, tile[0, 0])
-    for j in range(0, tile.shape[0], 2):
+    for j in range(tile.shape[0]):
         column, power_of = tile[j], kept[j]
         for t in range(TILE):
             power_of[t] = power(column[t], peak[t])
         for t in range(TILE):
-            x[t] = nothing if column[t] == peak[t] else power_of[t]
+            sums[t] += np.float64(nothing if column[t] == peak[t] else power_of[t])
             ties[t] += np.int32(column[t] == peak[t])
-        if j + 1 < tile.shape[0]:
-            column, power_of = tile[j + 1], kept[j + 1]
-            for t in range(TILE):
-                power_of[t] = power(column[t], peak[t])
-            for t in range(TILE):
-                y[t] = nothing if column[t] == peak[t] else power_of[t]
-                ties[t] += np.int32(column[t] == peak[t])
-        else:
-            y[:] = nothing
-        for t in range(TILE):
-            sums[t] += np.float64(x[t]) + np.float64(y[t])
 
 
 @kernel
@@ -156,14 +140,17 @@ def uniform_of(tile: NDArray, peak: NDArray, weight: NDArray, sums: NDArray) -> 
     nothing, half = as_worked(0.0, peak[0]), as_worked(0.5, peak[0])  # half: the whole may be too large for a float32
     for j in range(tile.shape[0]):
         column = tile[j]
-        u = weight[j] if weight.size else 1.0
-        for t in range(TILE):
-            total[t] += u * np.float64(half * column[t] - half * peak[t] if column[t] > -np.inf else nothing)
-        for t in range(TILE):
-            allowed[t] += np.int32(column[t] > -np.inf)
         if weight.size:
+            u = weight[j]
+            for t in range(TILE):
+                total[t] += u * np.float64(half * column[t] - half * peak[t] if column[t] > -np.inf else nothing)
             for t in range(TILE):
                 measure[t] += u if column[t] > -np.inf else 0.0
+        else:
+            for t in range(TILE):
+                total[t] += np.float64(half * column[t] - half * peak[t] if column[t] > -np.inf else nothing)
+        for t in range(TILE):
+            allowed[t] += np.int32(column[t] > -np.inf)
     total *= 2.0
     count[:] = allowed
     if not weight.size:
@@ -245,9 +232,10 @@ def _order(tile: NDArray, peak: NDArray, index: NDArray, r: int, rows: int, out:
 
 
 @kernel
-def _exact(hit: NDArray, peak: NDArray, alpha: NDArray, u: NDArray, known: NDArray, exact: NDArray) -> None:
+def exact(hit: NDArray, peak: NDArray, alpha: NDArray, u: NDArray, known: NDArray, out: NDArray) -> None:
+    """The entries of the columns whose logits are ``hit``, as ``at_target`` makes them."""
     for t in range(TILE):
-        exact[t] = at_target(hit[t], peak[t], alpha[t], u[t], row_of(known, t))
+        out[t] = at_target(hit[t], peak[t], alpha[t], u[t], row_of(known, t))
 
 
 @kernel
@@ -257,14 +245,6 @@ def _columns(tile: NDArray, peak: NDArray, factor: NDArray) -> None:
         column = tile[j]
         for t in range(TILE):
             column[t] = power(column[t], peak[t]) * factor[t]
-
-
-@kernel
-def _less_shares(tile: NDArray, shares: NDArray) -> None:
-    for j in range(tile.shape[0]):
-        column, share = tile[j], shares[j]
-        for t in range(TILE):
-            column[t] -= share[t]
 
 
 @kernel
@@ -332,18 +312,18 @@ def pull(
     tile: NDArray,
     kept: NDArray,
     shares: NDArray,
-    exact: NDArray,
+    entries: NDArray,
     out: Strided,
     start: int,
     stop: int,
 ) -> None:
     """The gradient of rows start … stop into ``out``.
 
-    ``exact`` (k, TILE) holds the entries of the target columns meanwhile.
+    ``entries`` (k, TILE) holds the entries of the target columns meanwhile.
     """
     peak, factor = np.zeros(TILE, tile.dtype), np.zeros(TILE, tile.dtype)
     hit, alpha, u, known = np.zeros(TILE, tile.dtype), np.zeros(TILE), np.ones(TILE), np.zeros((8, TILE))
-    column_of, there = np.zeros(TILE, tile.dtype), np.zeros(TILE, tile.dtype)
+    column_of, there, each = np.zeros(TILE, tile.dtype), np.zeros(TILE, tile.dtype), np.zeros(TILE)
     tile[:] = 0
     shares[:] = 0
     r = start
@@ -359,32 +339,32 @@ def pull(
             turn_in(q, r, rows, shares)
             classes_of_tile(shares, there, column_of)
             held = fields[3, r : r + rows]
-            exact_of_tile(tile, peak, shares, weight, known[3], held, there, column_of, alpha, hit, u)
-            _exact(hit, peak, alpha, u, known, exact[0])
+            exact_of_tile(tile, peak, shares, weight, known[3], held, there, column_of, alpha, hit, u, each)
+            exact(hit, peak, alpha, u, known, entries[0])
         else:
             for k in range(a.shape[1]):
                 _targets(k, r, rows, tile, index, a, weight, hit, alpha, u)
-                _exact(hit, peak, alpha, u, known, exact[k])
+                exact(hit, peak, alpha, u, known, entries[k])
         if uniform >= 0 or dot >= 0:
             kept[:] = tile
         _columns(tile, peak, factor)
         if uniform >= 0:
             _less_uniform(tile, kept, weight, known[5])
         if q.v:
-            _less_shares(tile, shares)
+            less_shares(tile, shares, weight, each)
         if dot >= 0:
             _more_entropy(tile, kept, peak, known)
         if q.v:
             for t in range(rows):
-                tile[int(column_of[t]), t] = exact[0, t]
+                tile[int(column_of[t]), t] = entries[0, t]
         elif index.shape[1]:
             for k in range(index.shape[1]):
                 for t in range(rows):
-                    tile[index[r + t, k], t] = exact[k, t]
+                    tile[index[r + t, k], t] = entries[k, t]
         else:
             for j in range(z.v):
                 for t in range(rows):
-                    tile[j, t] = exact[j, t] if a[r + t, j] != 0.0 else tile[j, t]
+                    tile[j, t] = entries[j, t] if a[r + t, j] != 0.0 else tile[j, t]
         silence(live, r, rows, tile)
         turn_out(tile, rows, out, r)
         r += rows

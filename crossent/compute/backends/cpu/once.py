@@ -1,8 +1,9 @@
 """Loss and gradient from one reading of the logits, where the cotangents are known before the loss is.
 
 The mean of a loss that is linear in its statistics has the same cotangents in every row, whatever the logits are: a of
-nll, c of the uniform cross-entropy. So a row's gradient can be made while it is in cache, and its powers need not be
-made again. The arithmetic is that of ``part`` and ``pull``, step by step, and so are the bits.
+nll, c of the uniform cross-entropy, of a soft target times its weight there. So a row's gradient can be made while it
+is in cache, and its powers need not be made again. The arithmetic is that of ``part`` and ``pull``, step by step, and
+so are the bits.
 """
 
 from __future__ import annotations
@@ -13,22 +14,30 @@ from numpy.typing import NDArray
 from crossent.compute.backends.cpu import narrow, wide
 from crossent.compute.backends.cpu.memory import Strided
 from crossent.compute.backends.cpu.precision import UNSHIFT, as_worked, greatest, kernel
-from crossent.compute.backends.cpu.target import Row, at_target, row_of
+from crossent.compute.backends.cpu.soft import (
+    classes_of_tile,
+    exact_of_tile,
+    gaps_of_tile,
+    less_shares,
+    sums_of_row,
+    sums_of_tile,
+)
+from crossent.compute.backends.cpu.target import Row, at_target
 from crossent.compute.backends.cpu.tree import LANES
 
 TILE = narrow.TILE
 
 
 @kernel
-def _collect(fields: NDArray, r: int, rows: int, uniform: int, a: float, c: float, known: NDArray) -> None:
+def _collect(fields: NDArray, r: int, rows: int, soft: bool, uniform: int, a: float, c: float, known: NDArray) -> None:
     """As ``target.collect``, of cotangents that are the same for all rows."""
     rest, measure, a_row, c_row, factor = known[0], known[1], known[3], known[5], known[7]
     for t in range(rows):
         rest[t] = fields[1, r + t]
-        a_row[t] = a
+        a_row[t] = a * fields[3, r + t] if soft else a
     if uniform >= 0:
         for t in range(rows):
-            c_row[t] = c / fields[uniform + 1, r + t]
+            c_row[t] = (c * fields[2, r + t] if soft else c) / fields[uniform + 1, r + t]
             measure[t] = fields[uniform + 2, r + t]
     for t in range(rows):
         factor[t] = (a_row[t] + c_row[t] * measure[t]) / (1.0 + rest[t]) * UNSHIFT
@@ -52,33 +61,31 @@ def _scaled(kept: NDArray, tile: NDArray, known: NDArray, uniform: int) -> None:
 
 
 @kernel
-def _exact(hit: NDArray, peak: NDArray, known: NDArray, exact: NDArray) -> None:
-    for t in range(TILE):
-        row = row_of(known, t)
-        exact[t] = at_target(hit[t], peak[t], row.a, 1.0, row)
-
-
-@kernel
 def of_narrow(
     z: Strided,
     live: NDArray,
     index: NDArray,
+    q: Strided,
     uniform: int,
     a: float,
     c: float,
     tile: NDArray,
     kept: NDArray,
+    shares: NDArray,
     fields: NDArray,
     gap: NDArray,
     out: Strided,
     start: int,
     stop: int,
 ) -> None:
-    """``narrow.part`` and ``narrow.pull`` of rows start … stop, whose targets are labels."""
+    """``narrow.part`` and ``narrow.pull`` of rows start … stop, whose targets are labels or, if there is a q, soft."""
     peak, hit, exact = np.zeros(TILE, tile.dtype), np.zeros(TILE, tile.dtype), np.zeros(TILE)
     sums, ties, known = np.empty(TILE), np.empty(TILE, np.int32), np.zeros((8, TILE))
-    nothing, evens = known[0, :0], np.empty((3, TILE))
+    there, column_of = np.zeros(TILE, tile.dtype), np.zeros(TILE, tile.dtype)
+    alpha, each, ones = np.zeros(TILE), np.zeros(TILE), np.ones(TILE)
+    nothing, evens, masses = known[0, :0], np.empty((3, TILE)), np.empty((3, TILE))
     tile[:] = 0
+    shares[:] = 0
     r = start
     while r < stop:
         rows = narrow.tile_of(z, r, stop)
@@ -87,17 +94,31 @@ def of_narrow(
         narrow.peaks(tile, peak)
         narrow.powers(tile, peak, kept, sums, ties)
         narrow.peak_and_rest(peak, sums, ties, fields[0, r : r + rows], fields[1, r : r + rows])
-        narrow.gaps(tile, peak, index[r : r + rows, 0], gap[r : r + rows, 0])
+        if q.v:
+            narrow.turn_in(q, r, rows, shares)
+            sums_of_tile(tile, peak, shares, nothing, masses)
+            classes_of_tile(shares, there, column_of)
+            gaps_of_tile(tile, peak, masses, there, column_of, gap[r : r + rows], rows)
+            fields[2:4, r : r + rows] = masses[1:, :rows]
+        else:
+            narrow.gaps(tile, peak, index[r : r + rows, 0], gap[r : r + rows, 0])
         if uniform >= 0:
             narrow.uniform_of(tile, peak, nothing, evens)
             fields[uniform : uniform + 3, r : r + rows] = evens[:, :rows]
-        _collect(fields, r, rows, uniform, a, c, known)
-        for t in range(rows):
-            hit[t] = tile[index[r + t, 0], t]
-        _exact(hit, peak, known, exact)
+        _collect(fields, r, rows, q.v > 0, uniform, a, c, known)
+        if q.v:
+            held = fields[3, r : r + rows]
+            exact_of_tile(tile, peak, shares, nothing, known[3], held, there, column_of, alpha, hit, ones, each)
+            narrow.exact(hit, peak, alpha, ones, known, exact)
+        else:
+            for t in range(rows):
+                hit[t] = tile[index[r + t, 0], t]
+            narrow.exact(hit, peak, known[3], ones, known, exact)
         _scaled(kept, tile, known, uniform)
+        if q.v:
+            less_shares(kept, shares, nothing, each)
         for t in range(rows):
-            kept[index[r + t, 0], t] = exact[t]
+            kept[int(column_of[t]) if q.v else index[r + t, 0], t] = exact[t]
         narrow.silence(live, r, rows, kept)
         narrow.turn_out(kept, rows, out, r)
         r += rows
@@ -108,11 +129,13 @@ def of_wide(
     z: Strided,
     live: NDArray,
     index: NDArray,
+    q: Strided,
     uniform: int,
     a: float,
     c: float,
     rows: NDArray,
     grads: NDArray,
+    shares: NDArray,
     fields: NDArray,
     gap: NDArray,
     out: Strided,
@@ -120,11 +143,11 @@ def of_wide(
     start: int,
     stop: int,
 ) -> None:
-    """``wide.part`` and ``wide.pull`` of rows start … stop, whose targets are labels; ``over``: out is z itself."""
+    """``wide.part`` and ``wide.pull`` of rows start … stop, of the same targets; ``over``: out is z itself."""
     powers = np.empty(2 * LANES, rows.dtype)
     lanes, tree = np.empty(LANES), np.empty(LANES)
     nothing = lanes[:0]
-    no_share = rows[0, :0]
+    share = shares[0, :0]
     r = start
     while r < stop:
         many = wide.together(z, r, stop)
@@ -143,21 +166,30 @@ def of_wide(
             peak = greatest(x)
             rest = wide.rest_of(x, peak, dz, powers, lanes, tree)
             fields[0, r], fields[1, r] = peak, rest
-            y = index[r, 0]
-            gap[r, 0] = np.float64(peak) - np.float64(x[y])
-            measure = c_row = 0.0
+            a_row, c_row, measure, held = a, 0.0, 0.0, 0.0
+            if q.v:
+                share = wide.line(q, wide.place(q, r), shares[0])
+                gap[r, 0], mass, held = sums_of_row(x, peak, share, nothing, lanes, tree)
+                fields[2, r], fields[3, r] = mass, held
+                a_row = a * held
+            else:
+                gap[r, 0] = np.float64(peak) - np.float64(x[index[r, 0]])
             if uniform >= 0:
                 total, count, measure = wide.uniform_of(x, peak, nothing, lanes, tree)
                 fields[uniform, r], fields[uniform + 1, r], fields[uniform + 2, r] = total, count, measure
-                c_row = c / count
+                c_row = (c * fields[2, r] if q.v else c) / count
             if counts:
-                row = Row(rest, measure, 0.0, a, 0.0, c_row, 0.0)
-                scale = as_worked((a + c_row * measure) / (1.0 + rest) * UNSHIFT, peak)
+                row = Row(rest, measure, 0.0, a_row, 0.0, c_row, 0.0)
+                scale = as_worked((a_row + c_row * measure) / (1.0 + rest) * UNSHIFT, peak)
                 for j in range(x.size):
                     dz[j] *= scale
-                if uniform >= 0:
-                    wide.all_columns(x, peak, no_share, nothing, row, 0.0, dz)
-                dz[y] = at_target(x[y], peak, a, 1.0, row)
+                if q.v:
+                    wide.of_soft(x, peak, share, nothing, row, held, dz)
+                else:
+                    if uniform >= 0:
+                        wide.all_columns(x, peak, share, nothing, row, 0.0, dz)
+                    y = index[r, 0]
+                    dz[y] = at_target(x[y], peak, a, 1.0, row)
             else:
                 dz[:] = 0
             if many == 1:

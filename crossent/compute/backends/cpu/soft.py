@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.compute.backends.cpu.precision import as_worked, kernel
-from crossent.compute.backends.cpu.tree import LANES, TILE, tree_sum
+from crossent.compute.backends.cpu.tree import LANES, TILE, add_row, in_blocks, tree_sum
 
 # --- rows side by side: tile and q are (v, TILE) ------------------------------------------------------------------
 
@@ -74,39 +74,47 @@ def gaps_of_tile(
 @kernel
 def exact_of_tile(
     tile: NDArray, peak: NDArray, q: NDArray, weight: NDArray, a: NDArray, held: NDArray, there: NDArray,
-    column_of: NDArray, alpha: NDArray, hit: NDArray, u: NDArray,
+    column_of: NDArray, alpha: NDArray, hit: NDArray, u: NDArray, each: NDArray,
 ) -> None:  # fmt: skip
-    """The column of each row whose entry is made exactly, what meets there, and weights → what columns lose.
+    """The column of each row whose entry is made exactly, what meets there, and what a weight of 1 takes from a column.
 
     ``column_of`` comes as a class that has a weight, and is kept where that is alone; else it is the peak.
     """
-    first, scale = np.zeros(TILE, peak.dtype), np.zeros(TILE)
+    first = np.zeros(TILE, peak.dtype)
     for step in range(tile.shape[0]):
         j = tile.shape[0] - 1 - step
         column, here = tile[j], as_worked(j, peak[0])
         for t in range(TILE):
             first[t] = here if column[t] == peak[t] else first[t]
-    for t in range(held.size):
+    for t in range(TILE):
         column_of[t] = column_of[t] if there[t] == 1 else first[t]
+    for t in range(TILE):
         at = int(column_of[t])
         hit[t] = tile[at, t]
+        alpha[t] = q[at, t]
         if weight.size:
             u[t] = weight[at]
-        share = 1.0 if there[t] == 1 else np.float64(q[at, t]) * u[t] / held[t] if held[t] != 0.0 else 0.0
-        alpha[t] = a[t] * share
-        scale[t] = a[t] / held[t] if there[t] > 1 and held[t] != 0.0 else 0.0
+    for t in range(held.size):
+        share = alpha[t] * u[t] / held[t] if held[t] != 0.0 else 0.0
+        alpha[t] = a[t] * (1.0 if there[t] == 1 else share)
+        each[t] = a[t] / held[t] if there[t] > 1 and held[t] != 0.0 else 0.0
+
+
+@kernel
+def less_shares(tile: NDArray, q: NDArray, weight: NDArray, each: NDArray) -> None:
+    """Take from every column its share of the target."""
     if weight.size:
         for j in range(q.shape[0]):
-            lost, w = q[j], weight[j]
+            column, share, w = tile[j], q[j], weight[j]
             for t in range(TILE):
-                lost[t] = as_worked(scale[t] * (np.float64(lost[t]) * w), lost[t])
-    else:
-        each = np.empty(TILE, q.dtype)
-        each[:] = scale
-        for j in range(q.shape[0]):
-            lost = q[j]
-            for t in range(TILE):
-                lost[t] *= each[t]
+                column[t] -= as_worked(each[t] * (np.float64(share[t]) * w), column[t])
+        return
+    rounded = np.empty(TILE, tile.dtype)
+    rounded[:] = each
+    for j in range(q.shape[0]):
+        column, share = tile[j], q[j]
+        for t in range(TILE):
+            column[t] -= share[t] * rounded[t]
 
 
 # --- a wide row ---------------------------------------------------------------------------------------------------
@@ -132,23 +140,26 @@ def sums_of_row(
     """(gap, mass, held) of a soft target: the mean of peak - z under it, Σ q, Σ q w."""
     nothing, half = as_worked(0.0, peak), as_worked(0.5, peak)  # half: the whole may be too large for a float32
     lanes[:] = 0.0
-    for start in range(0, row.size, LANES):
-        block, share = row[start : start + min(LANES, row.size - start)], q[start : start + LANES]
-        if weight.size:
+    if weight.size:
+        for start in range(0, row.size, LANES):
+            block, share = row[start : start + min(LANES, row.size - start)], q[start : start + LANES]
             w = weight[start : start + block.size]
             for j in range(block.size):
                 gap = half * peak - half * block[j] if share[j] * w[j] != 0 else nothing
                 lanes[j] += np.float64(share[j]) * w[j] * np.float64(gap)
-        else:
-            for j in range(block.size):
-                gap = half * peak - half * block[j] if share[j] != 0 else nothing
-                lanes[j] += np.float64(share[j]) * np.float64(gap)
+    else:
+        blocks, tail = in_blocks(row, LANES)
+        shares, others = in_blocks(q, LANES)
+        for b in range(blocks.shape[0]):
+            for j in range(LANES):
+                gap = half * peak - half * blocks[b, j] if shares[b, j] != 0 else nothing
+                lanes[j] += np.float64(shares[b, j]) * np.float64(gap)
+        for j in range(tail.size):
+            gap = half * peak - half * tail[j] if others[j] != 0 else nothing
+            lanes[j] += np.float64(others[j]) * np.float64(gap)
     aim = 2.0 * tree_sum(lanes, tree)
     lanes[:] = 0.0
-    for start in range(0, row.size, LANES):
-        share = q[start : start + min(LANES, row.size - start)]
-        for j in range(share.size):
-            lanes[j] += np.float64(share[j])
+    add_row(q, lanes)
     mass = held = tree_sum(lanes, tree)
     if weight.size:
         lanes[:] = 0.0

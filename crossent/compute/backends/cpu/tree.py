@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from numpy.typing import NDArray
 
 from crossent.compute.backends.cpu.precision import kernel
@@ -21,3 +22,25 @@ def tree_sum(lanes: NDArray, tree: NDArray) -> float:
         for j in range(half):
             tree[j] += tree[j + half]
     return tree[0]
+
+
+@kernel
+def in_blocks(row: NDArray, size: int) -> tuple[NDArray, NDArray]:
+    """The whole blocks of a row, (blocks, size), and what is left of it.
+
+    (Indices into two dimensions cost nothing; a slice for each block would count references, for as long as the block's
+    arithmetic takes.)
+    """
+    whole = row.size // size
+    return row[: whole * size].reshape(whole, size), row[whole * size :]
+
+
+@kernel
+def add_row(row: NDArray, lanes: NDArray) -> None:
+    """Each number of a row to its lane, in float64."""
+    blocks, tail = in_blocks(row, LANES)
+    for b in range(blocks.shape[0]):
+        for j in range(LANES):
+            lanes[j] += np.float64(blocks[b, j])
+    for j in range(tail.size):
+        lanes[j] += np.float64(tail[j])

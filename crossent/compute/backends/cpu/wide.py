@@ -26,7 +26,7 @@ from crossent.compute.backends.cpu.precision import (
 )
 from crossent.compute.backends.cpu.soft import only_one, sums_of_row, take_from_row
 from crossent.compute.backends.cpu.target import Row, at_target, collect, row_of
-from crossent.compute.backends.cpu.tree import LANES, tree_sum
+from crossent.compute.backends.cpu.tree import LANES, in_blocks, tree_sum
 
 SIDE_BY_SIDE = 16  # rows read together when their columns are far apart in memory: a line holds one column of each
 
@@ -124,16 +124,22 @@ def first_at(row: NDArray, peak: Any) -> int:
 def rest_of(row: NDArray, peak: Any, kept: NDArray, powers: NDArray, lanes: NDArray, tree: NDArray) -> float:
     """Σ e^(z - peak) over all columns but one of the greatest; the powers are kept if there is room for them."""
     lanes[:] = 0.0
-    for start in range(0, row.size, 2 * LANES):
-        block = row[start : start + min(2 * LANES, row.size - start)]
-        for j in range(block.size):
-            powers[j] = power(block[j], peak)
-        for j in range(block.size, 2 * LANES):
-            powers[j] = 0
+    blocks, tail = in_blocks(row, 2 * LANES)
+    room, end = in_blocks(kept, 2 * LANES)
+    for b in range(blocks.shape[0]):
+        for j in range(2 * LANES):
+            powers[j] = power(blocks[b, j], peak)
         if kept.size:
-            room_for_block = kept[start : start + block.size]
-            for j in range(block.size):
-                room_for_block[j] = powers[j]
+            for j in range(2 * LANES):
+                room[b, j] = powers[j]
+        for j in range(LANES):
+            lanes[j] += np.float64(powers[j] + powers[j + LANES])
+    if tail.size:
+        powers[tail.size :] = 0
+        for j in range(tail.size):
+            powers[j] = power(tail[j], peak)
+        for j in range(end.size):
+            end[j] = powers[j]
         for j in range(LANES):
             lanes[j] += np.float64(powers[j] + powers[j + LANES])
     whole = tree_sum(lanes, tree)
@@ -156,15 +162,20 @@ def uniform_of(row: NDArray, peak: Any, weight: NDArray, lanes: NDArray, tree: N
     nothing, count = as_worked(0.0, peak), np.int32(0)
     half = as_worked(0.5, peak)  # the whole may be too large for a float32
     lanes[:] = 0.0
-    for start in range(0, row.size, LANES):
-        block = row[start : start + min(LANES, row.size - start)]
-        if weight.size:
+    if weight.size:
+        for start in range(0, row.size, LANES):
+            block = row[start : start + min(LANES, row.size - start)]
             u = weight[start : start + block.size]
             for j in range(block.size):
                 lanes[j] += u[j] * np.float64(half * block[j] - half * peak if block[j] > -np.inf else nothing)
-        else:
-            for j in range(block.size):
-                lanes[j] += np.float64(half * block[j] - half * peak if block[j] > -np.inf else nothing)
+    else:
+        blocks, tail = in_blocks(row, LANES)
+        for b in range(blocks.shape[0]):
+            for j in range(LANES):
+                z = blocks[b, j]
+                lanes[j] += np.float64(half * z - half * peak if z > -np.inf else nothing)
+        for j in range(tail.size):
+            lanes[j] += np.float64(half * tail[j] - half * peak if tail[j] > -np.inf else nothing)
     for j in range(row.size):
         count += np.int32(row[j] > -np.inf)
     total = 2.0 * tree_sum(lanes, tree)
@@ -360,7 +371,7 @@ def pull(
                     dz[j] = power(x[j], peak) * factor
                 row = row_of(known, r - start)
                 if q.v:
-                    _of_soft(x, peak, line(q, place(q, r), shares[0]), weight, row, fields[3, r], dz)
+                    of_soft(x, peak, line(q, place(q, r), shares[0]), weight, row, fields[3, r], dz)
                 else:
                     if not lean:
                         all_columns(x, peak, shares[0, :0], weight, row, 0.0, dz)
@@ -395,7 +406,7 @@ def _of_columns(
 
 
 @kernel
-def _of_soft(z: NDArray, peak: Any, q: NDArray, weight: NDArray, row: Row, held: float, dz: NDArray) -> None:
+def of_soft(z: NDArray, peak: Any, q: NDArray, weight: NDArray, row: Row, held: float, dz: NDArray) -> None:
     """One class alone is a label, to the bit. Of several, only the peak can have a p near 1, and needs care."""
     alone = only_one(q)
     column = alone

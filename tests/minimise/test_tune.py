@@ -331,13 +331,15 @@ def worker(storage, trials, kill=False):
 def test_killed_and_resumed_it_finds_what_it_would_have_found(search, tmp_path):
     storage = tmp_path / "trials.journal"
     killed = worker(storage, 3, kill=True)
-    assert killed.wait(120) == -signal.SIGKILL
+    assert killed.wait(600) == -signal.SIGKILL
     with open(storage, "ab") as file:
         file.write(b'{"op_code": 8, "worker_id": "half a li')  # as a full disk leaves it
     resumed, whole = search(storage=storage, trials=3), search(trials=3)
     lost = resumed.trials["state"].index("lost")
     assert lost == 2
     assert "begun again" in resumed.trials["sentence"][lost]
+    written = shlex.split(resumed.trials["settings"][lost])  # before it was trained with, so that it can be named
+    assert START.parsed(written[1::2]).command(START) == resumed.trials["settings"][lost + 1]
     kept = [place for place in range(4) if place != lost]
     for name in ("state", "cross_entropy", "low", "high", "settings"):
         assert [resumed.trials[name][place] for place in kept] == whole.trials[name], name
@@ -367,7 +369,7 @@ def test_two_processes_share_one_study(search, tmp_path):
                 looked.append(processes)
 
     tuned = search(storage=storage, trials=4, progress=wait)
-    assert other.wait(120) == 0
+    assert other.wait(600) == 0
     assert len(looked[0]) == 2
     shared = Study(storage, _belongs(search), 0, {})
     found = [trial for trial in shared.trials if "index" in trial.user_attrs]

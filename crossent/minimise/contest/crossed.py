@@ -34,7 +34,7 @@ large as the first term, and with s_a² itself ν would fall to 1 where training
 
 Where nearly all luck lies in which rows were learnt from, the interval is too narrow, and theirs is too, though less:
 for two ridge regressions with half as many features as rows, by five folds and two seeds, 95 % intervals held the truth
-78 % of the time, theirs 88 %, those of rows alone 68 %. With three folds and one seed, a bare three trainings, they
+76 % of the time, theirs 85 %, those of rows alone 66 %. With three folds and one seed, a bare three trainings, they
 hold it 91 % of the time where trainings make most of the error.
 """
 

@@ -26,6 +26,12 @@ from crossent.minimise.training.learn import Learned
 from crossent.minimise.training.state import History
 from crossent.record import Curve, Number, Record, Table
 
+MOST_SAID = 10_000_000
+"""Probabilities of rows held out, beyond which no calibrator is looked for: it takes hundreds of passes over them."""
+TOO_LARGE = (
+    "No calibrator was looked for: the rows held out have more than ten million probabilities. The temperature of each "
+    "network is fitted all the same."
+)
 COVERAGE = 0.9
 """Of the intervals that the test rows are counted in."""
 
@@ -49,7 +55,11 @@ def finish(
     """
     task = learned.objective.task
     calibrator = Calibrator()
-    if recipe.calibration == "guarded":
+    large = held_out.log_p.size > MOST_SAID
+    if large and recipe.calibration == "guarded":
+        facts = {**facts, "notes": [*facts["notes"], TOO_LARGE]}
+        said(TOO_LARGE)
+    elif recipe.calibration == "guarded":
         calibrator = choose_calibrator(
             held_out.log_p, held_out.encoded, weights=held_out.weight, seed=seed, classes=task.classes
         )

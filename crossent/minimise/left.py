@@ -28,6 +28,8 @@ MOST_ROWS = 10_000
 """Rows that baselines learn from at most: they are asked in passing."""
 MOST_NUMBERS = 2_000_000
 """Features of these rows together, at most; wider tables give fewer rows."""
+MOST_CLASSES = 100
+"""Beyond which no baseline is asked: trees grow one for each class in every round."""
 LEAST_REPEATED = 0.02
 """The share of rows that have a twin, below which twins say nothing of the noise."""
 
@@ -78,7 +80,7 @@ def _baselines(run: Run, problem: Problem, test_x: NDArray[np.float32], test_y: 
     some = np.linspace(0, len(problem) - 1, n).astype(int)
     target = problem.target.numpy()[some]
     y = target.argmax(1) if target.ndim == 2 else target
-    if len(np.unique(y)) < 2 or run.predicted is None:
+    if not 2 <= len(np.unique(y)) <= MOST_CLASSES or run.predicted is None:
         return []
     models = {
         "a linear model": pipeline.make_pipeline(
@@ -129,9 +131,9 @@ def _noise(problem: Problem, run: Run) -> list[Part]:
     twins = size[keys] > 1
     if twins.mean() < LEAST_REPEATED:
         return []
-    counts = np.zeros((len(size), run.task.columns))
-    np.add.at(counts, (keys, problem.target.numpy()), 1)
-    counts = counts[size > 1]
+    place = np.cumsum(size > 1) - 1  # of those that have twins: a row for each, of a number for each class
+    counts = np.zeros((int(place[-1]) + 1, run.task.columns))
+    np.add.at(counts, (place[keys[twins]], problem.target.numpy()[twins]), 1)
     total = counts.sum(1, keepdims=True)
     p = counts / total
     entropy = -np.sum(np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0), axis=1)

@@ -36,6 +36,12 @@ BOUNDS = {
     "averaging": (0.0, 1000.0),
 }
 
+MANY_COLUMNS = 2_000
+"""Columns and classes of a table together, from which on its usual networks are fewer and narrower."""
+MOST_WEIGHTS = 2_500_000
+"""Of the first and last layers of such networks together."""
+MOST_SAID = 20_000_000
+"""Probabilities of rows held out, beyond which such a table holds out one part of its rows and not each in turn."""
 
 IMAGES: dict[str, Any] = {
     "model": "residual", "folds": 1, "members": 1, "width": 32, "depth": 2, "dropout": 0.0, "crop": 2,
@@ -118,9 +124,18 @@ class Recipe:
     def usual(cls, problem: Problem) -> Recipe:
         """The recipe that nobody chose another for: by rows (n, d), or images (n, channels, height, width).
 
-        Images are mirrored where a mirror image could be one of the same class (``data.mirror``).
+        Images are mirrored where a mirror image could be one of the same class (``data.mirror``). Tables of thousands
+        of columns or classes have fewer and narrower networks, and many rows of many classes are held out in one part:
+        what is said of each held-out row is a number for each class.
         """
-        return cls(**IMAGES, flip=mirrors_alike(problem)) if problem.x.dim() > 2 else cls()
+        if problem.x.dim() > 2:
+            return cls(**IMAGES, flip=mirrors_alike(problem))
+        ends = problem.x.shape[1] + problem.task.columns
+        if ends <= MANY_COLUMNS:
+            return cls()
+        folds = 1 if len(problem) * problem.task.columns > MOST_SAID else cls.folds
+        width = MOST_WEIGHTS // (folds * ends) // 16 * 16
+        return cls(folds=folds, members=1, width=max(32, min(cls.width, width)))
 
     @classmethod
     def texts(cls) -> Recipe:

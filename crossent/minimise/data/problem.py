@@ -55,7 +55,8 @@ class Problem:
         """Rows of each class, soft and weighted ones by their share: float64 (classes,)."""
         target = self.distribution
         if not target.is_floating_point():
-            target = torch.nn.functional.one_hot(target, self.task.columns).double()
+            weight = None if self.weight is None else self.weight.double()
+            return torch.bincount(target, weight, self.task.columns).double()
         return (target if self.weight is None else target * self.weight.double().unsqueeze(-1)).sum(0)
 
 

@@ -161,10 +161,15 @@ def _center_and_spread(x: Tensor) -> tuple[Tensor, Tensor]:
     """Median and quartile spread of each column, or mean and deviation of one that is mostly one value."""
     low, middle, high = torch.nanquantile(_sample(x), torch.tensor([0.25, 0.5, 0.75]), dim=0).nan_to_num(0.0)
     spread = (high - low) / 1.349  # the quartiles of a normal distribution are 1.349 of its sigmas apart
-    present = torch.where(x.isnan(), middle, x)
-    deviation = present.double().std(0, correction=0).float()
+    means, deviations = [], []
+    for start in range(0, x.shape[1], step := max(1, 2_000_000 // max(1, len(x)))):  # some columns in float64 at a time
+        some = x[:, start : start + step]
+        present = torch.where(some.isnan(), middle[start : start + step], some).double()
+        means.append(present.mean(0))
+        deviations.append(present.std(0, correction=0))
+    deviation = torch.cat(deviations).float()
     rare = spread <= 1e-6 * deviation
-    center = torch.where(rare, present.double().mean(0).float(), middle)
+    center = torch.where(rare, torch.cat(means).float(), middle)
     spread = torch.where(rare, deviation, spread)
     return center, torch.where(spread > 0, spread, 1.0)
 
@@ -173,9 +178,9 @@ def _ramps(z: Tensor, bins: int) -> Tensor:
     """(3, ramps): column, start and width of each bin between quantiles of the rows z; none for a two-valued column."""
     columns = [column[~column.isnan()] for column in z.T]
     many = [place for place, column in enumerate(columns) if bins and len(column.unique()) > 2]
-    bins = min(bins, max(1, MOST_RAMPS // max(1, len(many))))
+    bins = min(bins, MOST_RAMPS // max(1, len(many)))
     found = []
-    for place in many:
+    for place in many if bins > 1 else []:  # one ramp over all of a column would say what the number says
         distinct = columns[place].unique()
         edges = distinct if len(distinct) <= bins else _edges(columns[place], bins)
         found.append(torch.stack((torch.full_like(edges[:-1], place), edges[:-1], edges.diff())))

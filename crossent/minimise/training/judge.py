@@ -97,6 +97,10 @@ def held_out_of(network: nn.Module, objective: Objective, problem: Problem, memb
     if not all(len(held) for _, held in members):  # nothing is held out where all is learnt from: stop is "none"
         return torch.full((len(problem), problem.task.columns), math.nan, dtype=torch.float64)
     answers = answers_of(network, objective, problem, members)
+    if len(answers) == 1:
+        only = torch.full((len(problem), answers[0][1].shape[-1]), math.nan, dtype=torch.float64)
+        only[answers[0][0]] = answers[0][1]
+        return only
     sum_p = torch.full((len(problem), answers[0][1].shape[-1]), -math.inf, dtype=torch.float64)
     times = torch.zeros(len(problem), 1, dtype=torch.float64)
     for held, said in answers:
@@ -114,7 +118,9 @@ def answers_of(
     rows = torch.stack([torch.cat((held, held[:1].expand(most - len(held)))) for _, held in members])
     with threads(network, most):
         if hasattr(network, "members"):
-            log_p = objective.log_probabilities(logits_of(network, problem.x[rows], 8192 // len(members) + 1))
+            pieces = rows.split(8192 // len(members) + 1, 1)  # all at once would be a copy of the rows for each repeat
+            logits = torch.cat([logits_of(network, problem.x[piece]) for piece in pieces], 1)
+            log_p = objective.log_probabilities(logits)
         else:
             log_p = objective.log_probabilities(logits_of(network, problem.x[rows[0]]))
     return [(held, said[: len(held)]) for (_, held), said in zip(members, log_p, strict=True)]
@@ -153,8 +159,7 @@ def score(log_p: Tensor, problem: Problem, members: Members, stop: str) -> float
             truth = truth / truth.sum(1, keepdims=True)
         weight = None if problem.weight is None else problem.weight[counts].double().numpy()
         fitted = fit_scaling(rows_of(log_p[counts].numpy(), truth, weight), "temperature")
-        log_p = log_p.clone()
-        log_p[known] = torch.from_numpy(fitted.of_logits(log_p[known].numpy()))
+        return problem.take(known).cross_entropy(torch.from_numpy(fitted.of_logits(log_p[known].numpy())))
     return problem.cross_entropy(log_p, known)
 
 

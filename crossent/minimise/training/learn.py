@@ -301,31 +301,33 @@ def _mixed(
     hundreds that were right.
     """
     known = torch.stack([~each.held_out[:, 0].isnan() for each in done]).all(0)
-    target = problem.take(known).distribution
-    if not target.is_floating_point():
-        target = torch.nn.functional.one_hot(target, problem.task.columns).double()
+    target = problem.distribution[known]
     weight = torch.ones(len(target)) if problem.weight is None else problem.weight[known]
-    counts = target * weight.double().unsqueeze(-1)
-    even = objective.log_probabilities(torch.zeros(1, objective.columns)).expand_as(done[0].held_out)
-    said = torch.stack([*(each.held_out for each in done), even])
+    soft = target.is_floating_point()  # of labels, one cell of a row counts: there may be thousands of classes
+    amount = (target if soft else torch.ones(len(target), 1)) * weight.double().unsqueeze(-1)
+    row, column = (amount > 0).nonzero(as_tuple=True)
+    counts, column = amount[row, column].numpy(), column if soft else target[row]
+    even = objective.log_probabilities(torch.zeros(1, objective.columns)).expand(len(target), -1)
+    said = torch.stack([*(each.held_out[known] for each in done), even])
     few, many = zip(*temperatures, (1.0, 1.0), strict=True)
-    said = torch.log_softmax(said / torch.tensor(few).double().view(-1, 1, 1), -1)
-    seen = counts > 0
+    said = torch.log_softmax(said.div_(torch.tensor(few).double().view(-1, 1, 1)), -1)
 
     def shares(parts: list[int]) -> list[float]:
-        likelihood = said[parts][:, known][:, seen].exp().clamp(min=1e-300)
-        return mixing_weights(likelihood.numpy(), counts[seen].numpy()).tolist()
+        likelihood = said[:, row, column][parts].exp().clamp(min=1e-300)
+        return mixing_weights(likelihood.numpy(), counts).tolist()
 
     parts = list(range(len(said)))
     kept = [part for part, share in zip(parts, shares(parts), strict=True) if share >= LEAST_SHARE or part == parts[-1]]
     kept = kept if len(kept) > 1 else parts
     found = torch.tensor(shares(kept), dtype=torch.float64)
     found = found / found.sum()
+    held_out = torch.full_like(done[0].held_out, math.nan)
+    held_out[known] = averaged(said[kept], found)
     networks = [*(each.network for each in done), Even(objective.columns)]
     return Learned(
         Mixture([networks[part] for part in kept], found.tolist(), [many[part] for part in kept]),
         objective,
-        averaged(said[kept], found),
+        held_out,
         _told(done),
     )
 

@@ -290,5 +290,5 @@ def _fingerprint(problem: Problem, fold: Tensor, recipe: Recipe, seed: int) -> s
     for part in (problem.x, problem.target, problem.weight, fold):
         if part is not None:
             digest.update(str(tuple(part.shape)).encode())
-            digest.update(np.ascontiguousarray(part.numpy()).tobytes())
+            digest.update(np.ascontiguousarray(part.numpy()).data)
     return digest.hexdigest()

@@ -57,15 +57,36 @@ def test_the_module_exports(fitted, name, classes):
     exported = torch.export.export(module, (z[:3],), dynamic_shapes=rows)
     assert exported.module()(z).exp().numpy() == pytest.approx(truth, abs=1e-6)
 
+    assert np.exp(by_onnx(module, z)) == pytest.approx(truth, abs=1e-6)
+
+
+def by_onnx(module, z):
+    """What ONNX Runtime makes of rows z."""
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter uses what its own libraries call deprecated
+        rows = ({0: torch.export.Dim("rows")},)
         program = torch.onnx.export(module, (z[:3],), dynamic_shapes=rows, dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
-    (found,) = session.run(None, {session.get_inputs()[0].name: z.numpy()})
-    assert np.exp(found) == pytest.approx(truth, abs=1e-6)
+    return session.run(None, {session.get_inputs()[0].name: z.numpy()})[0]
+
+
+def test_log_odds_of_any_size_go_through_onnx(fitted, monkeypatch):
+    one = fitted["quadratic", 2]
+    odds = torch.cat([torch.linspace(-90, 90, 401), torch.tensor([-torch.inf, torch.inf])])
+    truth = one.of_logits(odds.double().numpy())
+    assert truth[-2:].tolist() == [-np.inf, np.inf]
+    near = {"rel": 2e-6, "abs": 2e-6}  # some ten roundings of float32
+    assert by_onnx(one.module(one_logit=True), odds) == pytest.approx(truth, **near)
+
+    def as_logsigmoid(odds):
+        return torch.stack([torch.nn.functional.logsigmoid(-odds), torch.nn.functional.logsigmoid(odds)], dim=-1)
+
+    monkeypatch.setattr("crossent.measure.calibration.module._both", as_logsigmoid)
+    assert one.module(one_logit=True)(odds).numpy() == pytest.approx(truth, **near)  # torch does not mind
+    assert by_onnx(one.module(one_logit=True), odds) != pytest.approx(truth, **near)
 
 
 def test_one_logit_goes_through_as_two(fitted):

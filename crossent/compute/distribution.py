@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from crossent.compute.backends.reference import wide
+from crossent.compute.rows import is_compiled, refuse_nested_forward
 from crossent.compute.target import visible
 
 Given = Literal["logits", "probabilities", "log_probabilities", "counts"]
@@ -76,13 +77,13 @@ def of_measure(a: Tensor, temperature: float = 1.0) -> Distribution:
     """The distribution proportional to e^(a / temperature), a in float64."""
     # Offsets go before anything is rounded by the division; a row with +inf, or nothing above -inf, is all NaN.
     scaled = a if temperature == 1 else (a - a.detach().amax(-1, keepdim=True)) / temperature
-    return Distribution(_LogSoftmax.apply(scaled), a, None, temperature)
+    return Distribution(_log_softmax(scaled), a, None, temperature)
 
 
 def of_linear(p: Tensor) -> Distribution:
     """The distribution proportional to p, in float64 and not negative."""
     a = log(p)
-    return Distribution(_LogSoftmax.apply(a), a, p)
+    return Distribution(_log_softmax(a), a, p)
 
 
 def log(p: Tensor) -> Tensor:
@@ -176,9 +177,12 @@ def _log_over_mixture(ratio: Tensor, w: float, other: float) -> Tensor:
     return torch.where(close, near, far)
 
 
-class _LogSoftmax(torch.autograd.Function):
+def _log_softmax(a: Tensor) -> Tensor:
     """log softmax along the last dimension, its value and its gradient with all digits where p is near 1."""
+    return (_LogSoftmax if is_compiled() else _LogSoftmaxForward).apply(a)
 
+
+class _LogSoftmax(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
@@ -203,9 +207,28 @@ class _LogSoftmax(torch.autograd.Function):
         return -g * torch.expm1(log_p) - log_p.exp() * others
 
 
+class _LogSoftmaxForward(_LogSoftmax):
+    """The same with a forward derivative, which torch.compile cannot see through."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def jvp(ctx: Any, t: Tensor) -> Tensor:
+        refuse_nested_forward()
+        (log_p,) = ctx.saved_tensors
+        # t_j (1 - p_j) - Σ_{i≠j} p_i t_i, and the sum again without the greatest class where that is j.
+        first, weighed = log_p.argmax(-1, keepdim=True), log_p.exp() * t
+        others = weighed.sum(-1, keepdim=True) - weighed
+        others = others.scatter(-1, first, weighed.scatter(-1, first, 0.0).sum(-1, keepdim=True))
+        return -t * torch.expm1(log_p) - others
+
+
 def excess(x: Tensor) -> Tensor:
     """e^x - 1 - x, which is x²/2 near 0 and never negative, with all its digits; its derivative is e^x - 1."""
-    return _Excess.apply(x)
+    return (_Excess if is_compiled() else _ExcessForward).apply(x)
 
 
 class _Excess(torch.autograd.Function):
@@ -228,6 +251,21 @@ class _Excess(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return g * torch.expm1(x)
+
+
+class _ExcessForward(_Excess):
+    """The same with a forward derivative."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def jvp(ctx: Any, t: Tensor) -> Tensor:
+        refuse_nested_forward()
+        (x,) = ctx.saved_tensors
+        return t * torch.expm1(x)
 
 
 def _refuse_negative(p: Tensor, given: str, name: str) -> None:

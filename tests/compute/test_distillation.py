@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from crossent import cross_entropy, distillation, entropy, js_divergence, kl_divergence, sparse
+from crossent.compute import distribution
 from tests import oracle
 from tests.compare import faults, ulps
 from tests.compute.divergences import INF, PAIRS, true_js, true_kl
@@ -248,6 +249,44 @@ def test_gradients_of_all_orders(kind: str) -> None:
     assert torch.equal(torch.func.grad(dense)(z.detach(), t.detach()), dz)
     rows = torch.func.vmap(torch.func.grad(dense))(z.detach(), t.detach()) / 3
     torch.testing.assert_close(rows, dz, rtol=1e-14, atol=1e-18)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_derivatives_of_functions(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forwards, and forwards over backwards, as ``torch.func.hessian`` has it: those of the formula in plain torch."""
+    g = torch.Generator().manual_seed(2)
+    z, t = (torch.randn(2, 4, generator=g, dtype=torch.float64) for _ in range(2))
+
+    def formula(z: Tensor, t: Tensor) -> Tensor:
+        p, q = (x.div(1.5).log_softmax(-1) for x in (t, z))
+        p, q = (q, p) if kind == "reverse_kl" else (p, q)
+        if kind != "jsd":
+            return (p.exp() * (p - q)).sum(-1).mean()
+        m = (BETA * p.exp() + (1 - BETA) * q.exp()).log()
+        return (BETA * p.exp() * (p - m) + (1 - BETA) * q.exp() * (q - m)).sum(-1).mean()
+
+    def ours(z: Tensor, t: Tensor) -> Tensor:
+        return distillation(z, t, kind=kind, temperature=1.5, beta=BETA)
+
+    ways = torch.func.hessian, torch.func.jacfwd, lambda f: torch.func.jacfwd(torch.func.grad(f))
+    truths = [way(lambda z: formula(z, t))(z) for way in ways]
+    for way, truth in zip(ways, truths, strict=True):
+        torch.testing.assert_close(way(lambda z: ours(z, t))(z), truth, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(torch.func.jvp(ours, (z, t), (t, z))[1], torch.func.jvp(formula, (z, t), (t, z))[1])
+    with pytest.raises(NotImplementedError, match="would silently be 0"):
+        torch.func.jacfwd(torch.func.jacfwd(lambda z: kl_divergence(z, t, given="logits").sum()))(z)
+
+    true = distribution._LogSoftmaxForward.jvp
+    of_the_next_class = staticmethod(lambda ctx, t: true(ctx, t).roll(1, -1))
+    monkeypatch.setattr(distribution._LogSoftmaxForward, "jvp", of_the_next_class)
+    assert not torch.allclose(torch.func.hessian(lambda z: ours(z, t))(z), truths[0], rtol=1e-3)
+
+
+def test_the_forward_derivative_of_a_sure_row_keeps_the_digits_of_the_backward_one() -> None:
+    z = torch.tensor([30.0, 0.0, 1.0, -2.0], dtype=torch.float64)
+    forwards, backwards = (way(distribution._log_softmax)(z) for way in (torch.func.jacfwd, torch.func.jacrev))
+    torch.testing.assert_close(forwards, backwards, rtol=1e-15, atol=0)
+    assert not torch.allclose(forwards, torch.eye(4).double() - z.softmax(-1), rtol=1e-6, atol=0)  # as it is usually
 
 
 # Dynamo itself instantiates autograd functions, which torch itself deprecates.

@@ -60,10 +60,9 @@ def linear_row_numbers(
 
     Raises:
         ValueError, TypeError, IndexError: a sentence that says which argument, what came, where, and what to do.
-            A link that is trained is refused.
 
     Cost: 2 N C D flops, and 6 N C D more with gradients; for a loss that looks at the logits themselves (``Brier``,
-    ``Hinge``) twice that. Rows that are ignored cost nothing.
+    ``Hinge``) twice that, and for a link that is trained three times. Rows that are ignored cost nothing.
 
     >>> numbers = linear_row_numbers(torch.eye(3), 2 * torch.eye(3), torch.tensor([0, 1, 0]))
     >>> numbers.log_prob, numbers.rank

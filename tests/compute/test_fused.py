@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossent import Link, distillation, linear_distillation, linear_row_numbers, row_numbers
-from crossent.compute.losses import Focal
+from crossent.compute.losses import Brier, Focal
 
 G = torch.Generator().manual_seed(0)
 X, W, B = (torch.randn(*shape, generator=G).double() for shape in ((2, 5, 4), (6, 4), (6,)))
@@ -43,6 +43,26 @@ def test_row_numbers_are_those_of_the_logits(knobs: dict[str, Any]) -> None:
             torch.testing.assert_close(ours, other, rtol=1e-11, atol=1e-14)
             assert not torch.allclose(1.01 * ours, other, rtol=1e-11, atol=1e-14)
     assert got.rank[1, 1] == got.argmax[1, 1] == -1
+
+
+@pytest.mark.parametrize("loss", [None, Focal(2.0), Brier()])
+def test_row_numbers_train_a_link(loss: Any) -> None:
+    """Every number moves with temperature, soft cap and prior as that of the logits does."""
+    fields = torch.tensor(1.3).double(), torch.tensor(4.0).double(), C
+    mine, theirs = free(X, W, *fields), free(X, W, *fields)
+    got = linear_row_numbers(*mine[:2], Y, loss=loss, link=Link(*mine[2:]), chunk_rows=3)
+    z = F.linear(*theirs[:2]).reshape(10, 6)
+    expected = row_numbers(z, Y.reshape(10), loss=loss, link=Link(*theirs[2:]))
+    for name, a, b in zip(got._fields, got, expected, strict=True):
+        torch.testing.assert_close(a.flatten(), b, rtol=1e-13, atol=1e-15)
+        assert not torch.equal(a.flatten().roll(1), b), name
+        if name in ("argmax", "rank"):
+            continue
+        up = torch.rand(10, generator=G).double()
+        made = torch.autograd.grad(a.flatten(), mine, up, retain_graph=True)
+        for ours, other in zip(made, torch.autograd.grad(b, theirs, up, retain_graph=True), strict=True):
+            torch.testing.assert_close(ours, other, rtol=1e-11, atol=1e-14)
+            assert not torch.allclose(1.01 * ours, other, rtol=1e-11, atol=1e-14)
 
 
 def test_perplexity_needs_no_gradient_and_no_bits_more() -> None:
@@ -82,8 +102,6 @@ def test_nothing_to_learn_from() -> None:
 
 
 def test_what_cannot_be_had_is_refused_at_the_call() -> None:
-    with pytest.raises(ValueError, match="linear_row_numbers has no gradient for a link"):
-        linear_row_numbers(X, W, Y, link=Link(temperature=torch.tensor(2.0, requires_grad=True)))
     with pytest.raises(TypeError, match="must be class indices"):
         linear_row_numbers(X, W, torch.rand(2, 5, 6))
     with pytest.raises(IndexError, match="labels that are no class"):

@@ -20,3 +20,4 @@ from crossent.compute.linear.number import number as number
 from crossent.compute.linear.number import total_of_columns as total_of_columns
 from crossent.compute.linear.statistics import row_losses as row_losses
 from crossent.compute.linear.statistics import row_numbers as row_numbers
+from crossent.compute.linear.statistics import through_link as through_link

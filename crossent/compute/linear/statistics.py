@@ -8,6 +8,7 @@ made chunk by chunk too, in plain torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,7 @@ from crossent.compute.rows import (
     stats_of,
 )
 from crossent.compute.rows import row_losses as of_logits
+from crossent.compute.rows import row_numbers as numbers_of_logits
 from crossent.compute.stats import Stats, finish, unpack
 from crossent.compute.target import Target
 
@@ -279,15 +281,45 @@ def row_numbers(
 ) -> tuple[Tensor, Stats]:
     """The loss (n,) of every row, and all statistics of the one pass that it took; see ``rows.row_numbers``."""
     if columns.is_trained(link):
-        raise ValueError(
-            "linear_row_numbers has no gradient for a link: detach its fields, or use "
-            "row_numbers(F.linear(input, linear_weight, linear_bias), target, …)."
-        )
+        with torch.no_grad():
+            s = row_stats(x, w, bias, target, AndNumbers(NLL()), link, size)
+        return through_link(s, x, w, bias, target, loss, link, size)
     if columns.needs_columns(target, loss, link):  # the loss from its columns, all else from one more reading
         value, _ = row_losses(x, w, bias, target, loss, link, abs(size))
         return value, row_stats(x, w, bias, target, AndNumbers(NLL()), link, size)
     s = row_stats(x, w, bias, target, AndNumbers(loss), link, size)
     return loss(s), s
+
+
+def through_link(
+    s: Stats,
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    target: Target,
+    loss: Loss,
+    link: Link | None,
+    size: int,
+    read: Any = numbers_of_logits,
+) -> tuple[Tensor, Stats]:
+    """The loss (n,) of every row and the statistics s again, with gradients for a link that is trained.
+
+    Such a link moves every logit, so that these are ``columns``, two numbers of a row at a time; ``read(z, target,
+    loss, link)`` gives loss and statistics of a few rows of logits.
+    """
+
+    def loss_and_nll(*rows: Any) -> tuple[Tensor, Tensor]:
+        value, s = read(*rows)
+        return value, s.nll[:, 0]
+
+    def lse_and_entropy(*rows: Any) -> tuple[Tensor, Tensor]:
+        s = read(*rows)[1]
+        return s.lse, s.entropy
+
+    of = partial(row_losses, x, w, bias, target, loss, link, abs(size))
+    (value, nll), (lse, entropy) = of(loss_and_nll), of(lse_and_entropy)
+    assert nll is not None
+    return value, replace(s, nll=nll.unsqueeze(-1), lse=lse, entropy=entropy)
 
 
 def row_losses(

@@ -38,7 +38,7 @@ from crossent.compute.arguments import (
 from crossent.compute.functional import RowNumbers, numbers_of
 from crossent.compute.group import Group, assembled, copied, group_of
 from crossent.compute.linear.budget import LINKED, rows_at_a_time
-from crossent.compute.linear.columns import is_trained, needs_columns
+from crossent.compute.linear.columns import needs_columns
 from crossent.compute.link import Link
 from crossent.compute.losses import Loss
 from crossent.compute.normaliser import normaliser as normaliser
@@ -48,8 +48,15 @@ from crossent.compute.target import Target
 
 __all__ = ["cross_entropy", "linear_cross_entropy", "linear_row_numbers", "normaliser", "row_numbers"]
 
+_EAGER = torch.compiler.disable(
+    reason="crossent.parallel asks all ranks at each call how wide their slices are, and a compiled program would have "
+    "that number in it. Compile the model up to its hidden states or logits and call the loss outside of it, or leave "
+    "out fullgraph=True: the graph has a break at the loss then, and all else is compiled"
+)
+"""Calls are left to eager mode; with ``fullgraph=True`` torch's error has this sentence."""
 
-@torch.compiler.disable
+
+@_EAGER
 def cross_entropy(
     input: Tensor,
     target: Tensor | Target,
@@ -97,8 +104,9 @@ def cross_entropy(
     of 24 bytes for each row (of a label; 80 for what reads everything), and none backwards. Against class probabilities
     and a loss that is not linear in the negative log-likelihood there are two small sums more each way. ``Brier`` and
     ``Hinge`` read the logits themselves, and gather them. Memory: as on one machine, of the own columns. Gradients of
-    any order, and forward derivatives (``torch.func.jvp``); ``vmap`` is refused. Class weights and sample weights that
-    are learned are refused. Under ``torch.compile`` the call is left to eager mode, which ``fullgraph=True`` forbids.
+    any order, and forward derivatives (``torch.func.jvp``); ``vmap``, ``jacfwd`` and ``hessian`` are refused, and so
+    are class weights and sample weights that are learned. Under ``torch.compile`` the call is left to eager mode, which
+    ``fullgraph=True`` forbids.
     Source: docs/algebra.md, "Merge".
 
     >>> import os, torch.distributed as dist
@@ -113,7 +121,7 @@ def cross_entropy(
     return reduce(value, row_weight, reduction, empty, shape, dtype, normaliser)
 
 
-@torch.compiler.disable
+@_EAGER
 def row_numbers(
     input: Tensor,
     target: Tensor,
@@ -144,7 +152,7 @@ def row_numbers(
     return numbers_of(*shards.row_numbers(z, rows, whole, link, shard), rows, shape, dtype)
 
 
-@torch.compiler.disable
+@_EAGER
 def linear_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,
@@ -209,7 +217,7 @@ def linear_cross_entropy(
     return reduce(value, row_weight, reduction, empty, shape, dtype, normaliser)
 
 
-@torch.compiler.disable
+@_EAGER
 def linear_row_numbers(
     input: Tensor,
     linear_weight: Tensor,
@@ -234,7 +242,7 @@ def linear_row_numbers(
     arguments are those of ``linear_cross_entropy`` of this module; the target must be labels. All ranks get the same
     bits, of the whole input. Argmax and rank count over all classes, and their logits are made once more for it: with
     gradients 10 N C D flops, divided among the ranks, and three small gathers for each chunk. A link that is trained
-    is refused.
+    has its gradient, from three more readings.
 
     >>> import torch.distributed as dist
     >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -325,7 +333,6 @@ def _head(
             raise ValueError(f"linear_bias must have shape ({own},); got {tuple(linear_bias.shape)}.")
         if labels:
             _check_labels(target)
-            _refuse_trained(link)
         check_knobs(weight, loss, link, sample_weight, own)
         if is_dense(target):
             # Of how many rows the whole has nobody knows yet if they are spread.
@@ -360,14 +367,6 @@ def _head(
 def _check_labels(target: Tensor | Target) -> None:
     if is_dense(target) or (isinstance(target, Target) and target.index is not None and target.index.shape[1] != 1):
         raise TypeError("one label in each row is ranked: the target must be class indices.")
-
-
-def _refuse_trained(link: Link | None) -> None:
-    if is_trained(link):
-        raise ValueError(
-            "linear_row_numbers has no gradient for a link: detach its fields, or use crossent.parallel.row_numbers "
-            "of the logits."
-        )
 
 
 def _rows(given: tuple, shape: torch.Size, like_logits: tuple[int, ...], classes: int, validate: str) -> Target:

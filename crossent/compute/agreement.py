@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from crossent.compute.group import Group, gathered
+from crossent.compute.group import Group, gathered, refuse_batches
 from crossent.compute.link import Link
 from crossent.compute.losses import Loss
 from crossent.compute.target import Target, visible
@@ -81,6 +81,7 @@ def agreed(
     group: Group,
 ) -> list[list[int]]:
     """The ``own`` numbers of every rank, or the error of any, on all of them."""
+    refuse_batches()
     trouble = None
     try:
         check()

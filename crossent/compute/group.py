@@ -17,7 +17,7 @@ what counts is the sum over the ranks. Each way forwards has its way back:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -33,6 +33,23 @@ def gathered(x: Tensor, group: Group) -> Tensor:
     everyone = x.new_empty((dist.get_world_size(group), *x.shape))
     dist.all_gather(list(everyone), x.detach().contiguous(), group=group)
     return everyone
+
+
+def refuse_batch(*_: Any) -> NoReturn:
+    """Batches of directions are an error: the nth direction of every rank's own columns would be one and the same."""
+    raise NotImplementedError(
+        "torch.func.vmap, and what is made of it (jacfwd, jacrev, hessian), is not possible where classes lie on "
+        "several ranks: all ranks would move columns of their own at once, and what comes out would be no derivative "
+        "by any of them. Write a loop, and torch.func.grad or jvp for each direction; a direction is a vector over the "
+        "columns of all ranks, of which each passes its part."
+    )
+
+
+def refuse_batches() -> None:
+    """The same before anything is read."""
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    if any(level.key() == torch._C._functorch.TransformType.Vmap for level in stack):
+        refuse_batch()
 
 
 def summed(x: Tensor, group: Group) -> Tensor:
@@ -65,6 +82,7 @@ class _OverRanks(torch.autograd.Function):
 
     def __init_subclass__(cls) -> None:
         cls.jvp = staticmethod(lambda ctx, tangent, *_: cls.apply(tangent, *ctx.rest))  # type: ignore[method-assign]
+        cls.vmap = staticmethod(refuse_batch)  # type: ignore
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:

@@ -27,6 +27,7 @@ Z[1] = torch.tensor([0.5, 0.5, 0.5, 0.5, 0.5, 0.5])
 Z[2, :5] = -torch.inf
 Z[3, 2] = torch.nan
 Z[4] = torch.nan  # and ignored
+TAU, CAP = torch.tensor(1.5).double(), torch.tensor(4.0).double()
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"loss": Focal(2.0), "label_smoothing": 0.1, "link": Link(2.0, 3.0)},
@@ -89,6 +90,30 @@ def test_of_a_head(options: dict[str, Any]) -> None:
             )
 
 
+def of_trained_link(sizes: tuple[int, ...], loss: Any) -> tuple[Tensor, ...]:
+    """A job: slopes of three numbers of a head by its link, whose prior is this rank's."""
+    fields = [t.clone().requires_grad_() for t in (TAU, CAP, own(B, sizes, 0))]
+    numbers = parallel.linear_row_numbers(X, own(W, sizes, 0), Y, loss=loss, link=Link(*fields), chunk_rows=2)
+    slopes = torch.autograd.grad((numbers.loss + 2 * numbers.entropy + 3 * numbers.lse).sum(), fields)
+    return *(x.detach() for x in numbers), *slopes
+
+
+@pytest.mark.parametrize("loss", [Focal(2.0), Brier()])
+def test_a_link_is_trained(loss: Any) -> None:
+    fields = [t.clone().requires_grad_() for t in (TAU, CAP, B)]
+    truth = crossent.row_numbers(F.linear(X, W), Y, loss=loss, link=Link(*fields))
+    slopes = torch.autograd.grad((truth.loss + 2 * truth.entropy + 3 * truth.lse).sum(), fields)
+    for size, sizes in SIZES.items():
+        answers = good(world_of(size).run(of_trained_link, sizes, loss))
+        for ours, theirs in zip(answers[0], truth, strict=False):
+            torch.testing.assert_close(ours, theirs.detach(), rtol=1e-12, atol=1e-14)
+        for at in (0, 1):
+            for answer in answers:
+                torch.testing.assert_close(answer[6 + at], slopes[at], rtol=1e-11, atol=1e-13)
+                assert not torch.allclose(answer[6 + at] / size, slopes[at], rtol=1e-6)
+        torch.testing.assert_close(torch.cat([answer[8] for answer in answers]), slopes[2], rtol=1e-11, atol=1e-13)
+
+
 def mistaken(sizes: tuple[int, ...], fault: str) -> tuple[Tensor, ...]:
     """A job: what comes of an order that is worked out wrongly."""
     places = {"counted on one rank": ("summed", lambda x, group: x), "places from 0": ("gathered", _own_places)}
@@ -128,7 +153,6 @@ def refused(sizes: tuple[int, ...], what: dict[str, Any]) -> Any:
     ("what", "sentence"),
     [
         ({"target": torch.rand(9, 3).double()}, "the target must be class indices"),
-        ({"link": Link(temperature=torch.tensor(2.0, requires_grad=True))}, "no gradient for a link"),
         ({"target": Y + 1}, "labels that are no class: 6 at row 2"),
     ],
 )

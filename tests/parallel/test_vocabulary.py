@@ -261,10 +261,24 @@ def transformed(sizes: tuple[int, ...], z: Tensor) -> tuple[Tensor, Tensor]:
     warnings.filterwarnings("ignore", "The .grad attribute of a Tensor")
     compiled = torch.compile(lambda z: 2 * parallel.cross_entropy(z * 1.0, y), backend="eager")(leaf)
     by_function = torch.func.grad(lambda z: 2 * parallel.cross_entropy(z, y))(own(z, sizes))
-    for refused, at in ((torch.func.vmap, own(z, sizes).expand(2, -1, -1)), (torch.func.jacfwd, own(z, sizes))):
-        with pytest.raises((RuntimeError, NotImplementedError), match=r"vmap|jvp"):
-            refused(lambda z: parallel.cross_entropy(z, y))(at)
+    _refuse_batches_and_whole_graphs(sizes, own(z, sizes), y)
     return by_function, torch.autograd.grad(compiled, leaf)[0]
+
+
+def _refuse_batches_and_whole_graphs(sizes: tuple[int, ...], z: Tensor, y: Tensor) -> None:
+    """Each with our sentence, on all ranks, for logits and for heads, also where only the way back is a batch."""
+    f = torch.func
+    w = torch.eye(6)[sum(sizes[: dist.get_rank()]) :][: sizes[dist.get_rank()]].double()
+    for value, at in (
+        (lambda z: parallel.cross_entropy(z, y), z),
+        (lambda w: parallel.linear_cross_entropy(torch.eye(6)[:3].double(), w, y, loss=KNOBS["Brier"]), w),
+        (lambda x: parallel.linear_cross_entropy(x, w, y), torch.eye(6)[:3].double()),
+    ):
+        for refused in (f.jacfwd, f.hessian, lambda value: f.jacrev(f.grad(value)), f.vmap):
+            with pytest.raises(NotImplementedError, match="is not possible where classes lie on several ranks"):
+                refused(value)(at.expand(2, *at.shape) if refused is f.vmap else at)
+        with pytest.raises(torch._dynamo.exc.Unsupported, match="call the loss outside of it"):
+            torch.compile(value, fullgraph=True, backend="eager")(at)
 
 
 def test_torch_func_grad_and_compile() -> None:

@@ -4,6 +4,7 @@ the two halves of ``merge``. One gather serves all rows, since the parts of all 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from crossent.compute import linear
 from crossent.compute.backends import reference
-from crossent.compute.linear.columns import needs_columns
+from crossent.compute.group import refuse_batch
+from crossent.compute.linear.columns import is_trained, needs_columns
+from crossent.compute.linear.derivative import pulled
 from crossent.compute.linear.operators import back_through, linear_part, linear_pull, link_of, linked, product_of
 from crossent.compute.link import Link
 from crossent.compute.losses import NLL, Loss
@@ -109,6 +112,8 @@ class _Statistics(torch.autograd.Function):
         t = back_through(link, z, t.to(at.dtype))  # element by element: forwards is backwards
         return moved(ctx, at.to(reference.wide(at)), t, *known)
 
+    vmap = staticmethod(refuse_batch)
+
 
 def _of_logits(
     ctx: Any, temperature: Tensor | None, prior: Tensor | None, target: tuple, x: Tensor, w: Tensor, bias: Tensor | None
@@ -125,11 +130,14 @@ def _of_logits(
 def _through_logits(ctx: Any, given: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
     """The gradients of x, w and bias with a graph of their own, by way of all the logits."""
     x, w, bias, temperature, prior, *target, _ = ctx.saved_tensors
-    outputs = _of_logits(ctx, temperature, prior, (*target,), x, w, bias)
-    sent = [(out, g) for out, g in zip(outputs, given, strict=True) if g is not None]
-    wanted = [t for t, need in zip((x, w, bias), ctx.needs_input_grad, strict=False) if need]
-    grads = iter(torch.autograd.grad([out for out, _ in sent], wanted, [g for _, g in sent], create_graph=True))
-    return tuple(next(grads) if need else None for need in ctx.needs_input_grad[:3])
+    wanted = ctx.needs_input_grad[:3]
+
+    def of_head(*head: Tensor | None) -> tuple[Tensor, ...]:
+        outputs = _of_logits(ctx, temperature, prior, (*target,), *head)  # type: ignore[arg-type]
+        return tuple(out for out, g in zip(outputs, given, strict=True) if g is not None)
+
+    grads = iter(pulled(of_head, (x, w, bias), wanted, [g for g in given if g is not None]))
+    return tuple(next(grads) if need else None for need in wanted)
 
 
 def linear_row_losses(
@@ -164,6 +172,10 @@ def _stats_of(
     return rows.stats_of(read, target, loss, shard, False)
 
 
+def _numbers(shard: Shard, z: Tensor, target: Target, loss: Loss, link: Link | None) -> tuple[Tensor, Stats]:
+    return rows.row_numbers(z, target, loss, link, shard)
+
+
 def linear_row_numbers(
     x: Tensor, w: Tensor, bias: Tensor | None, target: Target, loss: Loss, link: Link | None, size: int, shard: Shard
 ) -> tuple[Tensor, Stats]:
@@ -172,8 +184,12 @@ def linear_row_numbers(
     All ranks make the same chunks, since each asks the others for the logits of its labels.
     """
     of_statistics = not needs_columns(target, loss, link)
-    s = _stats_of(x, w, bias, target, AndNumbers(loss if of_statistics else NLL()), link, size, shard)
-    value = loss(s) if of_statistics else linear_row_losses(x, w, bias, target, loss, link, size, shard)[0]
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not is_trained(link)):
+        s = _stats_of(x, w, bias, target, AndNumbers(loss if of_statistics else NLL()), link, size, shard)
+    if is_trained(link):
+        value, s = linear.through_link(s, x, w, bias, target, loss, link, size, partial(_numbers, shard))
+    else:
+        value = loss(s) if of_statistics else linear_row_losses(x, w, bias, target, loss, link, size, shard)[0]
     first = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
     above = torch.zeros_like(first)
     with torch.no_grad():

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from crossent.compute import operators, rows
 from crossent.compute.backends import reference
-from crossent.compute.group import copied, joined, shared, total
+from crossent.compute.group import copied, joined, refuse_batch, shared, total
 from crossent.compute.linear.columns import needs_columns
 from crossent.compute.link import Link
 from crossent.compute.losses import NLL, Loss
@@ -88,6 +88,8 @@ class _Statistics(torch.autograd.Function):
         z, live, *known = ctx.saved_tensors
         read, t = (reference._read(reference.by_row(x), live) for x in (z, tangent))
         return moved(ctx, read, t, *known)
+
+    vmap = staticmethod(refuse_batch)
 
 
 def statistics_of(*given: Any) -> tuple[Tensor, ...]:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from crossent.errors import require
 from crossent.measure.sums.likelihood import costs_of_logs
 from crossent.minimise.data.problem import Problem
+from crossent.minimise.data.repeats import hashes
 from crossent.minimise.run import Run
 from crossent.record import Record, Table
 
@@ -123,10 +124,7 @@ def _noise(problem: Problem, run: Run) -> list[Part]:
         return [("noise", value, None, None, "The entropy of the soft labels themselves: nobody gets below it.")]
     if run.task.kind == "range" or problem.x.dim() > 2 or problem.x.numel() > 50_000_000:
         return []
-    rows = np.ascontiguousarray(problem.x.numpy())
-    keys = np.unique(rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel(), return_inverse=True)[
-        1
-    ]
+    keys = np.unique(hashes(problem.x.numpy()), return_inverse=True)[1]
     size = np.bincount(keys)
     twins = size[keys] > 1
     if twins.mean() < LEAST_REPEATED:

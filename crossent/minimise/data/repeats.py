@@ -38,7 +38,7 @@ def once_each(
     >>> sorted(zip(x[places, 0].tolist(), weight.tolist()))
     [(1.0, 2.0), (2.0, 1.0)]
     """
-    of_rows, of_target = _hashes(rows), _hashes(target)
+    of_rows, of_target = hashes(rows), hashes(target)
     order = np.lexsort((weight, of_target, of_rows))
     of_rows, of_target, weight = of_rows[order], of_target[order], weight[order]
     new_features = np.append(True, of_rows[1:] != of_rows[:-1])
@@ -48,6 +48,7 @@ def once_each(
     return order[new], np.add.reduceat(weight, new)
 
 
-def _hashes(values: Any) -> NDArray[np.uint64]:
+def hashes(values: Any) -> NDArray[np.uint64]:
+    """A hash of 64 bits (n,) for each row of a table or an array (n,) or (n, d)."""
     pandas = require("pandas", "cli", "telling rows apart")
     return pandas.util.hash_pandas_object(pandas.DataFrame(values), index=False).to_numpy()

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 
@@ -66,6 +67,21 @@ def test_frames_bring_names_and_tensors_any_float():
     low, high = (np.float64(np.float32(p)) for p in (0.6, 0.4000002))
     assert wild.probabilities[0, 1] == high / (low + high)  # off by a rounding of float32: divided by its sum
     assert from_arrays(np.array([[0.0, 1 + 1.2e-7]], dtype=np.float32), [1]).probabilities[0, 1] == 1.0
+
+
+def test_frames_of_arrow_say_what_arrays_say():
+    names = ["p_cat", "p_dog", "p_hen"]
+    column = pa.chunked_array
+    found = from_arrays(
+        pa.table(dict(zip(names, np.transpose(THREE), strict=True))), column([["hen"], ["dog"]]),
+        weights=column([[1.0, 2.0]]), groups=pa.array(["x", "y"]),
+    )  # fmt: skip
+    truth = from_arrays(np.array(THREE), ["hen", "dog"], columns=names)
+    assert found.probabilities.tolist() == truth.probabilities.tolist()
+    assert (found.classes, found.labels.tolist()) == (["cat", "dog", "hen"], [2, 1]) == (truth.classes, [2, 1])
+    assert (found.weights.tolist(), found.groups.tolist()) == ([1.0, 2.0], ["x", "y"])
+    with pytest.raises(DataError, match="row 1: nan"):
+        from_arrays(pa.array([0.5, None]), [0, 1])
 
 
 def test_normalise_divides_and_says_so():

@@ -21,23 +21,49 @@ MISSING = "(missing)"
 
 
 def as_array(values: Any) -> NDArray[Any]:
-    """Turn a tensor, frame, series or list into an array; 16-bit floats of a tensor become float32."""
+    """Turn a tensor, a frame or series of pandas, Polars or Arrow, or a list into an array.
+
+    16-bit floats of a tensor become float32. Raises DataError for what has no entries.
+    """
     if hasattr(values, "detach"):  # a tensor: NumPy has no bfloat16
         values = values.detach().cpu()
         values = values.float() if values.is_floating_point() and values.element_size() < 4 else values
         return np.asarray(values.numpy())
+    if type(values).__module__.startswith("pyarrow"):
+        if hasattr(values, "itercolumns"):
+            return np.stack([as_array(cells) for cells in values.itercolumns()], axis=1)
+        return np.asarray(values.to_numpy(zero_copy_only=False))
     if hasattr(values, "to_numpy"):
         return np.asarray(values.to_numpy())
     if isinstance(values, np.ndarray):
         return values
-    values = list(values)
+    try:
+        values = list(values)
+    except TypeError:
+        raise DataError(
+            f"one entry for each row was expected, in an array, tensor, frame or list, and {values!r} came."
+        ) from None
     if any(value is None or isinstance(value, str) for value in values):
         return np.array(values, dtype=object)
     return np.asarray(values)
 
 
+def column_names(values: Any) -> list[str] | None:
+    """What the columns of a frame are called; None for anything without names.
+
+    >>> column_names([[0.5, 0.5]])
+    """
+    names = getattr(values, "column_names" if hasattr(values, "itercolumns") else "columns", None)
+    return None if names is None else [str(name) for name in names]
+
+
 def column(values: Any, n: int, name: str) -> NDArray[Any]:
     """Turn what came into an array of one cell per row."""
+    if isinstance(values, str):
+        raise DataError(
+            f"{name} are {values!r}, the name of a column, and the probabilities are in no file: give the values "
+            "themselves, one per row."
+        )
     cells = as_array(values)
     if cells.shape != (n,):
         raise DataError(f"there are {n:,} rows and {name} of shape {cells.shape}: give one per row.")

@@ -36,9 +36,6 @@ BFLOAT16_TOLERANCE = 2**-8
 ABOVE_ONE = 1e-6
 """How far above 1 an entry may lie: a few roundings of float32, which softmax leaves; it is read as 1."""
 
-ROUNDED = (
-    f"Rows whose probabilities added up to 1 only to rounding (within {SUM_TOLERANCE:g}) were divided by their sum."
-)
 DIVIDED = "Each row of probabilities was divided by its sum before anything was measured."
 
 _CHANCE = 0.01  # more rows of logits than this do not add up to 1 by chance; fewer rows of probabilities are not broken
@@ -46,6 +43,13 @@ _CHANCE = 0.01  # more rows of logits than this do not add up to 1 by chance; fe
 _Grid = NDArray[np.float64]
 Place = Callable[[int], str]
 """Says where a row is, for an error: "row 17", or "row 17 of 'b.csv'"."""
+
+
+def rounded(tolerance: float) -> str:
+    """Say that rows were divided by sums that were 1 but for a rounding."""
+    return (
+        f"Rows whose probabilities added up to 1 only to rounding (within {tolerance:.1g}) were divided by their sum."
+    )
 
 
 def as_numbers(p: NDArray[Any], what: str = "the probabilities") -> _Grid:
@@ -119,7 +123,7 @@ def probabilities(
         )
     if worst <= (exact := _exact(p.shape[1])):
         return (np.minimum(p, 1.0) if most > 1 else p), None
-    return np.where((off > exact)[:, None], p / total[:, None], p), ROUNDED
+    return np.where((off > exact)[:, None], p / total[:, None], p), rounded(tolerance)
 
 
 def log_probabilities(
@@ -149,7 +153,7 @@ def log_probabilities(
         )
     if worst <= (exact := _exact(p.shape[1])):
         return p, None
-    return np.where((off > exact)[:, None], p - np.log(total)[:, None], p), ROUNDED
+    return np.where((off > exact)[:, None], p - np.log(total)[:, None], p), rounded(tolerance)
 
 
 def logits(p: _Grid, place: Place, columns: list[str]) -> _Grid:

@@ -19,6 +19,7 @@ from crossent.errors import DataError, some
 from crossent.measure.predictions.columns import (
     as_array,
     column,
+    column_names,
     fractions,
     row_bytes,
     row_groups,
@@ -157,9 +158,8 @@ class Predictions:
         ([[-0.15, -3.65, -2.15]], [[0.75, 0.25, 0.0]], 2)
         """
         _same_index(probabilities, labels)
-        if columns is None and hasattr(probabilities, "columns"):
-            columns = [str(name) for name in probabilities.columns]
-        label_columns = [str(name) for name in labels.columns] if hasattr(labels, "columns") else None
+        columns = column_names(probabilities) if columns is None else columns
+        label_columns = column_names(labels)
         bfloat16 = str(getattr(probabilities, "dtype", "")).endswith("bfloat16")
         p, y = as_array(probabilities), as_array(labels)
         if p.ndim == 2 and p.shape[1] == 1:

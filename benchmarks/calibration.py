@@ -125,7 +125,7 @@ def halves(one: Set, seed: int = 0, rows: int | None = None) -> tuple[Set, Any]:
 
 def guarded(z: Any, y: Any, groups: Any, new: Any) -> tuple[Any, str]:
     """Calibrate ``new`` by the rows (z, y), the way this package does."""
-    found = calibrate(z, y, form="log-probabilities", groups=groups, classes=[str(c) for c in range(z.shape[1])])
+    found = calibrate(z, y, form="log-probabilities", group=groups, classes=[str(c) for c in range(z.shape[1])])
     return found.of_logits(new), found.kind
 
 

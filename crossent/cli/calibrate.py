@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from crossent.cli.reading import reading
 from crossent.errors import DataError
 from crossent.report.label import wrapped
 
@@ -21,14 +22,15 @@ _ROOMY = 66  # columns from which on a table of candidates shows the loss beside
 
 def calibrate(
     predictions: Annotated[
-        Path,
+        str,
         typer.Argument(
             metavar="PREDICTIONS",
-            help="Rows with labels to calibrate by; or a calibrator, .json; or rows with a shift to undo.",
+            help="Rows with labels to calibrate by: a file, a folder, a pattern or an address (s3://…); or a "
+            "calibrator, .json; or rows with a shift to undo.",
             show_default=False,
         ),
     ],
-    apply: Annotated[Path | None, typer.Option(help="File of rows to calibrate; needs no labels.")] = None,
+    apply: Annotated[str | None, typer.Option(help="File of rows to calibrate; needs no labels.")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Where to write them, .parquet or .csv.")
     ] = None,
@@ -88,7 +90,7 @@ def calibrate(
     if undone and apply is not None:
         raise DataError("a shift is undone in closed form, by no other rows: name one file, and no --apply.")
     if rows is not None and output is None:
-        raise DataError(f"name the file to write the calibrated rows of {str(rows)!r} to, with -o.")
+        raise DataError(f"name the file to write the calibrated rows of {rows!r} to, with -o.")
     if output is not None and rows is None:
         raise DataError(f"name the file whose rows are to be calibrated and written to {str(output)!r}, with --apply.")
     if output is not None:
@@ -98,30 +100,32 @@ def calibrate(
 
     if undone:
         found = _undone(predictions, shift, class_, columns)
-    elif predictions.suffix.lower() == ".json":
+    elif predictions.lower().endswith(".json"):
         from crossent.measure import Calibrator
 
         found = Calibrator.read(predictions)
     else:
         from crossent.measure import calibrate as choose
 
-        found = choose(
-            predictions,
-            label,
-            seed=seed,
-            probability=columns,
-            classes=class_ or None,
-            task=None if range_ is None else "range",
-            low=None if range_ is None else range_[0],
-            high=None if range_ is None else range_[1],
-            row=row,
-            split=split,
-            weight=weight,
-            group=group,
-            form=form,
-            truth=truth,
-            normalise=normalise,
-        )
+        with reading(console) as seen:
+            found = choose(
+                predictions,
+                label=label,
+                probability=columns,
+                row=row,
+                split=split,
+                weight=weight,
+                group=group,
+                form=form,
+                truth=truth,
+                normalise=normalise,
+                classes=class_ or None,
+                task=None if range_ is None else "range",
+                low=None if range_ is None else range_[0],
+                high=None if range_ is None else range_[1],
+                seed=seed,
+                progress=seen,
+            )
     total, notes = 0, tuple[str, ...]()
     if rows is not None and output is not None:
         total, notes = apply_to_file(found, rows, output, columns, form, normalise)
@@ -153,7 +157,7 @@ def _factors(given: list[str] | None, option: str) -> dict[str, float] | None:
     return found
 
 
-def _undone(path: Path, shift: dict[str, Any], classes: list[str] | None, columns: Any) -> Calibrator:
+def _undone(path: str, shift: dict[str, Any], classes: list[str] | None, columns: Any) -> Calibrator:
     from crossent.measure import undo_shift
     from crossent.measure.calibration.calibrated import classes_of
 

@@ -8,13 +8,17 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from crossent.cli.reading import reading
+from crossent.cli.reading import beside, reading
 
 
 def compare(
     predictions: Annotated[
-        list[Path],
-        typer.Argument(metavar="PREDICTIONS…", help="A file of each model, the baseline first.", show_default=False),
+        list[str],
+        typer.Argument(
+            metavar="PREDICTIONS…",
+            help="A file of each model, or a folder, a pattern or an address (s3://…) of them; the baseline first.",
+            show_default=False,
+        ),
     ],
     label: Annotated[str | None, typer.Option(help="Column of the labels; else label.")] = None,
     probability: Annotated[
@@ -84,8 +88,7 @@ def compare(
             progress=seen,
         )
     if record is None:
-        stems = list(dict.fromkeys(path.stem for path in predictions))
-        record = predictions[0].with_name(f"{'-'.join(stems[:2])}-comparison.json")
+        record = beside("comparison", *predictions[:2])
     found.write(record)
     report.show(found, console)
     console.print(f"\nRecord: {record}", soft_wrap=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from crossent.cli.reading import reading
+from crossent.cli.reading import beside, reading
 
 _COLUMNS, _MEANING, _READING, _OUTPUT = "Columns", "What they mean", "Reading", "Output"
 
@@ -142,7 +141,7 @@ def evaluate(
             engine=engine,
             progress=seen,
         )
-    record = record or _beside(predictions[0])
+    record = record or beside("evaluation", predictions[0])
     found.write(record)
     report.show(found, console)
     console.print(f"\nRecord: {record}", soft_wrap=True)
@@ -154,18 +153,3 @@ def evaluate(
 def _shown(predictions: list[str]) -> str:
     first = predictions[0].rstrip("/").rpartition("/")[2]
     return first if len(predictions) == 1 else f"{first} and {len(predictions) - 1} more"
-
-
-def _beside(path: str) -> Path:
-    """Where the record goes if nobody says: beside what was read, or here if that is in an object store.
-
-    >>> print(_beside("runs/digits.parquet"), _beside("runs/part-*.parquet"), _beside("s3://bucket/night/"))
-    runs/digits-evaluation.json runs/part-evaluation.json night-evaluation.json
-    """
-    place = Path(path.partition("://")[2].rstrip("/")) if "://" in path else Path(path)
-    stem = place.name if place.is_dir() else place.stem
-    name = re.sub(r"[*?\[\]]+", "", stem).strip("-_. ") or "predictions"
-    folder = Path() if "://" in path else place.parent
-    while re.search(r"[*?\[]", str(folder)):
-        folder = folder.parent
-    return folder / f"{name}-evaluation.json"

@@ -1,9 +1,11 @@
-"""What is seen while files are read."""
+"""What is seen while files are read, and where the record of them goes."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,3 +24,23 @@ def reading(console: Console) -> Iterator[Callable[[float], None] | None]:
     with Progress(*columns, console=console, transient=True) as bar:
         job = bar.add_task("reading", total=1.0)
         yield lambda share: bar.update(job, completed=share)
+
+
+def beside(verb: str, *paths: str) -> Path:
+    """Where a record goes if nobody says: beside what was read first, or here if that is in an object store.
+
+    >>> print(beside("evaluation", "runs/digits.parquet"), beside("evaluation", "runs/part-*.parquet"))
+    runs/digits-evaluation.json runs/part-evaluation.json
+    >>> print(beside("comparison", "s3://bucket/old/", "new.csv"))
+    old-new-comparison.json
+    """
+    names = dict.fromkeys(name for name in map(_name, paths) if name)
+    folder = Path() if "://" in paths[0] else Path(paths[0]).parent
+    while re.search(r"[*?\[]", str(folder)):
+        folder = folder.parent
+    return folder / f"{'-'.join(names) or 'predictions'}-{verb}.json"
+
+
+def _name(path: str) -> str:
+    place = Path(path.partition("://")[2].rstrip("/")) if "://" in path else Path(path)
+    return re.sub(r"[*?\[\]]+", "", place.name if place.is_dir() else place.stem).strip("-_. ")

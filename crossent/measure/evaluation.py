@@ -14,6 +14,7 @@ import numpy as np
 from crossent.errors import DataError, some
 from crossent.measure.predictions.predictions import Predictions, slices_by
 from crossent.measure.sources import batches
+from crossent.measure.sources.files import are_files
 from crossent.measure.sums.likelihood import FLOOR, floor_said
 from crossent.measure.sums.sample import capacity_for
 from crossent.measure.tally.engine import ENGINES, tallied_by_ray
@@ -88,11 +89,11 @@ def evaluate(
         )
     if engine not in ENGINES:
         raise DataError(f"engine should be {' or '.join(map(repr, ENGINES))}, and is {engine!r}.")
-    if engine != "local" and not _is_files(predictions):
+    if engine != "local" and not are_files(predictions):
         raise DataError(f"engine={engine!r} reads files, and what came is none: leave engine= out, or name files.")
     if isinstance(predictions, Predictions):
         read: Iterable[Predictions] = [predictions]
-    elif _is_files(predictions):
+    elif are_files(predictions):
         if labels is not None or rows is not None:
             raise DataError(
                 "a file brings its own labels and row ids: name their columns with label= and row=, not "
@@ -155,16 +156,6 @@ def tallied(read: Iterable[Predictions], floor: float = FLOOR) -> tuple[Tally, P
 def tally_for(batch: Predictions, floor: float = FLOOR) -> Tally:
     """Give the tally of no rows, with room for the sample that classes are recalibrated on."""
     return Tally.like(batch, floor, capacity=capacity_for(batch.probabilities.shape[1]))
-
-
-def _is_files(predictions: Any) -> bool:
-    if isinstance(predictions, str | os.PathLike):
-        return True
-    return (
-        isinstance(predictions, list | tuple)
-        and bool(predictions)
-        and all(isinstance(path, str | os.PathLike) for path in predictions)
-    )
 
 
 def record_of(

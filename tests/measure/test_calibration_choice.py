@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from scipy.special import expit, softmax
 
@@ -161,7 +163,7 @@ def test_clusters_make_the_judgement_as_wide_as_it_should_be():
     once = crossent.calibrate(z, y, form="logits", families=["temperature"]).choice.table
     many_z, many_y = np.tile(z, (20, 1)), np.tile(y, 20)
     groups = np.tile(np.arange(60), 20)
-    grouped = crossent.calibrate(many_z, many_y, form="logits", families=["temperature"], groups=groups).choice.table
+    grouped = crossent.calibrate(many_z, many_y, form="logits", families=["temperature"], group=groups).choice.table
     blind = crossent.calibrate(many_z, many_y, form="logits", families=["temperature"]).choice.table
     width = [one["high"][1] - one["low"][1] for one in (once, grouped, blind)]
     assert width[1] == pytest.approx(width[0], rel=0.5)
@@ -191,14 +193,14 @@ def test_rows_of_one_group_are_never_on_both_sides():
 def test_weights_of_any_unit_and_rows_of_weight_zero():
     z, y = sample(500, 3, 0, sharpened=2.5)
     w = np.random.default_rng(0).uniform(0.5, 2.0, 500)
-    found, other = (crossent.calibrate(z, y, form="logits", weights=unit * w) for unit in (1.0, 1000.0))
+    found, other = (crossent.calibrate(z, y, form="logits", weight=unit * w) for unit in (1.0, 1000.0))
     assert other.kind == found.kind != "none"
     assert other.of_logits(z) == pytest.approx(found.of_logits(z), abs=1e-6)
     assert "counts every row once" in found.choice.left_out["structured vector"]
     assert "counts every row once" in found.choice.left_out["Venn–Abers"]
     w[250:] = 0
-    half = crossent.calibrate(z, y, form="logits", weights=w)
-    same = crossent.calibrate(z[:250], y[:250], form="logits", weights=w[:250])
+    half = crossent.calibrate(z, y, form="logits", weight=w)
+    same = crossent.calibrate(z[:250], y[:250], form="logits", weight=w[:250])
     assert (half.rows, half.steps) == (250, same.steps)
     assert half.steps != found.steps
 
@@ -301,10 +303,12 @@ def test_candidates_with_more_numbers_than_rows_are_left_out():
         (([0.2, 0.3], [0]), {}, "2 rows of probabilities and 1 labels"),
         (([[0.5, 0.2]], [0]), {}, "add up to"),
         (([0.2, 0.3], [0, 1]), {"families": ["spline"]}, "no family of calibrators 'spline'"),
-        (([0.2, 0.3], [0, 1]), {"weights": [1.0, -1.0]}, "row 1"),
-        (([0.2, 0.3], [0, 1]), {"weights": [0.0, 0.0]}, "."),
+        (([0.2, 0.3], [0, 1]), {"weight": [1.0, -1.0]}, "row 1"),
+        (([0.2, 0.3], [0, 1]), {"weight": [0.0, 0.0]}, "."),
         (([], []), {}, "no rows"),
         (("absent.parquet",), {}, "there is no file"),
+        (("valid.parquet", [0, 1]), {}, "label=, not labels="),
+        (([0.2, 0.3], [0, 1]), {"label": "y"}, "name columns of a file"),
     ],
 )
 def test_bad_input_is_refused_in_a_sentence(arguments, how, sentence):
@@ -319,6 +323,37 @@ def test_rows_that_are_read_already_are_taken_as_they_are():
     rows = Predictions.from_arrays(p, y)
     assert crossent.calibrate(rows, families=FEW) == crossent.calibrate(p, y, families=FEW)
     assert crossent.calibrate(rows, families=FEW).classes == ("0", "1")
+
+
+def test_files_in_parts_are_one_and_rows_of_several_splits_are_chosen_by_name(tmp_path):
+    z, y = sample(300, 2, 0, sharpened=3.0)
+    p, split = softmax(z, axis=1), np.where(np.arange(300) % 3 == 0, "test", "held out")
+    table = pa.table({"y": y, "p_0": p[:, 0], "p_1": p[:, 1], "game": np.arange(300) // 2, "w": 1.0 + np.arange(300)})
+    parts = [tmp_path / f"{name}.parquet" for name in ("a", "b")]
+    for part, rows in zip(parts, (slice(0, 200), slice(200, 300)), strict=True):
+        pq.write_table(table.slice(rows.start, rows.stop - rows.start), part)
+    how = {"families": FEW}
+    whole = crossent.calibrate(p, y, weight=table["w"], group=table["game"].to_numpy(), **how)
+    for named in (parts, str(tmp_path), str(tmp_path / "?.parquet")):
+        assert crossent.calibrate(named, label="y", weight="w", group="game", **how) == whole
+    assert crossent.calibrate(p, y, **how) != whole  # weights and groups do count
+
+    pq.write_table(table.append_column("split", pa.array(split)), tmp_path / "both.parquet")
+    with pytest.raises(DataError, match=r"of the splits held out, test, .* named, with split="):
+        crossent.calibrate(tmp_path / "both.parquet", label="y", **how)
+    chosen = crossent.calibrate(tmp_path / "both.parquet", label="y", split="held out", **how)
+    assert chosen == crossent.calibrate(p[split == "held out"], y[split == "held out"], **how)
+    pq.write_table(table.append_column("split", pa.array(["validation"] * 300)), tmp_path / "one.parquet")
+    assert crossent.calibrate(tmp_path / "one.parquet", label="y", **how).rows == 300
+
+
+def test_what_was_seen_of_the_rows_is_said():
+    z, y = sample(300, 3, 0, sharpened=3.0)
+    weight = np.append(np.ones(299), 0.0)
+    notes = crossent.calibrate(z, y, weight=weight, families=FEW[:1]).choice.notes
+    assert [note.split(":")[0] for note in notes] == [
+        "The numbers were taken for logits", "Some rows have weight 0 and count for nothing.",
+    ]  # fmt: skip
 
 
 def test_nothing_real_is_made_worse(real):

@@ -244,6 +244,10 @@ def test_documents_have_no_parts_and_a_difference_per_byte():
     assert per_byte.low < per_byte.value < per_byte.high
     assert not {"uncertainty", "discrimination_difference"} & set(record)
     assert record.tables["parts"]["part"] == ["cross_entropy"]
+    y, true, sure = pair(300)
+    size = 1 + np.arange(300) % 7
+    per_byte = compare(true, sure, labels=y, bytes=size)["difference_bits_per_byte"]
+    assert per_byte.value == pytest.approx((costs(sure, y) - costs(true, y)).sum() / size.sum() / math.log(2))
     b.log_probabilities[3, 1] = -np.inf
     with pytest.raises(DataError, match="a document had probability exactly 0"):
         compare(a, b)
@@ -390,6 +394,26 @@ def test_files_are_joined_and_say_what_arrays_say(files):
     short = compare(files / "a.parquet", files / "c.csv")
     assert short.facts["rows"] == 296
     assert "296 rows were compared: c lacks 4 of a's (" in short.facts["notes"][0]
+
+
+def test_a_model_may_be_in_several_files(files, monkeypatch, capsys):
+    whole = compare(files / "a.parquet", files / "b.parquet", group="game")
+    frame = pd.read_parquet(files / "a.parquet")
+    (files / "parts").mkdir()
+    for place in (0, 100, 200):
+        frame.iloc[place : place + 100].to_parquet(files / "parts" / f"{place}.parquet")
+    each = sorted((files / "parts").iterdir())
+    for named, name in ((f"{files / 'parts'}/", "parts"), (each, "A")):
+        found = compare(named, files / "b.parquet", group="game")
+        assert found["difference"] == whole["difference"]
+        assert found.facts["models"][0] == name
+    assert compare(each[:2], files / "b.parquet")["difference"].n == 200  # all of them are read
+
+    address = f"file://{files}/parts/*.parquet"  # whose two strokes a path would lose
+    monkeypatch.chdir(files / "parts")
+    assert run(monkeypatch, "compare", address, files / "b.parquet", "--group", "game") == 0
+    capsys.readouterr()
+    assert Record.read("b-comparison.json")["difference"] == whole["difference"]
 
 
 def test_columns_of_one_file_are_models(files):

@@ -3,6 +3,7 @@
 Each file is first read whole without its fault, so that it is the fault that is refused.
 """
 
+import inspect
 import re
 
 import numpy as np
@@ -12,7 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from crossent.errors import DataError
-from crossent.measure import evaluate
+from crossent.measure import calibrate, evaluate
 from crossent.measure.sources import batches, read_predictions, rows
 
 N = 20
@@ -285,6 +286,18 @@ def test_arrays_that_do_not_belong_together(tmp_path):
     np.savez(tmp_path / "p.npz", label=np.zeros(3), p=np.asfortranarray(np.full((3, 2), 0.5)))
     with pytest.raises(DataError, match=r"in Fortran order.*C order"):
         read_predictions(tmp_path / "p.npz", probability="p")
+
+
+@pytest.mark.parametrize("beside", ["weight", "group", "bytes", "by"])
+def test_a_columns_name_beside_arrays_is_not_taken_for_its_cells(beside):
+    """Text has entries, its letters, and one that is as long as there are rows would be a column of them."""
+    for model in (evaluate, calibrate):
+        if beside in inspect.signature(model).parameters:
+            with pytest.raises(DataError, match="'day', the name of a column, and the probabilities are in no file"):
+                model([0.2, 0.6, 0.9], [0, 1, 1], **{beside: "day"})
+            model([0.2, 0.6, 0.9], [0, 1, 1], **{beside: [1, 2, 3]})
+    with pytest.raises(DataError, match=r"one entry for each row was expected.*None came\."):
+        evaluate(None, [0, 1, 1])
 
 
 def test_every_sentence_ends(tmp_path):

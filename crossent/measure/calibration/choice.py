@@ -16,20 +16,22 @@ policy of ``likelihood``. A candidate that gives 0 to a label that came is out.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crossent.errors import DataError
+from crossent.errors import DataError, some
 from crossent.measure.calibration.calibrator import Calibrator
 from crossent.measure.calibration.families import FAMILIES, Family
 from crossent.measure.calibration.rows import Floats, Rows, rows_of
 from crossent.measure.intervals.cluster import cluster_mean
 from crossent.measure.predictions.predictions import Predictions
+from crossent.measure.sources import read_predictions
+from crossent.measure.sources.files import are_files
+from crossent.measure.sources.rows import splits_in
 from crossent.measure.sums.hashing import stream
 from crossent.measure.sums.likelihood import FLOOR, floor_said
 from crossent.record import Table
@@ -84,15 +86,35 @@ class Choice:
 
 
 def calibrate(
-    probabilities: Any, labels: Any = None, *, seed: int = 0, families: Sequence[str] | None = None, **how: Any
+    probabilities: Any,
+    labels: Any = None,
+    *,
+    label: str | Sequence[str] | None = None,
+    probability: str | Sequence[str] | None = None,
+    row: str | None = None,
+    split: str | None = None,
+    weight: Any = None,
+    group: Any = None,
+    form: str | None = None,
+    truth: str | None = None,
+    normalise: bool = False,
+    classes: Sequence[Any] | None = None,
+    task: str | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    seed: int = 0,
+    families: Sequence[str] | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> Calibrator:
     """Find the calibrator that makes these probabilities better; one that changes nothing, if none does beyond doubt.
 
     ``probabilities`` (n,) of the second class or (n, classes), arrays, tensors or frames, with ``labels``: class names
-    or columns, shares (n, classes), fractions with ``task="range"``. Or a file of predictions, or ``Predictions``.
-    ``how`` is what ``Predictions.from_arrays`` and ``read_predictions`` take: ``classes``, ``weights``, ``groups``
-    (rows that belong together: a game, a patient, a document), ``form="logits"``. ``seed`` draws the folds; the same
-    seed gives the same answer. ``families`` names the candidates, all that can take these rows unless said.
+    or columns, shares (n, classes), fractions with ``task="range"``. Or a file, a folder or a pattern of them, with
+    ``label``, ``probability``, ``row`` and ``split`` naming columns; or ``Predictions``. What a row counts (``weight``)
+    and which rows are not independent (``group``) are names of columns for files, values (n,) for arrays. All of these,
+    ``form`` and what follows it are as in ``evaluate``, but for a file of several splits: nobody calibrates by the test
+    rows unasked, and so ``split`` has to say which. ``seed`` draws the folds; the same seed gives the same answer.
+    ``families`` names the candidates, all that can take these rows unless said.
 
     Returns a ``Calibrator``: call it on probabilities; ``.choice`` says why. Raises DataError, a sentence, for anything
     that is not predictions. Accuracy: never worse than doing nothing beyond one standard error on the sets of
@@ -109,16 +131,24 @@ def calibrate(
     >>> bool(np.abs(c(sure) - p).max() < 0.05)
     True
     """
+    how: dict[str, Any] = {"form": form, "truth": truth, "normalise": normalise, "classes": classes, "task": task}
+    how |= {"low": low, "high": high}
     if isinstance(probabilities, Predictions):
         found = probabilities
-    elif isinstance(probabilities, (str, os.PathLike)):
-        from crossent.measure.sources import read_predictions
-
-        found = read_predictions(probabilities, **({} if labels is None else {"label": labels}), **how)
+    elif are_files(probabilities):
+        if labels is not None:
+            raise DataError("a file brings its own labels: name their column with label=, not labels=.")
+        if split is None:
+            split = _only_split(probabilities)
+        found = read_predictions(
+            probabilities, label, probability, row, split, weight=weight, group=group, progress=progress, **how
+        )
     elif labels is None:
         raise DataError("calibrate needs labels: pass them after the probabilities, or a file that has them.")
+    elif label is not None or probability is not None or row is not None or split is not None:
+        raise DataError("label=, probability=, row= and split= name columns of a file, and what came is not a file.")
     else:
-        found = Predictions.from_arrays(probabilities, labels, **how)
+        found = Predictions.from_arrays(probabilities, labels, weights=weight, groups=group, **how)
     known = [family.name for family in FAMILIES]
     if families is not None and (unknown := [name for name in families if name not in known]):
         raise DataError(f"there is no family of calibrators {unknown[0]!r}; there are {', '.join(known)}.")
@@ -138,7 +168,19 @@ def calibrate(
         seed=seed,
         classes=tuple(found.classes),
         candidates=[family for family in FAMILIES if families is None or family.name in families],
+        notes=found.notes,
     )
+
+
+def _only_split(path: Any) -> str | None:
+    """The split whose rows a file holds, None where it says nothing of splits; refuse to choose among several."""
+    found = splits_in(path)
+    if len(found) > 1:
+        raise DataError(
+            f"the rows are of the splits {some(found)}, and those to calibrate by have to be named, with split= "
+            "(--split): not those the model was trained on, nor those it is tested on."
+        )
+    return found[0] if found else None
 
 
 def choose(
@@ -150,6 +192,7 @@ def choose(
     seed: int = 0,
     classes: tuple[str, ...] = (),
     candidates: Sequence[Family] = FAMILIES,
+    notes: tuple[str, ...] = (),
 ) -> Calibrator:
     """Do what ``calibrate`` does from checked rows: logits (n, classes), labels as ``Predictions`` holds them."""
     if weights is not None:
@@ -164,7 +207,7 @@ def choose(
     zeros = "moved" if impossible else "kept"
     plain = rows.costs(np.maximum(rows.z, np.log(FLOOR))) if impossible else came
     clusters = None if groups is None else np.unique(groups, return_inverse=True)[1]
-    notes = _notes(rows, impossible)
+    notes = (*notes, *_notes(rows, impossible))
     table: Table = {"name": ["none"], "cross_entropy": [_mean(came, rows)], "low": [None], "high": [None]}
 
     def settled(kind: str, steps: tuple, sentence: str, left_out: dict[str, str]) -> Calibrator:

@@ -29,7 +29,7 @@ from crossent.measure.comparison.ranking import ranking
 from crossent.measure.comparison.rival import rival
 from crossent.measure.predictions.predictions import Predictions, slices_by
 from crossent.measure.sources import read_predictions, samples
-from crossent.measure.sources.files import find
+from crossent.measure.sources.files import are_files, find
 from crossent.measure.sources.tables import header
 from crossent.measure.sums.likelihood import FLOOR, floor_said
 from crossent.record import Record
@@ -61,7 +61,7 @@ def compare(
     weight: Any = None,
     group: Any = None,
     by: Any = None,
-    bytes: str | None = None,
+    bytes: Any = None,
     form: str | None = None,
     truth: str | None = None,
     rows: Any = None,
@@ -79,10 +79,10 @@ def compare(
     ``predictions`` are two or more files, with ``label``, ``probability``, ``row``, ``split``, ``weight``, ``group``,
     ``by``, ``bytes``, ``form`` and ``truth`` naming columns and kinds as in ``read_predictions``; or one file and in
     ``probability`` one column for each model, that of class 1; or arrays (n,) or (n, classes) of probabilities, with
-    ``labels`` and ``rows``, and in ``weight``, ``group`` and ``by`` (a mapping of names to values) the values (n,)
-    themselves, as in ``evaluate``; or ``Predictions``; or one mapping of any of these by name. Files are joined on
-    their row ids. Weights, groups and slices are the baseline's; of a file that is not the baseline these columns are
-    not read.
+    ``labels`` and ``rows``, and in ``weight``, ``group``, ``bytes`` and ``by`` (a mapping of names to values) the
+    values (n,) themselves, as in ``evaluate``; or ``Predictions``; or one mapping of any of these by name. Files, each
+    of which may be a folder, a pattern or a list of them, are joined on their row ids. Weights, groups, slices and
+    bytes are the baseline's; of a file that is not the baseline these columns are not read.
 
     The first model is the baseline unless ``baseline`` names another, or gives its place. Differences are model minus
     baseline, in nats: below 0 the model is the better one. ``floor`` is what probabilities are raised to, those of all
@@ -108,25 +108,25 @@ def compare(
         settings |= {"form": form, "truth": truth}
         if isinstance(what, Predictions):
             return Source(lambda seen: what)
-        if isinstance(what, str | os.PathLike):
-            if labels is not None or rows is not None or not _are_names(weight, group, by):
+        if are_files(what):
+            if labels is not None or rows is not None or not _are_names(weight, group, by, bytes):
                 raise DataError(
-                    "files bring their own labels, row ids, weights, groups and slices: name their columns with "
-                    "label=, row=, weight=, group= and by=."
+                    "files bring their own labels, row ids, weights, groups, slices and bytes: name their columns with "
+                    "label=, row=, weight=, group=, by= and bytes=."
                 )
             asked: dict[str, Any] = {"label": label, "probability": own, "row": row, "split": split}
             asked |= beside if name == order[0] else {}
             return Source(lambda seen: read_predictions(what, **asked, **settings, progress=seen), _has_ids(what, row))
         if labels is None:
             raise DataError("probabilities without labels cannot be compared: pass labels=, one per row, as well.")
-        named = (column for column in (weight, group, by) if isinstance(column, str))
+        named = (column for column in (weight, group, by, bytes) if isinstance(column, str))
         if any(column is not None for column in (label, row, split, probability, *named)):
             raise DataError(
                 "label=, probability=, row= and split= name columns of files, and what came are arrays: pass labels= "
-                "and rows=, and the values themselves in weight=, group= and by=."
+                "and rows=, and the values themselves in weight=, group=, by= and bytes=."
             )
         found = Predictions.from_arrays(
-            what, labels, rows=rows, weights=weight, groups=group, slices=slices_by(by), **settings
+            what, labels, rows=rows, weights=weight, groups=group, slices=slices_by(by), bytes=bytes, **settings
         )
         return Source(lambda seen: found, rows is not None)
 
@@ -139,7 +139,7 @@ def _are_names(*columns: Any) -> bool:
     return all(name is None or isinstance(name, str) for name in names)
 
 
-def _has_ids(path: str | os.PathLike[str], row: str | None) -> bool | None:
+def _has_ids(path: Any, row: str | None) -> bool | None:
     """Whether a file has row ids; sample files of language models name their rows in their own way."""
     file = find(path)[0]
     return None if samples.recognised(file) else row is not None or "row" in header(file)[0]
@@ -192,7 +192,7 @@ def _named(predictions: Sequence[Any], names: Sequence[str] | None, probability:
     if len(models) == 1 and isinstance(models[0], Mapping):
         said, models = [str(name) for name in models[0]], list(models[0].values())
         own = [probability] * len(models)
-    elif len(models) == 1 and isinstance(models[0], str | os.PathLike) and not isinstance(probability, str | None):
+    elif len(models) == 1 and are_files(models[0]) and not isinstance(probability, str | None):
         own = list(probability)
         models = models * len(own)
         said = said or [str(column) for column in own]
@@ -205,8 +205,8 @@ def _named(predictions: Sequence[Any], names: Sequence[str] | None, probability:
         said = [_letter(place) for place in range(len(models))]
         if all(isinstance(model, str | os.PathLike) for model in models):
             paths = [os.fspath(model) for model in models]
-            stems = [os.path.splitext(os.path.basename(path))[0] for path in paths]
-            files = [os.path.basename(path) for path in paths]
+            files = [os.path.basename(path.rstrip("/\\")) for path in paths]
+            stems = [os.path.splitext(name)[0] for name in files]
             said = next(some for some in (stems, files, paths) if len(set(some)) == len(some) or some is paths)
     if len(said) != len(models):
         raise DataError(f"there are {len(models)} models and {len(said)} names: {some(said)}.")

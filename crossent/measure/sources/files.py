@@ -88,6 +88,17 @@ class File:
             ) from trouble
 
 
+def are_files(what: Any) -> bool:
+    """Whether this names files, one or several, and is not what stands in them.
+
+    >>> are_files("night/"), are_files(["a.csv", Path("b.csv")]), are_files([0.5, 0.2]), are_files([])
+    (True, True, False, False)
+    """
+    if isinstance(what, str | os.PathLike):
+        return True
+    return isinstance(what, list | tuple) and bool(what) and all(isinstance(path, str | os.PathLike) for path in what)
+
+
 def find(path: Path_ | Sequence[Path_]) -> list[File]:
     """List the files that ``path`` stands for, in the order of their names."""
     if not isinstance(path, str | os.PathLike):
@@ -119,7 +130,8 @@ def _local(text: str) -> list[File]:
         if has_magic(text):
             return [_file(name) for name in _readable(sorted(glob(text, recursive=True)), repr(text))]
         near = difflib.get_close_matches(path.name, _neighbours(path), 1)
-        raise DataError(f"there is no file {text!r}.{f' Did you mean {near[0]!r}?' if near else ''}")
+        meant = f" Did you mean {str(path.with_name(near[0]))!r}?" if near else ""
+        raise DataError(f"there is no file {text!r}.{meant}")
     return [_file(text)]
 
 

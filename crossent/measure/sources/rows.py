@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.errors import DataError, require, some
-from crossent.measure.predictions.columns import refuse_copies
+from crossent.measure.predictions.columns import refuse_copies, texts
 from crossent.measure.predictions.naming import name_pair
 from crossent.measure.predictions.predictions import Door, Predictions
 from crossent.measure.predictions.truth import Coded
@@ -134,6 +134,16 @@ def batches(
     notes = reader.close(files, source, batch_rows)
     if last is not None:
         yield replace(last, notes=notes)
+
+
+def splits_in(path: Path_ | Sequence[Path_]) -> list[str]:
+    """Name the splits that the rows of files are of, [] where no column says."""
+    found: dict[str, None] = {}
+    for file in find(path):
+        if not samples.recognised(file) and "split" in header(file)[0]:
+            for table in scan(file, ["split"], [], BATCH_ROWS):
+                found |= dict.fromkeys(texts(coded_cells(table.column("split").unique())))
+    return sorted(found)
 
 
 class Reader:

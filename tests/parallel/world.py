@@ -53,7 +53,7 @@ class World:
             process.start()
             end.close()
 
-    def run(self, job: Callable[..., Any], *arguments: Any, seconds: float = 60.0) -> list[Any]:
+    def run(self, job: Callable[..., Any], *arguments: Any, seconds: float = 180.0) -> list[Any]:
         """What the job gives on each rank; ``Raised`` where it raised, None where the process is gone."""
         return self.patiently(job, *arguments, ranks=self.size, seconds=seconds)
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import sklearn.preprocessing
 import skops.io
+import skrub
 import torch
 
 from crossent.errors import DataError
@@ -45,6 +46,65 @@ def test_columns_that_say_nothing_are_left_out_and_named():
     assert fuller.notes == []
     with pytest.raises(DataError, match=r"no column says anything; each is empty or has one value \(same, empty\)"):
         Preparation.fit(x[["same", "empty"]], "t.csv")
+
+
+def numbers():
+    """A table of numbers alone: of several kinds, with gaps, and with columns that have nothing to tell."""
+    rng = np.random.default_rng(0)
+    return pd.DataFrame(
+        {
+            "same": 3,
+            "whole": rng.integers(0, 9, 50),
+            "gaps": np.where(rng.random(50) < 0.3, np.nan, rng.normal(size=50)),
+            "empty": np.nan,
+            "first alone": [np.nan, *[2.0] * 49],
+            "last alone": [*[2.0] * 49, np.nan],
+            "small": rng.normal(size=50).astype(np.float32),
+            "byte": rng.integers(0, 200, 50).astype(np.uint8),
+        }
+    )
+
+
+def test_a_table_of_numbers_is_prepared_as_skrub_would_without_it(monkeypatch):
+    x = numbers()
+    vectorizer = skrub.TableVectorizer(drop_null_fraction=1.0, drop_if_constant=True)
+    truth = vectorizer.fit_transform(x)
+    monkeypatch.setattr(skrub, "TableVectorizer", None)
+    preparation, features = Preparation.fit(x, "n.csv")
+    assert preparation.names == tuple(truth.columns)
+    assert np.array_equal(features.numpy(), truth.to_numpy(np.float32), equal_nan=True)
+    assert not np.array_equal(features.numpy(), truth.to_numpy(np.float32)[::-1], equal_nan=True)
+    assert preparation.notes == ["Columns with nothing to tell (empty, or one value) were left out: same, empty."]
+    with pytest.raises(DataError, match=r"no column says anything; each is empty or has one value \(same, empty\)"):
+        Preparation.fit(x[["same", "empty"]], "n.csv")
+    with pytest.raises(
+        DataError, match=r"1 features are infinite or too large for float32, first in column 'whole' at"
+    ):
+        Preparation.fit(x.assign(whole=[np.inf, *range(49)]), "n.csv")
+
+
+def test_a_table_of_numbers_is_read_again_as_it_was(tmp_path):
+    x = numbers()
+    preparation, features = Preparation.fit(x, "n.csv")
+    preparation.save(tmp_path / "table.skops")
+    assert not (tmp_path / "table.skops").exists()
+    again = Preparation.load(preparation.to_dict(), tmp_path / "table.skops")
+    shuffled = x[x.columns[::-1]].assign(more=1)
+    assert np.array_equal(again(shuffled, "new.csv").numpy(), features.numpy(), equal_nan=True)
+    with pytest.raises(DataError, match=r"lacks 1 of the 8 columns the model was trained on: whole"):
+        again(x.drop(columns="whole"), "new.csv")
+    words = x.astype({"whole": object})
+    words.loc[4, "whole"], words.loc[5, "whole"] = "many", "7"
+    got = again(words, "new.csv")[:, again.names.index("whole")]
+    assert got[4].isnan()
+    assert got[5] == 7
+    assert again.notes[-1] == (
+        "new.csv: some cells of whole are not of the kind that training saw there; they count as missing."
+    )
+    # A folder that was written when such tables had a vectorizer too still needs it.
+    old = {name: value for name, value in preparation.to_dict().items() if name != "vectorized"}
+    with pytest.raises(DataError, match=r"table\.skops' cannot be read"):
+        Preparation.load(old, tmp_path / "table.skops")
 
 
 def test_what_only_appears_at_prediction_is_borne():

@@ -639,3 +639,18 @@ def test_weights_count_in_the_temperature_and_rows_of_weight_zero_do_not():
     weighed = judge.score(spoilt, Problem(task, x, shares.float(), weight), everyone, "refinement")
     assert weighed == pytest.approx(half, abs=1e-9)
     assert judge.score(spoilt, Problem(task, x, shares.float()), everyone, "refinement") > half + 0.05
+
+
+def test_of_very_many_probabilities_some_rows_settle_the_temperature(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(4000, 5, generator=generator, dtype=torch.float64)
+    label = torch.multinomial(z.softmax(1), 1, generator=generator).squeeze(1)
+    problem = Problem(Task("multi-class", tuple("abcde"), ""), torch.zeros(4000, 1), label)
+    log_p = torch.log_softmax(3 * z, 1)  # three times as sure as it should be
+    every = judge.cooling(log_p, problem).temperature
+    assert every == pytest.approx(3, rel=0.05)
+    monkeypatch.setattr(judge, "MOST_FOR_A_TEMPERATURE", 5000)
+    fourth = judge.cooling(log_p, problem).temperature
+    one_in_four = problem.take(torch.arange(0, 4000, 4))
+    assert fourth == judge.cooling(log_p[::4], one_in_four).temperature != every
+    assert fourth == pytest.approx(3, rel=0.1)  # of 1000 rows; its standard error is some 4 %

@@ -417,7 +417,7 @@ def test_the_command_writes_a_folder_as_fit_does_with_the_trials_in_it(tmp_path,
     done = CliRunner().invoke(app(), [*command, "-o", "out"], catch_exceptions=False, env={"COLUMNS": "140"})
     assert done.exit_code == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
-        ["model.json", "model.safetensors", "predictions.parquet", "record.json", "report.html", "table.skops"]
+        ["model.json", "model.safetensors", "predictions.parquet", "record.json", "report.html"]
     )
     record = Record.read(tmp_path / "out" / "record.json")
     assert len(record.tables["trials"]["trial"]) == 2

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from crossent.measure.calibration.rows import rows_of
-from crossent.measure.calibration.scaling import fit_scaling
+from crossent.measure.calibration.scaling import Scaling, fit_scaling
 from crossent.minimise.data.problem import Problem
 from crossent.minimise.objective.objective import Objective, OfRange
 
 MOST_ROWS_FOR_THE_CURVE = 4_000
+MOST_FOR_A_TEMPERATURE = 5_000_000
+"""Probabilities that a temperature is fitted to at most: it is one number, which some hundred rows settle."""
 LEAST_WORK_FOR_THREADS = 2e8
 """Multiplications in a forward pass below which one thread does it: threads that wait for each other a thousand
 times a second gain little on a quiet machine, and made a run fifty times slower on one that was busy (LOG.md)."""
@@ -154,13 +156,19 @@ def score(log_p: Tensor, problem: Problem, members: Members, stop: str) -> float
         return math.nan
     if stop == "refinement":
         counts = known if problem.weight is None else known & (problem.weight > 0)
-        truth = problem.distribution[counts].numpy()
-        if truth.ndim == 2:  # shares were rounded to float32, and have to add up to 1
-            truth = truth / truth.sum(1, keepdims=True)
-        weight = None if problem.weight is None else problem.weight[counts].double().numpy()
-        fitted = fit_scaling(rows_of(log_p[counts].numpy(), truth, weight), "temperature")
+        fitted = cooling(log_p[counts], problem.take(counts))
         return problem.take(known).cross_entropy(torch.from_numpy(fitted.of_logits(log_p[known].numpy())))
     return problem.cross_entropy(log_p, known)
+
+
+def cooling(log_p: Tensor, problem: Problem) -> Scaling:
+    """The temperature that makes the labels of rows most likely, given log-probabilities (n, classes) of them."""
+    some = slice(None, None, max(1, math.ceil(log_p.numel() / MOST_FOR_A_TEMPERATURE)))
+    truth = problem.distribution[some].numpy()
+    if truth.ndim == 2:  # shares were rounded to float32, and have to add up to 1
+        truth = truth / truth.sum(1, keepdims=True)
+    weight = None if problem.weight is None else problem.weight[some].double().numpy()
+    return fit_scaling(rows_of(log_p[some].numpy(), truth, weight), "temperature")
 
 
 @contextlib.contextmanager

@@ -21,8 +21,6 @@ from torch import Tensor, nn
 
 from crossent.errors import DataError, require
 from crossent.measure.calibration.families import mixing_weights
-from crossent.measure.calibration.rows import rows_of
-from crossent.measure.calibration.scaling import fit_scaling
 from crossent.minimise.data.problem import Problem, folds
 from crossent.minimise.networks.several import Even, Mixture, Several
 from crossent.minimise.networks.tabular import Tabular
@@ -32,6 +30,7 @@ from crossent.minimise.training.judge import (
     Ends,
     answers_of,
     averaged,
+    cooling,
     interval_of,
     logits_of,
     members_of,
@@ -360,21 +359,15 @@ def _temperatures(trained: Trained, objective: Objective, problem: Problem, plan
     known = ~trained.held_out[:, 0].isnan()
     if int(known.sum()) < ENOUGH_FOR_A_TEMPERATURE:
         return 1.0, 1.0
-    few = _likeliest(trained.held_out[known], problem.take(known))
+    few = cooling(trained.held_out[known], problem.take(known)).temperature
     repeats, members = len(plan), getattr(trained.network, "members", 1)
     if repeats == 1:
         return max(1.0, few), max(1.0, few)
     answers = answers_of(trained.network, objective, problem, members_of(problem, plan, trained.network))
     rows = torch.cat([held for held, _ in answers])
-    alone = _likeliest(torch.cat([said for _, said in answers]), problem.take(rows))
+    alone = cooling(torch.cat([said for _, said in answers]), problem.take(rows)).temperature
     many = few - (alone - few) * (1 / repeats - 1 / members) / (1 - 1 / repeats)
     return max(1.0, few), max(1.0, min(few, many))
-
-
-def _likeliest(log_p: Tensor, problem: Problem) -> float:
-    """The temperature that makes the labels most likely."""
-    weight = None if problem.weight is None else problem.weight.numpy()
-    return fit_scaling(rows_of(log_p.numpy(), problem.distribution.numpy(), weight), "temperature").temperature
 
 
 def _mean(log_p: list[Tensor]) -> Tensor:

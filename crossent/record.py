@@ -38,8 +38,8 @@ class Number:
     >>> loss = Number(0.6931471805599453, "nats", low=0.5, high=0.9, n=100)
     >>> loss.to("bits").value
     1.0
-    >>> print(loss)
-    0.693 nats (0.500 to 0.900)
+    >>> print(loss, Number(1200, "rows"), Number(0.0826, "1"))
+    0.693 nats (0.500 to 0.900) 1,200 rows 0.083
     """
 
     value: float
@@ -64,7 +64,9 @@ class Number:
 
     def __str__(self) -> str:
         interval = "" if self.low is None or self.high is None else f" ({self.low:.3f} to {self.high:.3f})"
-        return f"{self.value:.3f} {self.unit}{interval}"
+        whole = self.unit == "rows" and float(self.value).is_integer()
+        unit = "" if self.unit == "1" else f" {self.unit}"
+        return f"{self.value:{',.0f' if whole else '.3f'}}{unit}{interval}"
 
 
 Table = dict[str, list[Any]]

@@ -88,6 +88,7 @@ def page(record: Record) -> str:
         impossible=text.is_impossible(record),
         notes=[printable(note) for note in record.facts.get("notes") or []],
         summary=text.summary(record),
+        in_bits=text.parts_in_bits(record),
         kind=record.kind,
         task=record.facts.get("task"),
         band="reliability_null" in record.curves,

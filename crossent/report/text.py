@@ -102,6 +102,28 @@ _MEANINGS_IN_A_RANGE = {
 }
 
 
+def parts_in_bits(record: Record) -> str:
+    """Write the decomposition as a sum, in bits; nothing where the record has none.
+
+    >>> parts = {"uncertainty": 0.693, "discrimination": 0.25, "miscalibration": -0.01}
+    >>> parts_in_bits(Record("evaluation", "", numbers={name: Number(x, "nats") for name, x in parts.items()}))
+    '1.000 − 0.361 − 0.014 = 0.625'
+    """
+    names = ("uncertainty", "discrimination", "miscalibration")
+    if not all(name in record.numbers for name in names):
+        return ""
+    known, gained, wasted = (record.numbers[name].to("bits").value for name in names)
+    total = known - gained + wasted
+    places = max(digits.decimals(total), 3)
+    known, gained, wasted, total = (round(x, places) for x in (known, gained, wasted, total))
+    terms = (
+        ("", known),
+        (" − " if gained >= 0 else " + ", abs(gained)),
+        (" + " if wasted >= 0 else " − ", abs(wasted)),
+    )
+    return f"{''.join(sign + digits.spell(term, places) for sign, term in terms)} = {digits.spell(total, places)}"
+
+
 class Line(NamedTuple):
     """One number of a record for a reader: what it is called, its value with interval, what it means."""
 

@@ -5,7 +5,7 @@ import pytest
 
 from crossent.record import Number, Record
 from crossent.report import digits, headline
-from crossent.report.text import summary
+from crossent.report.text import parts_in_bits, summary
 
 
 def _with(record, **numbers):
@@ -134,3 +134,16 @@ def test_an_interval_without_width_is_not_written():
     even = Number(math.log2(10), "bits", math.log2(10) - 1e-15, math.log2(10), 1000)
     assert digits.written(even) == "3.32 bits"
     assert "to" in digits.written(dataclasses.replace(even, low=3.31))
+
+
+@pytest.mark.parametrize("name", ["digits_fit", "impossible"])
+def test_the_parts_are_told_in_bits_too(case, name):
+    record = case(name)
+    parts, total = parts_in_bits(record).split(" = ")
+    terms = [float(term) for term in parts.replace("− ", "-").replace("+ ", "").split()]
+    assert sum(terms) == pytest.approx(float(total), abs=0.002)
+    parts = ("uncertainty", "discrimination", "miscalibration")
+    for part, term, sign in zip(parts, terms, (1, -1, 1), strict=True):
+        assert sign * term == pytest.approx(record[part].value / math.log(2), abs=0.0005)
+    less = dataclasses.replace(record, numbers={"uncertainty": record["uncertainty"]})
+    assert parts_in_bits(less) == ""

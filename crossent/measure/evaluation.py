@@ -170,14 +170,13 @@ def record_of(
     numbers = tally.numbers(parts)
     floored = tally.floor if tally.sums.count("impossible") else None
     low, high = tally.low or 0.0, 1.0 if tally.high is None else tally.high
-    classes = tally.classes if tally.task != "text" else ("", "")
     tables: dict[str, Table] = {}
     if tally.task in ("binary", "multi-class"):
         tables["per_class"] = per_class(tally.evidence(), tally.classes, tally.by_class, floored, tally.class_folds)
     if tally.slices:
         tables["slices"] = slices(tally.slices, floored, tally.task, tally.groups is not None)
     usual = tally.evidence().usual_confidence if tally.task in ("binary", "multi-class") and not tally.soft else None
-    tables["costliest"] = costliest(tally.costliest, tally.task, classes, low, high, usual)
+    tables["costliest"] = costliest(tally.costliest, tally.task, tally.classes, low, high, usual)
     drawn: dict[str, Curve] = {}
     if calibrated is not None:
         names = axis_names(tally.task, tally.classes)

@@ -269,6 +269,7 @@ def test_documents_are_measured_by_bytes_and_by_nothing_that_needs_classes():
     assert record["bits_per_byte"].low < record["bits_per_byte"].value < record["bits_per_byte"].high
     assert "accuracy" not in record
     assert "miscalibration" not in record
+    assert list(record.tables["costliest"]) == ["row", "cross_entropy"]
 
 
 def test_the_curves_hold_the_model_and_its_null_band():

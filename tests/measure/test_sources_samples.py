@@ -8,6 +8,7 @@ import pytest
 from scipy.special import softmax
 
 from crossent.errors import DataError
+from crossent.measure import compare
 from crossent.measure.sources import batches, read_predictions
 
 LIKELIHOODS = [[-4.0, -2.5, -7.0], [-1.0, -3.0], [-900.0, -901.0, -950.0]]
@@ -122,3 +123,15 @@ def test_what_samples_say_themselves_cannot_be_said_again(tmp_path):
         read_predictions(path, label="target")
     with pytest.raises(DataError, match="form=None or 'per-byte'"):
         read_predictions(path, form="probabilities")
+
+
+def test_runs_of_unequally_many_documents_meet_by_their_numbers(tmp_path):
+    long, short = (
+        [document(doc, "a text", -30.0 - scale * doc) for doc in range(n)] for n, scale in ((40, 1), (30, 2))
+    )
+    a, b = write(tmp_path / "samples_a.jsonl", long), write(tmp_path / "samples_b.jsonl", short[::-1])
+    found = compare(a, b)
+    assert found["difference"].value == pytest.approx(np.mean(np.arange(30)))
+    assert "30 rows were compared: samples_b lacks 10 of samples_a's (30, 31" in found.facts["notes"][0]
+    both = compare(a, write(tmp_path / "samples_c.jsonl", long[::-1]))  # equally many, in another order
+    assert both.facts["verdict"] == "same"

@@ -139,10 +139,10 @@ def _are_names(*columns: Any) -> bool:
     return all(name is None or isinstance(name, str) for name in names)
 
 
-def _has_ids(path: Any, row: str | None) -> bool | None:
-    """Whether a file has row ids; sample files of language models name their rows in their own way."""
+def _has_ids(path: Any, row: str | None) -> bool:
+    """Whether files have row ids; samples of language models have the numbers of their documents."""
     file = find(path)[0]
-    return None if samples.recognised(file) else row is not None or "row" in header(file)[0]
+    return samples.recognised(file) or row is not None or "row" in header(file)[0]
 
 
 def rank(

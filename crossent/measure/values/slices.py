@@ -68,8 +68,8 @@ def costliest(
     """Give the 20 rows that cost most as a table.
 
     ``predicted`` is the most probable class and ``probability`` what the label was given; for a range
-    ``label`` and ``predicted`` are in the target's own unit and there is no ``probability``. Costs are in
-    nats.
+    ``label`` and ``predicted`` are in the target's own unit and there is no ``probability``. A document has none of
+    the three. Costs are in nats.
 
     With ``usual`` (classes,), the mean probability that each class was given over the rows labelled with it,
     ``suspect`` says whether the label may be mistaken: another class is the most probable, and was given as much as it
@@ -80,7 +80,7 @@ def costliest(
     if task == "range":
         table["label"] = [low + row[6] * (high - low) for row in kept]
         table["predicted"] = [low + row[7] * (high - low) for row in kept]
-    else:
+    elif task != "text":
         table["label"] = [classes[row[3]] for row in kept]
         table["predicted"] = [classes[row[4]] for row in kept]
         table["probability"] = [row[5] for row in kept]

@@ -147,10 +147,17 @@ def test_a_frozen_half_leaves_the_other_its_gradient(which: str) -> None:
 
 
 def curved(sizes: tuple[int, ...], along: Tensor) -> Tensor:
+    """A job: second derivatives along a direction of the hidden states, by autograd and by torch.func."""
     x, w = X.clone().requires_grad_(), own(W, sizes, 0).clone().requires_grad_()
-    value = parallel.linear_cross_entropy(x, w, TARGETS["labels"], label_smoothing=0.1)
-    (dx,) = torch.autograd.grad(value.square(), x, create_graph=True)
-    return torch.autograd.grad(dx, (x, w), along)
+
+    def value(x: Tensor, w: Tensor) -> Tensor:
+        return parallel.linear_cross_entropy(x, w, TARGETS["labels"], label_smoothing=0.1).square()
+
+    def by_function(x: Tensor, w: Tensor) -> Tensor:
+        return (torch.func.grad(value)(x, w) * along).sum()
+
+    (dx,) = torch.autograd.grad(value(x, w), x, create_graph=True)
+    return *torch.autograd.grad(dx, (x, w), along), *torch.func.grad(by_function, (0, 1))(x.detach(), w.detach())
 
 
 def test_second_derivatives_go_through_the_logits() -> None:
@@ -159,10 +166,12 @@ def test_second_derivatives_go_through_the_logits() -> None:
     value = cross_entropy(F.linear(*leaves), TARGETS["labels"], label_smoothing=0.1)
     (dx,) = torch.autograd.grad(value.square(), leaves[0], create_graph=True)
     truth = torch.autograd.grad(dx, leaves, along)
-    of_x, of_w = zip(*good(world_of(3).run(curved, SIZES[3], along)), strict=True)
-    for each in of_x:
+    of_x, of_w, x_again, w_again = zip(*good(world_of(3).run(curved, SIZES[3], along)), strict=True)
+    for each in (*of_x, *x_again):
         torch.testing.assert_close(each, truth[0], rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(torch.cat(of_w), truth[1], rtol=1e-9, atol=1e-12)
+        assert not torch.allclose(1.01 * each, truth[0], rtol=1e-9)
+    for pieces in (of_w, w_again):
+        torch.testing.assert_close(torch.cat(pieces), truth[1], rtol=1e-9, atol=1e-12)
 
 
 def with_link(sizes: tuple[int, ...], loss: Any) -> tuple[Tensor, ...]:

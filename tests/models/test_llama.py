@@ -106,7 +106,7 @@ def test_gradient_checkpointing_and_autocast() -> None:
     assert alike(llama, narrow) == []
 
 
-@pytest.mark.models  # twenty seconds of Dynamo; tests/compute/test_head_life.py compiles something small
+@pytest.mark.models  # twenty seconds of Dynamo; tests/compute/test_head_traced.py compiles something small
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch hides it, and cannot hide an error
 def test_compiled() -> None:
     for options in ({"backend": "aot_eager"}, {"backend": "aot_eager", "fullgraph": True}):

@@ -13,7 +13,7 @@ import skrub
 import torch
 
 from crossent.errors import DataError
-from crossent.minimise.data.preparation import Preparation
+from crossent.minimise.data.preparation import Preparation, _most_values
 from tests.minimise.conftest import mixed_table
 
 
@@ -46,6 +46,20 @@ def test_columns_that_say_nothing_are_left_out_and_named():
     assert fuller.notes == []
     with pytest.raises(DataError, match=r"no column says anything; each is empty or has one value \(same, empty\)"):
         Preparation.fit(x[["same", "empty"]], "t.csv")
+
+
+def test_values_that_come_again_and_again_are_indicators_however_many_there_are():
+    persons = [f"p{number}" for number in range(150)]
+    x = pd.DataFrame({"person": persons * 6, "score": np.arange(900.0)})
+    preparation, features = Preparation.fit(x, "t.csv")
+    assert set(preparation.names) == {"score", *(f"person_{name}" for name in persons)}
+    column = features[:, preparation.names.index("person_p7")]
+    assert column.tolist() == (x["person"] == "p7").astype(float).tolist()
+    few, _ = Preparation.fit(x.head(450), "t.csv")  # three rows for each are too few to know a person by
+    assert sum(name.startswith("person_") for name in few.names) == 30
+    assert [_most_values(rows) for rows in (10, 500, 600, 5000, 10**5, 10**6, 10**7)] == [
+        100, 100, 120, 1000, 1000, 200, 100,
+    ]  # fmt: skip
 
 
 def numbers():

@@ -25,7 +25,12 @@ from crossent.minimise.data import dataset
 
 TRUSTED = ("skrub.", "sklearn.", "numpy.dtype", "datetime.", "pandas.DatetimeTZDtype")
 """Beside what skops trusts itself; not all of pandas, numpy or scipy, which have functions that read pickles."""
-MOST_INDICATORS = 100  # a text column with more values than this is read by its character n-grams
+INDICATORS = (100, 1000)
+"""Values for which a column of text has indicators: the first number at any rate, up to the second where its values
+come ROWS_FOR_EACH times on average. A column with more is read by its character n-grams."""
+ROWS_FOR_EACH = 5
+MOST_CELLS = 200_000_000
+"""Indicators in all rows of such a column beyond the first number: 0.8 GB."""
 
 
 @dataclass(eq=False)
@@ -51,7 +56,7 @@ class Preparation:
             return cls._of_numbers(x, source)
         skrub = require("skrub", "cli", "a table of mixed columns")
         vectorizer = skrub.TableVectorizer(
-            cardinality_threshold=MOST_INDICATORS,
+            cardinality_threshold=_most_values(len(x)),
             datetime=skrub.DatetimeEncoder(add_weekday=True, add_total_seconds=True),
             high_cardinality=skrub.StringEncoder(n_components=30, random_state=0),
             drop_null_fraction=1.0,
@@ -190,6 +195,15 @@ class Preparation:
                     "are named in model.json, or close ones."
                 ) from trouble
         return preparation
+
+
+def _most_values(rows: int) -> int:
+    """Values from which on a column of text is read by n-grams.
+
+    Persons, items and places that come again and again are each what they are: that two names look alike says little.
+    """
+    few, many = INDICATORS
+    return max(few, min(many, rows // ROWS_FOR_EACH, MOST_CELLS // max(1, rows)))
 
 
 def _nothing(x: Any, source: str) -> DataError:

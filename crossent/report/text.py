@@ -28,6 +28,10 @@ _MEANINGS = {
         "Label entropy",
         "What someone pays who knows only how often each label comes.",
     ),
+    "label_entropy_bias": (
+        "Bias of the label entropy",
+        "By so much an entropy of frequencies falls short on average; its interval allows for that.",
+    ),
     "information_gained": (
         "Information gained",
         "Label entropy minus cross-entropy: what the model knows beyond the frequencies.",

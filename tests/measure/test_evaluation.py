@@ -42,6 +42,7 @@ def test_the_record_holds_what_its_page_says():
         "cross_entropy_bits": "bits",
         "impossible_rows": "rows",
         "label_entropy": "bits",
+        "label_entropy_bias": "bits",
         "information_gained": "bits",
         "skill": "share",
         "perplexity": "1",

@@ -92,6 +92,8 @@ def test_a_slice_is_what_its_rows_are_alone(rows, more):
         alone = evaluate(part(rows, city == CITY))
         # Of labels that are shares, how cost and label vary together is kept in 64 folds, which tell a width to 9 %.
         room = 1e-9 if not rows.soft else 0.3
+        if not rows.soft:
+            assert table["label_entropy_bias"][line] == pytest.approx(alone["label_entropy_bias"].value, rel=1e-9)
         for name in (*OF_A_SLICE, *more):
             assert table[name][line] == pytest.approx(alone[name].value, rel=1e-12), name
             if name == "cross_entropy":

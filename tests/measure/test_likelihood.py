@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import entr
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
 
 from crossent.measure.predictions.predictions import Predictions
@@ -53,6 +54,29 @@ def test_values_agree_with_forty_digits():
     assert found["skill"].value == pytest.approx(skill, rel=1e-13)
     wrong = by_mpmath(P.tolist(), np.roll(Y, 1).tolist())  # the comparison can fail: labels one row off
     assert found["cross_entropy"].value != pytest.approx(wrong[0], rel=1e-3)
+
+
+def test_the_bias_of_the_entropy_is_what_draws_have_on_average():
+    rows, classes, groups = 120, 4, np.arange(120) // 4
+    shares = np.array([0.4, 0.3, 0.2, 0.1])
+    truth = float(entr(shares).sum()) / math.log(2)
+    even = np.full((rows, classes), 1 / classes)
+    random = np.random.default_rng(0)
+    for weight, group, times in ((None, None, 1), (random.gamma(1.0, size=rows), None, 1), (None, groups, 4)):
+        off, said = [], []
+        for _ in range(300):
+            y = random.choice(classes, rows // times, p=shares).repeat(times)  # one label for all rows of a group
+            rows_drawn = Predictions.from_arrays(even, y, weights=weight, groups=group)
+            found = likelihood(rows_drawn)
+            off.append(found["label_entropy"].value - truth)
+            said.append(found["label_entropy_bias"].value)
+        error = np.std(off) / math.sqrt(len(off))
+        assert abs(np.mean(off) - np.mean(said)) < 3 * error + 0.1 * abs(np.mean(said))  # terms of 1/n² are left out
+        if weight is None and group is None:
+            miller = -(classes - 1) / (2 * rows) / math.log(2)
+            assert said[0] == pytest.approx(miller, rel=1e-12)
+        else:  # the comparison can fail: weights and groups are fewer rows
+            assert abs(np.mean(off) - miller) > 3 * error
 
 
 def test_scikit_learn_agrees():

@@ -35,7 +35,7 @@ from crossent.measure.values.spread import AGREE, Spread, clustered, freedom_by_
 from crossent.record import Number
 
 _Float = NDArray[np.float64]
-NOT_OF_TEXTS = ("label_entropy", "information_gained", "skill", "perplexity")
+NOT_OF_TEXTS = ("label_entropy", "label_entropy_bias", "information_gained", "skill", "perplexity")
 """Numbers that need classes, which documents have none of."""
 
 
@@ -205,9 +205,8 @@ def cross_entropy(of: Evidence) -> Number:
 def label_entropy(of: Evidence) -> Number:
     """Estimate the entropy of the labels, in nats: that of their own frequencies, the plug-in estimate.
 
-    It is low by (k − 1)/(2n) nats in expectation, with k the classes that came (Miller 1955), because
-    frequencies fit the rows they were counted on: in general by Σ_c Var(f_c) / (2 f_c), which also holds for weights,
-    shares and groups. The interval allows for that; the value is left as it is,
+    It is low in expectation (``entropy_bias``), because frequencies fit the rows they were counted on; what is said of
+    that also holds for weights, shares and groups. The interval allows for that; the value is left as it is,
     so that information gained is the difference of two figures that stand in the record. Of two classes it is that of
     the share, exactly, and holds where one of them never came.
     """
@@ -217,7 +216,7 @@ def label_entropy(of: Evidence) -> Number:
         share = float(shares[1])
         ends = interval.of_two_classes(share, _rows_behind(share, of.spread(0.0, np.array([0.0, 1.0]), share), of))
         return Number(value, "nats", min(ends[0], value), max(ends[1], value), of.n)
-    bias = float(np.sum(of.variances_of_frequencies()[came] / shares[came])) / 2
+    bias = -entropy_bias(of)
     if of.n < 2 or bias <= 0 or np.count_nonzero(came) < 2:
         return Number(value, "nats", n=of.n)
     error = 0.0
@@ -226,6 +225,17 @@ def label_entropy(of: Evidence) -> Number:
     room = bias * math.sqrt(2 / (np.count_nonzero(came) - 1))
     low, high = interval.of_entropy(value, error, bias, room, most=math.log(shares.size))
     return Number(value, "nats", low, high, of.n)
+
+
+def entropy_bias(of: Evidence) -> float:
+    """How far the plug-in entropy is off on average, nats: −Σ_c Var(f_c) / (2 f_c), which is −(k − 1)/(2n) for n rows
+    of k classes (Miller 1955). 0 where one class came.
+    """
+    shares = of.frequencies
+    came = shares > 0
+    if np.count_nonzero(came) < 2:
+        return 0.0
+    return -float(np.sum(of.variances_of_frequencies()[came] / shares[came])) / 2
 
 
 def likelihood(of: Evidence, floored: Evidence) -> dict[str, Number]:
@@ -244,6 +254,7 @@ def likelihood(of: Evidence, floored: Evidence) -> dict[str, Number]:
         found["cross_entropy_floored"] = cross_entropy(floored)
     found["impossible_rows"] = Number(of.impossible, "rows", n=n)
     found["label_entropy"] = entropy.to("bits")
+    found["label_entropy_bias"] = Number(entropy_bias(of), "nats", n=n).to("bits")
     own, finite = of.cost_under_frequencies(), math.isfinite(loss.value)
     gain = entropy.value - loss.value
     found["information_gained"] = _number(gain, "nats", of.spread(-1.0, own, gain) if finite else None, n).to("bits")

@@ -1,5 +1,6 @@
 """crossent calibrate: files calibrated whole or not at all, all other columns as they were, a sentence for the rest."""
 
+import re
 import sys
 
 import numpy as np
@@ -87,6 +88,7 @@ def test_nothing_to_fix_leaves_every_number_as_it_was(files, call):
     status, said, _ = call("right.parquet", "--apply", "right.parquet", "-o", "same.parquet")
     assert status == 0
     assert said.startswith("Nothing to fix: cross-entropy is")
+    assert re.search(r"changes it by [−+]\d\.\d{4} \([−+]\d\.\d{4} to [−+]\d\.\d{4}\)\.", said)
     assert pd.read_parquet("same.parquet").equals(pd.read_parquet("right.parquet"))
 
 

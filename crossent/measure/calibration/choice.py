@@ -302,9 +302,10 @@ def _nothing(tried: list[Any], loss: float, n: int, floored: bool) -> str:
     value, low, high, family = min(tried, key=lambda one: one[0])
     if low is None or high is None:
         return f"{start}, and the rows do not differ enough to judge a calibrator by."
+    change = f"{value:+.4f} ({low:+.4f} to {high:+.4f})".replace("-", "−")
     return (
         f"{start}, and no calibrator lowers it by more than {n:,} rows could show by chance; the best, {family.name}, "
-        f"changes it by {value:+.4f} ({low:+.4f} to {high:+.4f})."
+        f"changes it by {change}."
     )
 
 

@@ -11,7 +11,7 @@ by a hash are the largest, and the smallest, of a union (``slices``, ``sample``)
     sums                         2 kB             9 kB     classes
     cells                      260 kB           380 kB     -
     sample                          -           260 kB     its capacity
-    groups, if given           620 kB           660 kB     classes
+    groups, if given            1.2 MB          750 kB     classes
     a column of slices       2 kB each        6 kB each    classes, values of the column (1,000 at most)
       of rows in groups     13 kB each       25 kB each
 """

@@ -266,6 +266,12 @@ def test_what_the_rows_cannot_tell_is_said_to_be_so():
     assert same.facts["verdict"] == "same"
     assert "rows" not in same.tables
     assert "p_value" not in same
+    assert not any("same amount" in note for note in same.facts["notes"])
+    beside = compare({"true": true, "copy": true.copy(), "sure": expit(3 * logit(true))}, labels=y)
+    assert beside.facts["verdicts"] == {"copy": "same", "sure": "worse"}
+    assert not any("same amount" in note for note in beside.facts["notes"])
+    shifted = compare({"a": np.full(200, 0.5), "b": np.where(y == 1, 0.6, 0.4)}, labels=y)
+    assert any("b and a differ by the same amount everywhere" in note for note in shifted.facts["notes"])
     one = compare(true, near, labels=y, group=np.zeros(200, int))
     assert one["difference"].low is None
     assert "All rows are in one group" in " ".join(one.facts["notes"])

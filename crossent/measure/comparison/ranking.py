@@ -81,7 +81,7 @@ def ranking(
         facts["slices"] = len(tables["slices"]["slice"])
     if any(impossible):
         facts["floor"] = floor
-    facts["notes"] = [*joined.notes, *notes, *_notes(ground, rivals, impossible, parts["cross_entropy"], floor)]
+    facts["notes"] = [*joined.notes, *notes, *_notes(ground, rivals, model, impossible, parts["cross_entropy"], floor)]
     return Record(
         kind="comparison",
         title=title
@@ -212,8 +212,10 @@ def _table(lines: list[dict[str, Any]]) -> Table:
     return {name: [line[name] for line in lines] for name in lines[0]}
 
 
-def _notes(ground: Ground, rivals: list[Rival], impossible: list[int], whole: ClusterMean, floor: float) -> list[str]:
-    """What a reader must know before trusting a figure, as sentences."""
+def _notes(
+    ground: Ground, rivals: list[Rival], model: Rival, impossible: list[int], whole: ClusterMean, floor: float
+) -> list[str]:
+    """What a reader must know before trusting a figure; ``whole`` is the difference that ``model`` makes."""
     notes = []
     if any(impossible):
         told = ", ".join(f"{one.name}: {count:,}" for one, count in zip(rivals, impossible, strict=True) if count)
@@ -224,11 +226,12 @@ def _notes(ground: Ground, rivals: list[Rival], impossible: list[int], whole: Cl
             f"cross-entropy is infinite.{both} Everything else is of probabilities raised to at least "
             f"{floor_said(floor)}, in all models."
         )
-    if whole.error is None and not all(contrast.same(rivals[0], other) for other in rivals[1:]):
+    if whole.error is None and not contrast.same(rivals[0], model):
         notes.append(
             "All rows are in one group, so that nothing tells how groups differ: no interval and no p-value."
             if ground.clusters is not None and whole.clusters < 2
-            else "The models differ by the same amount everywhere, so that nothing tells how rows differ: no interval."
+            else f"{model.name} and {rivals[0].name} differ by the same amount everywhere, so that nothing tells how "
+            "rows differ: no interval."
         )
     elif whole.error is not None and whole.freedom < FEW - 1:
         of = "groups" if ground.clusters is not None else "rows"

@@ -316,10 +316,13 @@ _ROWS_MORE = PARTS_FOLDS / (PARTS_FOLDS - 1)  # all rows to those of a fold's fi
 
 
 def joint_self(sample: Sample, z: _Float, seed: int = 0) -> Joint:
-    """Fit both families to the log-probabilities ``z`` of a sample; the cheaper one when cross-fitted serves."""
+    """Fit both families to the log-probabilities ``z`` of a sample; the cheaper one when cross-fitted serves.
+
+    Of more classes than rows a temperature alone is fitted: a bias for each class would rest on less than a row.
+    """
     w = sample.weights
     best: Joint | None = None
-    for family in KINDS[1:]:
+    for family in KINDS[1:] if len(sample) >= z.shape[1] else KINDS[1:2]:
         held_out, fitted, whole = _cross_fitted(sample, z, w > 0, family, seed)
         if best is None or np.average(held_out, weights=w) < np.average(best.held_out, weights=w):
             best = Joint(family, whole, held_out, fitted, w)

@@ -5,9 +5,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from crossent.minimise.networks import Tabular, rebuilt, settings_of
-from crossent.minimise.networks.tabular import MOST_INDICATORS, MOST_RAMPS
+from crossent.minimise.networks.tabular import CHANCE, MOST_CLASSES, MOST_INDICATORS, MOST_RAMPS, _chance
 
 SHAPE = {"members": 2, "width": 8, "depth": 2, "dropout": 0.0}
 
@@ -105,6 +106,74 @@ def test_a_column_that_is_mostly_one_value_has_bins_where_the_others_are():
     made = network(x, bins=4)
     inside = kinds(made, x[:100])[2]
     assert ((inside > 0) & (inside < 1)).any(1).float().mean() > 0.9
+
+
+def numbered(rows, values, classes, seed, jump):
+    """A column of whole numbers and labels: shares that go up with the number, and jump from one to the next."""
+    draw = np.random.default_rng(seed)
+    number = draw.integers(0, values, rows)
+    slope = np.linspace(-0.6, 0.6, values)[:, None] * np.linspace(-1, 1, classes)
+    slope += jump * draw.normal(size=(values, classes))
+    p = np.exp(slope) / np.exp(slope).sum(1, keepdims=True)
+    label = (draw.random(rows)[:, None] > p[number].cumsum(1)[:, :-1]).sum(1)
+    return torch.from_numpy(number).float(), torch.from_numpy(label)
+
+
+def chance(number, label, classes):
+    values, place, counts = number.unique(return_inverse=True, return_counts=True)
+    return _chance(values, place, counts, torch.nn.functional.one_hot(label, classes).double())
+
+
+def by_hand(number, label, classes):
+    """The same, one value and one class after the other."""
+    number, label = number.double().numpy(), label.numpy()
+    values, total = np.unique(number), 0.0
+    for before, here, after in zip(values, values[1:], values[2:], strict=False):
+        n = [np.sum(number == value) for value in (before, here, after)]
+        a = (here - before) / (after - before)
+        s = 1 / n[1] + (1 - a) ** 2 / n[0] + a**2 / n[2]
+        for k in range(classes):
+            m = [np.mean(label[number == value] == k) for value in (before, here, after)]
+            total += (m[1] - (1 - a) * m[0] - a * m[2]) ** 2 / np.mean(label == k) / s
+    return stats.chi2.sf(total / 2, (classes - 1) * (len(values) - 2) / 2)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_the_chance_of_jumps_is_that_of_the_formula(classes):
+    number, label = numbered(400, 30, classes, 1, jump=0.6)
+    number = number**2 / 9  # values need not be evenly spaced
+    # torch's incomplete gamma function agrees with scipy's to nine digits or so
+    assert chance(number, label, classes) == pytest.approx(by_hand(number, label, classes), rel=1e-7)
+    assert chance(number, label, classes) != pytest.approx(by_hand(number.sqrt(), label, classes), rel=1e-3)
+    assert chance(number[:39], label[:39], classes) == 1.0  # too few rows for each value
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_smooth_columns_jump_by_chance_as_often_as_is_said(classes):
+    found = np.array([chance(*numbered(1500, 40, classes, seed, jump=0.0), classes) for seed in range(400)])
+    # 400 columns: four standard errors are 0.044 at 0.05 and 0.1 at 0.5. Shares on a curve are a little surer than
+    # those of all rows, so that chance comes less often, if anything.
+    assert (found < 0.05).mean() < 0.05 + 0.044
+    assert 0.5 - 0.2 < (found < 0.5).mean() < 0.5 + 0.1
+    jumping = np.array([chance(*numbered(1500, 40, classes, seed, jump=1.0), classes) for seed in range(20)])
+    assert (jumping < CHANCE).all()
+
+
+def test_a_number_that_is_a_name_has_indicators():
+    person, label = numbered(1200, 60, 2, 0, jump=1.5)
+    age, _ = numbered(1200, 60, 2, 1, jump=0.0)
+    x = torch.stack((age, person), 1)
+    made = network(x, labels=label)
+    assert set(made.value_column.tolist()) == {1}
+    assert made.value.tolist() == person.unique().tolist()
+    soft = torch.nn.functional.one_hot(label, 2).float()
+    assert network(x, labels=soft).value.tolist() == made.value.tolist()
+    assert len(network(x).value) == 0
+    gaps = x.clone()
+    gaps[::7, 1] = float("nan")
+    assert set(network(gaps, labels=label).value_column.tolist()) == {1}
+    many = torch.arange(1200) % (MOST_CLASSES + 1)
+    assert len(network(x, labels=many).value) == 0  # nobody looks
 
 
 def test_lumpy_columns_have_indicators_and_smooth_ones_none():

@@ -7,9 +7,10 @@ averaged: the mean of a few independent networks has a lower cross-entropy than 
 
 A number enters twice: as itself, and as its place among quantiles of the training rows, written as a ramp for each
 bin (piecewise-linear encoding; Gorishniy, Rubachev & Babenko 2022, eq. 1). A perceptron bends slowly in a number; in
-ramps it bends wherever there are rows. And where most rows of a column share a few values (0, 9999, a working week of
-40 hours, a capital gain of exactly 15024) a value may mean something that its neighbours do not: in such a column each
-is told from the others by an indicator, as categories are. LOG.md has what both were worth.
+ramps it bends wherever there are rows. And a value may mean something that its neighbours do not (9999, a working week
+of 40 hours, a capital gain of exactly 15024, the number of a school). It does where most rows of a column share a few
+values, and where the labels jump from value to value by more than chance, which is tested (``_chance``). In such a
+column each value is told from the others by an indicator, as categories are. LOG.md has what all of it was worth.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ MOST_INDICATORS = 512
 """Indicators of all columns together."""
 LEAST_ROWS = 5
 """Rows that must share a value for it to have an indicator."""
+CHANCE = 0.005
+"""In so many of columns in which labels change smoothly they are said to jump."""
+MOST_CLASSES = 100
+"""Classes with which jumps are looked for."""
 
 
 class Tabular(nn.Module):
@@ -109,13 +114,18 @@ class Tabular(nn.Module):
         dropout: float,
         bins: int,
         noise: float = 0.0,
+        labels: Tensor | None = None,
     ) -> Tabular:
-        """A fresh network scaled to the rows x (n, d), NaN where a number is missing; draws from torch's own seed."""
+        """A fresh network scaled to the rows x (n, d), NaN where a number is missing; draws from torch's own seed.
+
+        ``labels`` of the rows, (n,) int64 or shares (n, classes), tell in which columns values are unlike neighbours.
+        """
         gaps = x.isnan().any(0).nonzero().flatten()
         center, spread = _center_and_spread(x)
         sample = _sample(x)
         ramps = _ramps(_bent(sample, center, spread), bins)
-        values = _values(sample) if bins else torch.zeros(2, 0)
+        told = None if labels is None else _shares(_sample(labels, x.shape[1]))
+        values = _values(sample, told) if bins else torch.zeros(2, 0)
         network = cls(
             x.shape[1], len(gaps), ramps.shape[1], values.shape[1], columns, members, width, depth, dropout, noise
         )
@@ -187,12 +197,14 @@ def _ramps(z: Tensor, bins: int) -> Tensor:
     return torch.cat(found, 1) if found else torch.zeros(3, 0)
 
 
-def _values(x: Tensor) -> Tensor:
+def _values(x: Tensor, labels: Tensor | None = None) -> Tensor:
     """(2, values): column and number of the values that get an indicator; those of columns with few values first."""
     found = []
     for column in range(x.shape[1]):
-        values, counts = x[:, column][~x[:, column].isnan()].unique(return_counts=True)
-        if len(values) > 2 and _lumpy(counts):
+        known = ~x[:, column].isnan()
+        values, place, counts = x[known, column].unique(return_inverse=True, return_counts=True)
+        jumps = labels is not None and _chance(values, place, counts, labels[known]) < CHANCE
+        if len(values) > 2 and (_lumpy(counts) or jumps):
             shared = values[counts >= LEAST_ROWS]
             found.append(torch.stack((torch.full_like(shared, column), shared)))
     found.sort(key=lambda each: each.shape[1])
@@ -211,6 +223,43 @@ def _lumpy(counts: Tensor) -> bool:
     return 2 * int(counts[special].sum()) >= rows
 
 
+def _chance(values: Tensor, place: Tensor, counts: Tensor, labels: Tensor) -> float:
+    """The probability that chance makes labels jump so from value to value of a column; 1 where nobody could tell.
+
+    The shares m (classes,) of the labels at a value v₁ are held against the line between those at its two neighbours,
+
+        t = m₁ - (1 - a) m₀ - a m₂,      a = (v₁ - v₀) / (v₂ - v₀),      s = 1/n₁ + (1 - a)²/n₀ + a²/n₂.
+
+    Where labels change smoothly with the number the t are chance, and Σ t²/(p s) over values and classes, with p the
+    shares of the classes in all rows, has the mean of χ² of (classes - 1) degrees of freedom for each value (Pearson).
+    Neighbouring t have rows in common, and correlations of -2/3 and 1/6 where values come equally often. So its
+    variance is 1 + 2 (4/9 + 1/36) ≈ 2 times that of χ²: half of it is about χ² of half the degrees (Satterthwaite
+    1946).
+
+    Asked where eight values or more come ``LEAST_ROWS`` times on average. ``place`` (n,) is where a row's value is
+    among the sorted ``values``, ``labels`` (n, classes) are shares.
+    """
+    if len(values) < 8 or len(place) < LEAST_ROWS * len(values) or labels.shape[1] < 2:
+        return 1.0
+    m = torch.zeros(len(values), labels.shape[1], dtype=torch.float64).index_add_(0, place, labels)
+    n, v, p = counts.double(), values.double(), labels.mean(0)
+    m = m / n.unsqueeze(1)
+    a = ((v[1:-1] - v[:-2]) / (v[2:] - v[:-2])).unsqueeze(1)
+    t = m[1:-1] - (1 - a) * m[:-2] - a * m[2:]
+    s = 1 / n[1:-1] + (1 - a[:, 0]).square() / n[:-2] + a[:, 0].square() / n[2:]
+    found = (t.square() / p.clamp(min=1e-12)).sum(1).div(s).sum()
+    degrees = torch.tensor((labels.shape[1] - 1.0) * (len(values) - 2), dtype=torch.float64)
+    return float(torch.special.gammaincc(degrees / 4, found / 4))  # of χ², halves; and half of both
+
+
+def _shares(labels: Tensor) -> Tensor | None:
+    """Labels as shares (n, classes), float64; None of more than ``MOST_CLASSES``."""
+    if labels.is_floating_point():
+        return labels.double() if labels.shape[1] <= MOST_CLASSES else None
+    classes = int(labels.max()) + 1 if len(labels) else 0
+    return nn.functional.one_hot(labels, classes).double() if classes <= MOST_CLASSES else None
+
+
 def _edges(values: Tensor, bins: int) -> Tensor:
     """Quantiles of a column, so that bins hold equally many rows; a value that many rows share is an edge of its own.
 
@@ -223,7 +272,10 @@ def _edges(values: Tensor, bins: int) -> Tensor:
     return torch.cat((distinct[shared], quantiles)).unique()
 
 
-def _sample(x: Tensor) -> Tensor:
-    """Quantiles of a big table are those of evenly spaced rows of it (torch sorts at most 16 million numbers)."""
-    rows = min(20_000, 16_000_000 // max(1, x.shape[1]))
+def _sample(x: Tensor, columns: int = 0) -> Tensor:
+    """Quantiles of a big table are those of evenly spaced rows of it (torch sorts at most 16 million numbers).
+
+    Of labels those of a table of so many ``columns``.
+    """
+    rows = min(20_000, 16_000_000 // max(1, columns or x.shape[1]))
     return x if len(x) <= rows else x[torch.linspace(0, len(x) - 1, rows).long()]

@@ -279,6 +279,7 @@ def _network(
         dropout=0.0 if linear else recipe.dropout,
         bins=0 if linear else recipe.bins,
         noise=recipe.noise,
+        labels=problem.distribution,
     )
 
 

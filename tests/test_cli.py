@@ -296,7 +296,8 @@ def test_a_refusal_in_a_process_of_its_own(here):
 # A training that lasts for seconds: it never stops of itself, and each epoch waits a little. Waiting is not part of
 # what is computed, so the bits are those of the command without it.
 SLOW = """
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores Ctrl-C
 from crossent.minimise.training import train
 one = train._one_epoch
 def slow(*arguments):

@@ -79,7 +79,7 @@ def evaluate(
 
     >>> record = evaluate([0.9, 0.2, 0.6, 0.3], [1, 0, 1, 0])
     >>> print(record["cross_entropy"])
-    0.299 nats (0.041 to 0.603)
+    0.299 nats (0.021 to 0.603)
     >>> record.tables["per_class"]["class"], record.facts["notes"][0]
     (['0', '1'], 'Only 4 rows were measured: every interval here is rough.')
     """

@@ -60,7 +60,7 @@ class Tally:
     >>> whole = Predictions.from_arrays([0.9, 0.2, 0.6, 0.3], [1, 0, 1, 0])
     >>> tally = Tally.like(whole).add(whole)
     >>> print(tally.value()["cross_entropy"])
-    0.299 nats (0.041 to 0.603)
+    0.299 nats (0.021 to 0.603)
     >>> part = Predictions.from_arrays([0.9, 0.2], [1, 0]), Predictions.from_arrays([0.6, 0.3], [1, 0])
     >>> other = Tally.like(whole).add(part[0]).merge(Tally.like(whole).add(part[1]))
     >>> bool(abs(other.value()["cross_entropy"].value - tally.value()["cross_entropy"].value) < 1e-15)

@@ -26,7 +26,7 @@ from crossent.compute.linear.derivative import in_chunks, one_by_one, pulled, pu
 from crossent.compute.linear.operators import at_rows, by_itself, lift_of, product_of
 from crossent.compute.linear.product import Gradients, Rows, spans
 from crossent.compute.link import Link
-from crossent.compute.losses.algebra import Loss
+from crossent.compute.losses.algebra import Loss, Reweighted
 from crossent.compute.rows import is_compiled, is_learned, refuse_nested_forward
 from crossent.compute.rows import row_losses as of_logits
 from crossent.compute.target import Target
@@ -71,40 +71,13 @@ def columns_of(target: Target, loss: Loss, link: Link | None, read: Any = of_log
         *of_link: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         fields: Any = {name: given for name, given in zip(names, of_link, strict=True) if given is not None}
-        whole = loss if class_weight is None else _Reweighted(loss, class_weight)
+        whole = loss if class_weight is None else Reweighted(loss, class_weight)
         these = Target(index, weight, live, row_weight, target.unchecked)
         return read(z, these, whole, None if link is None else replace(link, **fields))
 
     of_link = (getattr(link, name, None) for name in names)
     tensors = (x if isinstance(x, Tensor) else None for x in of_link)
     return Columns(of, (target.index, target.weight, target.row_weight), (loss.class_weight, *tensors))
-
-
-@dataclass(frozen=True, eq=False)
-class _Reweighted(Loss):
-    """A loss with class weights in the place of its own."""
-
-    loss: Loss
-    weight: Tensor
-
-    @property
-    def reads(self) -> frozenset[str]:
-        """What the loss reads."""
-        return self.loss.reads
-
-    @property
-    def linear(self) -> bool:
-        """Whether the loss is."""
-        return self.loss.linear
-
-    @property
-    def class_weight(self) -> Tensor | None:
-        """The other weights."""
-        return self.weight
-
-    def __call__(self, s: Any) -> Tensor:
-        """The loss itself: the weights are already in the statistics."""
-        return self.loss(s)
 
 
 def needs_columns(target: Target, loss: Loss, link: Link | None = None) -> bool:

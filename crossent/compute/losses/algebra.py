@@ -130,3 +130,30 @@ class Scaled(Loss):
     def __call__(self, s: Stats) -> Tensor:
         """The loss times the factor, row by row."""
         return self.factor * self.loss(s)
+
+
+@dataclass(frozen=True, eq=False)
+class Reweighted(Loss):
+    """A loss with class weights in the place of its own."""
+
+    loss: Loss
+    weight: Tensor
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """What the loss reads."""
+        return self.loss.reads
+
+    @property
+    def linear(self) -> bool:
+        """Whether the loss is."""
+        return self.loss.linear
+
+    @property
+    def class_weight(self) -> Tensor | None:
+        """The other weights."""
+        return self.weight
+
+    def __call__(self, s: Stats) -> Tensor:
+        """The loss itself: the weights are already in the statistics."""
+        return self.loss(s)

@@ -19,6 +19,7 @@ from crossent.compute.group import copied, joined, refuse_batch, shared, total
 from crossent.compute.linear.columns import needs_columns
 from crossent.compute.link import Link
 from crossent.compute.losses import NLL, Loss
+from crossent.compute.losses.algebra import Reweighted
 from crossent.compute.shards.merge import (
     Shard,
     as_subset,
@@ -135,30 +136,6 @@ def _differentiable_pull(ctx: Any, a: Tensor, b: Tensor, c: Tensor | None, d: Te
 # --- the statistics of rows, and their losses ---------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class OwnClasses(Loss):
-    """A loss whose class weights are those of this rank's columns."""
-
-    loss: Loss
-    shard: Shard
-
-    @property
-    def reads(self) -> frozenset[str]:
-        """What the loss reads."""
-        return self.loss.reads
-
-    @property
-    def linear(self) -> bool:
-        """Whether the loss is."""
-        return self.loss.linear
-
-    @property
-    def class_weight(self) -> Tensor | None:
-        """Those of these columns."""
-        weight = self.loss.class_weight
-        return None if weight is None else self.shard.own(weight)
-
-
 @dataclass(frozen=True)
 class OwnColumns(Stats):
     """Statistics whose target columns are those of this rank: sums over them are totals over all ranks."""
@@ -228,7 +205,7 @@ def _linked(z: Tensor, target: Target, link: Link | None, shard: Shard) -> Tenso
 
 
 def own_weight(weight: Tensor | None, index: Tensor | None, shard: Shard) -> Tensor | None:
-    """Class weights of these columns; ``OwnClasses`` has cut them already where there is no index."""
+    """Class weights of these columns; ``stats_of`` has cut them already where there is no index."""
     return weight if weight is None or index is None else shard.own(weight)
 
 
@@ -236,7 +213,9 @@ def stats_of(
     read: Callable[..., tuple[Tensor, ...]], target: Target, loss: Loss, shard: Shard, one_by_one: bool
 ) -> Stats:
     """What ``loss`` reads of every row, from ``read`` as ``rows.stats_of`` calls it."""
-    s = rows.stats_of(read, shard.classes, target, OwnClasses(loss, shard) if target.index is None else loss)
+    if target.index is None and loss.class_weight is not None:
+        loss = Reweighted(loss, shard.own(loss.class_weight))
+    s = rows.stats_of(read, shard.classes, target, loss)
     return OwnColumns(**{**vars(s), "mass": total(s.mass, shard.group)}, shard=shard) if one_by_one else s
 
 

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 from minimise_peers import PEERS, About, Probabilities
-from minimise_sets import SETS, UNSEEN, Set
+from minimise_sets import FORMERLY_UNSEEN, SETS, UNSEEN, Set
 from threadpoolctl import threadpool_limits
 
 from crossent.files import replacing
@@ -283,11 +283,15 @@ def page(record: Mapping[str, Any]) -> Iterator[str]:
     }
     cores = record["machine"]["cores"]
     yield f"Made {record['made']}, {cores} cores: {', '.join(f'{name} {n}' for name, n in sorted(versions.items()))}."
-    unseen = {name: of for name, of in record["sets"].items() if name in UNSEEN}
-    for title, sets in (
-        ("Sets in view while the defaults were made", {k: of for k, of in record["sets"].items() if k not in unseen}),
-        ("Sets that were first looked at when all was done", unseen),
-    ):
+    by_title: dict[str, dict[str, Any]] = {
+        "Sets in view while the defaults were made": {},
+        "Sets asked once before, whose answers showed what to mend": {},
+        "Sets that were first looked at when all was done": {},
+    }
+    in_view, formerly_unseen, unseen = by_title.values()
+    for name, of in record["sets"].items():
+        (unseen if name in UNSEEN else formerly_unseen if name in FORMERLY_UNSEEN else in_view)[name] = of
+    for title, sets in by_title.items():
         if sets:
             yield from ("", f"**{title}**", "")
             yield from overview(sets)

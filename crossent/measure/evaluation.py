@@ -20,6 +20,7 @@ from crossent.measure.sums.sample import capacity_for
 from crossent.measure.tally.engine import ENGINES, tallied_by_ray
 from crossent.measure.tally.tally import Tally
 from crossent.measure.values.by_class import per_class
+from crossent.measure.values.by_slice import MOST_PARTS
 from crossent.measure.values.reliability import axis_names, curves, reliability
 from crossent.measure.values.slices import concentration, costliest, slices
 from crossent.record import Curve, Number, Record, Table
@@ -174,7 +175,7 @@ def record_of(
     if tally.task in ("binary", "multi-class"):
         tables["per_class"] = per_class(tally.evidence(), tally.classes, tally.by_class, floored, tally.class_folds)
     if tally.slices:
-        tables["slices"] = slices(tally.slices, floored, tally.task, tally.groups is not None)
+        tables["slices"] = slices(tally.slices, floored, tally.task, tally.groups is not None, tally.sample)
     usual = tally.evidence().usual_confidence if tally.task in ("binary", "multi-class") and not tally.soft else None
     tables["costliest"] = costliest(tally.costliest, tally.task, tally.classes, low, high, usual)
     drawn: dict[str, Curve] = {}
@@ -227,6 +228,12 @@ def _notes(tally: Tally, numbers: dict[str, Number]) -> list[str]:
         )
     if tally.task == "text":
         return notes
+    values = sum(len(part.values) for part in tally.slices.values())
+    if values > MOST_PARTS:
+        notes.append(
+            f"Discrimination and miscalibration are given for {MOST_PARTS:,} of the {values:,} slices, those of most "
+            "weight; everything else for all."
+        )
     if tally.soft:
         least, entropy = numbers["truth_entropy"].value, numbers["uncertainty"].value
         if least > 0.01 * entropy > 0:

@@ -17,6 +17,7 @@ from scipy.special import expit
 from crossent.errors import DataError
 from crossent.measure.predictions.predictions import Predictions
 from crossent.measure.sums.distinct import Distinct, code
+from crossent.measure.sums.histograms import Histograms, narrow_code
 from crossent.measure.tally.tally import Tally
 
 KINDS = ("binary", "soft binary", "range", "classes", "soft classes", "zeros", "logs")
@@ -74,17 +75,25 @@ def state(tally: Tally) -> dict[str, np.ndarray]:
     if tally.predicted is not None:
         found |= {"keys": tally.predicted.keys, "bits dropped": np.array(tally.predicted.drop)}
     if tally.sample is not None:
-        found |= {f"sample {what}": getattr(tally.sample, what) for what in ("keys", "logs", "labels", "weights")}
+        kept_rows = ("keys", "logs", "labels", "weights", "slices")
+        found |= {f"sample {what}": getattr(tally.sample, what) for what in kept_rows}
     if tally.groups is not None:
         found |= {"groups": tally.groups.keys, "by group": tally.groups.sums.value}
-        if tally.groups.folds is not None:
-            found |= {"folds": tally.groups.folds.weight, "labels of folds": tally.groups.folds.label}
+        found |= {} if tally.groups.folds is None else histograms("folds", tally.groups.folds)
     for name, slices in tally.slices.items():
         found |= {name: np.array(slices.values), f"sums of {name}": slices.sums.floats.value}
         found |= {} if slices.folds is None else {f"folds of {name}": slices.folds.sums.value}
+        found |= {} if slices.bins is None else {f"bins of {name}": slices.bins.value}
+        found |= {} if slices.predicted is None else histograms(f"predicted of {name}", slices.predicted)
+        found |= {} if slices.curves is None else histograms(f"curves of {name}", slices.curves)
     found |= {} if tally.class_folds is None else {"folds of classes": tally.class_folds.sums.value}
     found["costliest"] = np.array([(row[0], row[2]) for row in tally.costliest])
     return found
+
+
+def histograms(name: str, of: Histograms) -> dict[str, np.ndarray]:
+    found = {f"{name} {what}": getattr(of.cells, what) for what in ("weight", "label", "prediction", "squares")}
+    return found | {f"{name} keys": of.keys, f"{name} bits dropped": of.drop}
 
 
 def apart(one: Tally, other: Tally) -> float:
@@ -159,6 +168,48 @@ def test_cells_are_as_fine_as_all_rows_together_allow(cuts, most, n, seed):
     if whole.drop:  # one bit more would have been too many
         finer = np.unique(code(p, 1 - p, whole.drop - 1)).size
         assert finer > most
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(0, 1000), max_size=5),
+    st.sampled_from([2, 7, 50, 200]),
+    st.integers(1, 400),
+    st.integers(0, 99),
+)
+def test_cells_of_every_line_are_as_fine_as_its_own_rows_allow(cuts, most, n, seed):
+    rng = np.random.default_rng(seed)
+    p = np.where(rng.random(n) < 0.5, expit(rng.normal(0, rng.choice([1e-3, 2, 30]), n)), rng.integers(0, 11, n) / 10)
+    y, line = rng.random(n) < p, np.minimum(rng.geometric(0.5, n) - 1, 3)
+
+    def of(which) -> Histograms:
+        return Histograms.of(line[which], narrow_code(p, 1 - p)[which], 4, p[which], y[which], None, most)
+
+    whole = of(slice(None))
+    ends = [0, *sorted(cut % (n + 1) for cut in cuts), n]
+    pieces = [of(slice(begin, end)) for begin, end in pairwise(ends)]
+    for turn in (pieces, pieces[::-1]):
+        other = turn[0]
+        for piece in turn[1:]:
+            other = other + piece
+        assert (other.drop.tolist(), other.keys.tolist()) == (whole.drop.tolist(), whole.keys.tolist())
+        assert np.array_equal(other.cells.weight, whole.cells.weight)
+        assert np.array_equal(other.cells.label, whole.cells.label)
+        assert np.allclose(other.cells.prediction, whole.cells.prediction, rtol=1e-13, atol=0)
+    for k in range(4):
+        mine = line == k
+        assert whole.line(k).weight.sum() == mine.sum()
+        assert whole.line(k).label.sum() == y[mine].sum()
+        assert whole.line(k).weight.size <= most
+        alone = Histograms.of(line[mine] * 0, narrow_code(p, 1 - p)[mine], 1, p[mine], y[mine], None, most)
+        assert alone.drop[0] == whole.drop[k]  # what the other lines hold is no matter
+        if whole.drop[k]:  # one bit more would have been too many
+            codes = narrow_code(p, 1 - p)[mine]
+            finer = Histograms.of(line[mine] * 0, codes, 1, p[mine], y[mine], None, None)
+            assert finer._dropping(whole.drop[k : k + 1] - 1).keys.size > most
+    moved = whole.on([0, 2, 3, 6], 7)
+    assert moved.line(6).weight.tolist() == whole.line(3).weight.tolist()
+    assert moved.line(1).weight.size == 0
 
 
 @settings(max_examples=40, deadline=None)
@@ -245,34 +296,34 @@ def test_it_stays_small_whatever_comes():
     rows = drawn("binary", 200_000, 0)
     assert len(pickle.dumps(Tally.like(rows).add(rows))) < 350_000
     more = replace(rows, groups=rng.integers(10**9, size=200_000), slices={"s": np.arange(200_000).astype("U3")})
-    grown = {}  # a hundred values of a column, each with its 64 folds of groups
+    grown = {}  # a thousand values of a column, each with its cells, its 64 folds of groups and 16 curves
     for name, one in (
         ("plain", rows),
         ("in groups", replace(more, slices={})),
         ("sliced", part(more, slice(0, 100_000))),
     ):
         grown[name] = len(pickle.dumps(Tally.like(one).add(one)))
-    assert grown["in groups"] - grown["plain"] < 1_700_000
+    assert grown["in groups"] - grown["plain"] < 700_000
     values = np.unique(more.slices["s"][:100_000]).size
-    assert (grown["sliced"] - grown["in groups"]) / values < 15_000
+    assert (grown["sliced"] - grown["in groups"]) / values < 25_000
 
 
 def test_many_groups_go_into_buckets_and_tell_the_same():
-    """20,000 groups of three equal rows, in 4,096 buckets: three times the variance of as many single rows."""
+    """20,000 groups of three equal rows, in 1,024 buckets: three times the variance of as many single rows."""
     single = drawn("binary", 20_000, 2)
     which = np.repeat(np.arange(20_000), 3)
     rows = replace(part(single, which), rows=np.arange(60_000), groups=which * 7)
     tally = Tally.like(rows).add(rows)
     assert tally.groups.folded
-    assert len(tally.groups) <= tally.groups.most == 4096
+    assert len(tally.groups) <= tally.groups.most == 1024
     of = tally.evidence()
     bucketed = of.spread(1.0, np.zeros(2), of.cross_entropy)
     alone = replace(of, groups=None).spread(1.0, np.zeros(2), of.cross_entropy)
-    assert bucketed.second == pytest.approx(3 * alone.second, rel=0.1)  # ± √(2 / 4096) is 2 %, costs are skewed
-    few = part(rows, slice(0, 9000))
+    assert bucketed.second == pytest.approx(3 * alone.second, rel=0.15)  # ± √(2 / 1024) is 4 %, costs are skewed
+    few = part(rows, slice(0, 3000))
     exact = Tally.like(few).add(few).groups
     assert not exact.folded
-    assert len(exact) == 3000
+    assert len(exact) == 1000
 
 
 def test_what_does_not_belong_together_is_refused():

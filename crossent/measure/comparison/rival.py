@@ -28,11 +28,12 @@ from numpy.typing import NDArray
 from crossent.errors import DataError
 from crossent.measure.calibration.rows import Rows
 from crossent.measure.predictions.predictions import Predictions
+from crossent.measure.sums.cells import COARSE
 from crossent.measure.sums.distinct import Distinct, code
 from crossent.measure.sums.groups import fold_histograms
 from crossent.measure.sums.hashing import hashed
 from crossent.measure.sums.likelihood import costs_of_logs
-from crossent.measure.sums.sample import Sample, capacity_for, row_keys
+from crossent.measure.sums.sample import Sample, capacity_for, none_beside, row_keys
 from crossent.measure.values.decomposition import Calibrated, best_of, design_of, joint_self, said_of
 
 _Float = NDArray[np.float64]
@@ -97,7 +98,7 @@ def _isotonic(predictions: Predictions) -> tuple[_Float, float, str]:
         y = y[:, 1]
     cells = Distinct.none().of(p[:, 1], p[:, 0], y if y.dtype.kind == "f" else y == 1, w)
     groups = predictions.groups
-    folds = None if groups is None else fold_histograms(p, y, w, hashed(groups))
+    folds = None if groups is None else fold_histograms(p, y, w, hashed(groups)).dense(len(COARSE))
     best = best_of(Calibrated.of(cells.cells, design_of(folds), draws=0))
     zero, one = (np.empty(cells.keys.size) for _ in range(2))
     order = cells.cells.order()
@@ -121,8 +122,8 @@ def _joint(name: str, predictions: Predictions, costs: _Float, floor: float | No
     keys = row_keys(ids, costs)
     drawn = np.argsort(keys, kind="stable")[:capacity]
     weights = np.ones(n) if predictions.weights is None else predictions.weights
-    groups = np.zeros(drawn.size, np.uint64) if predictions.groups is None else hashed(predictions.groups[drawn])
-    sample = Sample(capacity, keys[drawn], ids[drawn], z[drawn], y[drawn], weights[drawn], floored[drawn], groups)
+    groups = np.zeros(n, np.uint64) if predictions.groups is None else hashed(predictions.groups)
+    sample = Sample(capacity, keys, ids, z, y, weights, floored, groups, none_beside(n)).take(drawn)
     found = joint_self(sample, sample.logs)
     if drawn.size < n:
         calibrated = costs_of_logs(found.whole.of_logits(z), y) - found.flattery

@@ -10,6 +10,7 @@ Sums over cells are exact for rows that count 1 and labels that are 0 or 1, what
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -152,6 +153,11 @@ class Cells:
         square = None if self.square is None else wide(self.square)
         return Cells(wide(self.weight), wide(self.label), wide(self.prediction), square)
 
+    def reshape(self, *shape: int) -> Cells:
+        """The same cells as arrays of this shape."""
+        square = None if self.square is None else self.square.reshape(3, *shape)
+        return Cells(self.weight.reshape(shape), self.label.reshape(shape), self.prediction.reshape(shape), square)
+
     def gathered(self, at: NDArray[np.int64], size: int) -> Cells:
         """Cells added up by a code from 0 to ``size`` − 1."""
         square = None if self.square is None else np.stack([summed(at, x, size) for x in self.square])
@@ -172,6 +178,26 @@ class Cells:
     def occupied(self) -> Cells:
         """These cells."""
         return self.take(self.order())
+
+
+BINS = 15
+"""Bins of equal width that the calibration error (ECE) is counted in."""
+
+
+def calibration_bins(
+    p: NDArray[np.float64],
+    y: NDArray[Any],
+    w: NDArray[np.float64] | None,
+    code: NDArray[np.int64] | None = None,
+    lines: int = 1,
+) -> NDArray[np.float64]:
+    """Σ w, Σ w y and Σ w p in 15 bins of equal width, ((j − 1)/15, j/15], by lines: (lines, 3, BINS)."""
+    place = np.clip(np.ceil(p * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    if code is not None:
+        place += code * BINS
+    came, predicted = (y, p) if w is None else (w * y, w * p)
+    found = np.stack([np.bincount(place, x, minlength=lines * BINS) for x in (w, came, predicted)])
+    return np.swapaxes(found.astype(np.float64).reshape(3, lines, BINS), 0, 1)
 
 
 COST_GRID = (16, 64)

@@ -4,10 +4,10 @@ Such rows are not independent, and a variance has to be one of groups: with r_g 
 a sum is Σ r_g² (Liang & Zeger 1986, *Biometrika* 73, 13–22). For every quantity here the residual is linear in sums
 that are known by group, so that the groups' sums are all that is kept. While there are few groups each has its own
 line. Beyond ``most`` they go, by a hash, into that many buckets: a bucket of independent groups is one more independent
-group, so the variance stays right and only its own scatter grows, to √(2 / most) of itself.
+group, so the variance stays right and only its own scatter grows, to √(2 / most) of itself: 4 % for 1,024.
 
 For the parts of the decomposition, whose residual hangs on the curve found at the end, a coarse histogram is kept for
-each of 64 folds of groups.
+each of 64 folds of groups, of the cells that have rows.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from crossent.measure.predictions.predictions import Predictions
 from crossent.measure.sums.cells import COARSE, Cells
 from crossent.measure.sums.compensated import Compensated, summed
 from crossent.measure.sums.hashing import hashed
+from crossent.measure.sums.histograms import Histograms
 from crossent.measure.sums.likelihood import Rows, distributions
 
 FOLDS = 64
@@ -33,24 +34,22 @@ EXTRA = ("weight", "cost", "floored", "squared", "hit", "absolute", "bytes", "tr
 class Groups:
     """Sums by group: ``keys`` uint64 (groups,), rising; ``sums`` (groups, classes + len(EXTRA)).
 
-    ``folded`` says that the lines are buckets of groups; ``folds`` is the histogram of each fold, for two classes.
+    ``folded`` says that the lines are buckets of groups; ``folds`` are coarse histograms, a line for each fold, for two
+    classes.
     """
 
     most: int
     keys: NDArray[np.uint64]
     sums: Compensated
     folded: bool = False
-    folds: Cells | None = None
-
-    @classmethod
-    def none(cls, classes: int) -> Groups:
-        """Give the sums of no groups; up to 4,096 are kept apart, fewer where there are many classes."""
-        most = 1 << max(6, min(12, (65536 // (classes + len(EXTRA))).bit_length() - 1))
-        folds = Cells.zeros(FOLDS, len(COARSE)) if classes == 2 else None
-        return cls(most, np.zeros(0, np.uint64), Compensated.zeros(0, classes + len(EXTRA)), False, folds)
+    folds: Histograms | None = None
 
     def __len__(self) -> int:
         return self.keys.size
+
+    def by_fold(self) -> Cells | None:
+        """Give the histograms of the folds, (folds, len(COARSE)); None where there are none."""
+        return None if self.folds is None else self.folds.dense(len(COARSE))
 
     def column(self, name: str) -> NDArray[np.float64]:
         """One of EXTRA, by group."""
@@ -95,22 +94,35 @@ class Groups:
         k, w = batch.probabilities.shape[1], batch.weights
         number = hashed(batch.groups)
         keys, code = np.unique(number, return_inverse=True)
-        empty = cls.none(k)
+        most = most_groups(k)
         sums = group_sums(batch, rows, code, keys.size)
-        folds = None if empty.folds is None else fold_histograms(batch.probabilities, batch.labels, w, number)
-        found = cls(empty.most, keys, Compensated(sums, np.zeros_like(sums)), False, folds)
+        folds = fold_histograms(batch.probabilities, batch.labels, w, number) if k == 2 else None
+        found = cls(most, keys, Compensated(sums, np.zeros_like(sums)), False, folds)
         return found.fold() if keys.size > found.most else found
 
 
+def most_groups(classes: int) -> int:
+    """How many groups are kept apart: 1,024, fewer where there are many classes."""
+    return 1 << max(6, min(10, (65536 // (classes + len(EXTRA))).bit_length() - 1))
+
+
 def fold_histograms(
-    p: NDArray[np.float64], labels: NDArray[Any], w: NDArray[np.float64] | None, number: NDArray[np.uint64]
-) -> Cells:
-    """Count rows of two classes, p (n, 2), into a coarse histogram for each fold of groups, by their ``number``."""
-    place = COARSE.place(p[:, 1], p[:, 0]) + (number % np.uint64(FOLDS)).astype(np.int64) * len(COARSE)
-    flat = Cells.of(place, FOLDS * len(COARSE), p[:, 1], labels if labels.ndim == 1 else labels[:, 1], w)
-    shape = (FOLDS, len(COARSE))
-    square = None if flat.square is None else flat.square.reshape(3, *shape)
-    return Cells(flat.weight.reshape(shape), flat.label.reshape(shape), flat.prediction.reshape(shape), square)
+    p: NDArray[np.float64],
+    labels: NDArray[Any],
+    w: NDArray[np.float64] | None,
+    number: NDArray[np.uint64],
+    code: NDArray[np.int64] | None = None,
+    lines: int = 1,
+    folds: int = FOLDS,
+) -> Histograms:
+    """Count rows of two classes, p (n, 2), into a coarse histogram for each fold of groups, by their ``number``; of
+    several ``lines``, by ``code`` (n,), those of one line after those of the one before.
+    """
+    fold = (number % np.uint64(folds)).astype(np.int64)
+    came = labels if labels.ndim == 1 else labels[:, 1]
+    came = came if came.dtype.kind == "f" else came == 1
+    line = fold if code is None else code * folds + fold
+    return Histograms.of(line, COARSE.place(p[:, 1], p[:, 0]), lines * folds, p[:, 1], came, w, most=None)
 
 
 def group_sums(batch: Predictions, rows: Rows, code: NDArray[np.int64], size: int) -> NDArray[np.float64]:

@@ -24,7 +24,8 @@ class Sample:
     """The rows drawn, in rising order of their numbers ``keys`` uint64; ``ids`` uint64 stand for the rows' own.
 
     ``logs`` (rows, classes) log-probabilities; ``labels`` int64 (rows,) or float64 (rows, classes); ``weights``;
-    ``floored``, the cost under the floor; ``groups`` uint64, 0 where there are none.
+    ``floored``, the cost under the floor; ``groups`` uint64, 0 where there are none; ``slices`` uint64 (rows, columns),
+    what stands for the value of each column of slices, by the columns' names in order.
     """
 
     capacity: int
@@ -35,13 +36,14 @@ class Sample:
     weights: _Float
     floored: _Float
     groups: NDArray[np.uint64]
+    slices: NDArray[np.uint64]
 
     @classmethod
     def none(cls, capacity: int, classes: int, soft: bool) -> Sample:
         """Give the sample of no rows."""
         labels = np.zeros((0, classes)) if soft else np.zeros(0, np.int64)
-        whole = np.zeros(0, np.uint64)
-        return cls(capacity, whole, whole, np.zeros((0, classes)), labels, np.zeros(0), np.zeros(0), whole)
+        whole, logs, floats = np.zeros(0, np.uint64), np.zeros((0, classes)), np.zeros(0)
+        return cls(capacity, whole, whole, logs, labels, floats, floats, whole, none_beside(0))
 
     def __len__(self) -> int:
         return self.keys.size
@@ -62,8 +64,10 @@ class Sample:
             )
         weights = np.ones(here.size) if batch.weights is None else batch.weights[here]
         groups = np.zeros(here.size, np.uint64) if batch.groups is None else hashed(batch.groups[here])
-        found = cls(capacity, keys[here], ids[here], logs, batch.labels[here], weights, floored[here], groups)
-        return found._kept(np.arange(here.size))
+        columns = [hashed(batch.slices[name][here].astype(str)) for name in sorted(batch.slices)]
+        slices = np.stack(columns, axis=1) if columns else none_beside(here.size)
+        found = cls(capacity, keys[here], ids[here], logs, batch.labels[here], weights, floored[here], groups, slices)
+        return found.take(found._order())
 
     def __add__(self, other: Sample) -> Sample:
         if not len(self) or not len(other):
@@ -73,25 +77,32 @@ class Sample:
             for field in fields(self)
             if field.name != "capacity"
         }
-        return Sample(self.capacity, **joined)._kept(np.arange(len(self) + len(other)))
+        found = Sample(self.capacity, **joined)
+        return found.take(found._order())
 
-    def _kept(self, which: NDArray[np.int64]) -> Sample:
-        """The smallest numbers among ``which``; of equal ones, nearly always those of equal rows, by what they hold."""
-        order = which[np.argsort(self.keys[which], kind="stable")]
+    def _order(self) -> NDArray[np.int64]:
+        """Where the smallest numbers are; of equal ones, nearly always those of equal rows, by what they hold."""
+        order = np.argsort(self.keys, kind="stable")
         keys = self.keys[order]
         if keys.size and np.any(keys[1:] == keys[:-1]):
-            held = np.column_stack([self.logs[which], self.labels[which], self.weights[which], self.groups[which]])
-            order = which[np.lexsort((*held.T, self.keys[which]))]
-        order = order[: self.capacity]
-        return Sample(
-            self.capacity, self.keys[order], self.ids[order], self.logs[order], self.labels[order],
-            self.weights[order], self.floored[order], self.groups[order],
-        )  # fmt: skip
+            held = np.column_stack([self.logs, self.labels, self.weights, self.groups, self.slices])
+            order = np.lexsort((*held.T, self.keys))
+        return order[: self.capacity]
+
+    def take(self, which: NDArray[np.int64]) -> Sample:
+        """Some of the rows."""
+        arrays = {field.name: getattr(self, field.name)[which] for field in fields(self) if field.name != "capacity"}
+        return Sample(self.capacity, **arrays)
 
     @property
     def highest(self) -> np.uint64 | None:
         """The number that a row must be below to enter; None while there is room."""
         return self.keys[-1] if len(self) == self.capacity else None
+
+
+def none_beside(rows: int) -> NDArray[np.uint64]:
+    """Give the columns of slices of rows that are not cut into any."""
+    return np.zeros((rows, 0), np.uint64)
 
 
 def row_keys(ids: NDArray[np.uint64], cost: _Float) -> NDArray[np.uint64]:

@@ -21,12 +21,13 @@ from crossent.measure.sums.compensated import Compensated
 from crossent.measure.sums.distinct import Distinct
 from crossent.measure.sums.folds import Folds
 from crossent.measure.sums.groups import Groups
+from crossent.measure.sums.histograms import Histograms
 from crossent.measure.sums.sample import Sample
 from crossent.measure.sums.sums import Layout, Sums
 from crossent.measure.tally.tally import Tally
 from crossent.measure.values.slices import Slices
 
-_HELD = (Tally, Sums, Layout, Compensated, Distinct, Cells, Sample, Groups, Folds, Slices)
+_HELD = (Tally, Sums, Layout, Compensated, Distinct, Cells, Sample, Groups, Folds, Histograms, Slices)
 _KINDS = {kind.__name__: kind for kind in _HELD}
 _STEP = 8
 

@@ -11,9 +11,9 @@ by a hash are the largest, and the smallest, of a union (``slices``, ``sample``)
     sums                         2 kB             9 kB     classes
     cells                      260 kB           380 kB     -
     sample                          -           260 kB     its capacity
-    groups, if given            1.2 MB          750 kB     classes
-    a column of slices       2 kB each        6 kB each    classes, values of the column (1,000 at most)
-      of rows in groups     13 kB each       25 kB each
+    groups, if given            350 kB          480 kB     classes
+    a column of slices      10 kB each       14 kB each    classes, values of the column (1,000 at most)
+      of rows in groups     50 kB each       33 kB each
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from crossent.errors import DataError
 from crossent.measure.predictions.predictions import Predictions
-from crossent.measure.sums.cells import COST_GRID, Cells, grid_for, place_of_cost
+from crossent.measure.sums.cells import BINS, COST_GRID, Cells, calibration_bins, grid_for, place_of_cost
 from crossent.measure.sums.compensated import Compensated
 from crossent.measure.sums.distinct import MOST, Distinct
 from crossent.measure.sums.folds import Folds
@@ -44,7 +44,6 @@ from crossent.record import Number
 CHUNK = 1 << 16
 """Rows that are worked on at a time, so that what is made of them stays in the cache."""
 
-BINS = 15
 MOST_BY_CLASS = 1000
 _SAMPLE_FLOATS = 1 << 15
 
@@ -135,18 +134,13 @@ class Tally:
             labels = distributions(labels, p.shape[1])
             labels = labels[:, 1] if p.shape[1] == 2 else labels
         sums = Sums.of(self.sums.layout, batch, rows, None)
-        predicted, by_class, sample, bins = None, None, None, np.zeros((3, BINS))
-        if self.task in ("binary", "range"):
-            came = labels if self.soft else labels == 1
+        predicted, by_class, sample, bins = None, None, None, np.zeros((1, 3, BINS))
+        claimed = claims(batch, rows, labels)
+        if claimed is not None:
             assert self.predicted is not None
-            predicted = self.predicted.of(p[:, 1], p[:, 0], came, w)
-            bins = _bins(p[:, 1], labels, w)
-        elif self.task == "multi-class":
-            peak = p[np.arange(len(batch)), rows.predicted]
-            hit = rows.hit if self.soft else rows.hit > 0
-            assert self.predicted is not None
-            predicted = self.predicted.of(peak, 1 - peak, hit, w)
-            bins = _bins(peak, rows.hit, w)
+            predicted = self.predicted.of(*claimed, w)
+            bins = calibration_bins(claimed[0], claimed[2], w)
+        if self.task == "multi-class":
             if self.by_class is not None:
                 grid = grid_for(p.shape[1])
                 each = []
@@ -168,13 +162,13 @@ class Tally:
             sums=sums,
             predicted=predicted,
             by_class=by_class,
-            bins=Compensated(bins, np.zeros_like(bins)),
+            bins=Compensated(bins[0], np.zeros_like(bins[0])),
             by_cost=Compensated(np.stack([weight, cost]), np.zeros((2, weight.size))),
             costliest=costliest_of(batch, rows, least),
             sample=sample,
             groups=None if batch.groups is None else Groups.of(batch, rows),
             class_folds=Folds.of_classes(batch, rows) if batch.groups is not None and self._has_classes else None,
-            slices={name: Slices.of(name, self.sums.layout, batch, rows) for name in batch.slices},
+            slices={name: Slices.of(name, self.sums.layout, batch, rows, claimed) for name in batch.slices},
         )
 
     def merge(self, other: Tally) -> Tally:
@@ -231,7 +225,7 @@ class Tally:
         if self.task == "multi-class":
             return *joint_parts(of), Calibrated.of(self.predicted.cells, keep=True)
         calibrated = Calibrated.of(
-            self.predicted.cells, design_of(None if self.groups is None else self.groups.folds), keep=True
+            self.predicted.cells, design_of(None if self.groups is None else self.groups.by_fold()), keep=True
         )
         return *isotonic_parts(of, calibrated), calibrated
 
@@ -261,11 +255,19 @@ def _both(one: Any, other: Any) -> Any:
     return None if one is None or other is None else one + other
 
 
-def _bins(p: NDArray[np.float64], y: NDArray[Any], w: NDArray[np.float64] | None) -> NDArray[np.float64]:
-    """Σ w, Σ w y and Σ w p in 15 bins of equal width, ((j − 1)/15, j/15]."""
-    place = np.clip(np.ceil(p * BINS).astype(np.int64) - 1, 0, BINS - 1)
-    came, predicted = (y, p) if w is None else (w * y, w * p)
-    return np.stack([np.bincount(place, x, minlength=BINS) for x in (w, came, predicted)]).astype(np.float64)
+def claims(
+    batch: Predictions, rows: Rows, labels: NDArray[Any]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[Any]] | None:
+    """What was claimed of each row, 1 less that, and what came of it: the second of two classes, the predicted one of
+    more; None for documents.
+    """
+    if batch.task == "text":
+        return None
+    p, soft = batch.probabilities, labels.dtype.kind == "f"
+    if batch.task in ("binary", "range"):
+        return p[:, 1], p[:, 0], labels if soft else labels == 1
+    peak = p[np.arange(len(batch)), rows.predicted]
+    return peak, 1 - peak, rows.hit if soft else rows.hit > 0
 
 
 def _part(batch: Predictions, which: slice) -> Predictions:

@@ -5,5 +5,6 @@ means              cross-entropy, information gained, skill, accuracy, Brier, me
 isotonic           the best calibrated curve, and how much it flatters itself
 decomposition      uncertainty, discrimination, miscalibration
 reliability        the curve that shows them; ECE as a secondary figure
-by_class · slices  class by class, slice by slice; the costliest rows
+by_class           class by class
+slices · by_slice  slice by slice, and what its own curve says; the costliest rows
 """

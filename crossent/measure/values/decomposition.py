@@ -117,7 +117,7 @@ def _on_folds(cells: Cells, sums: list[_Float], by: _Float | None = None) -> lis
     ]
 
 
-def isotonic_parts(of: Evidence, calibrated: Calibrated) -> tuple[dict[str, Number], str]:
+def isotonic_parts(of: Evidence, calibrated: Calibrated, draws: int = DRAWS) -> tuple[dict[str, Number], str]:
     """Give uncertainty, discrimination and miscalibration in nats, and a sentence on the calibrated model."""
     assert of.cells is not None
     entropy = label_entropy(of)
@@ -129,6 +129,7 @@ def isotonic_parts(of: Evidence, calibrated: Calibrated) -> tuple[dict[str, Numb
         of.floor,
         lambda a, b: _spread(of, calibrated.cells, a, b),
         of.n,
+        draws,
     )
     return {"uncertainty": entropy, **found}, said_of(int(np.count_nonzero(of.cells.weight)), best)
 
@@ -213,8 +214,7 @@ def _spread(of: Evidence, cells: Cells, a: _Float, b: _Float) -> Spread | None:
     """The spread of terms that are ``a`` (cells,) for a label of 0 and ``b`` for one of 1."""
     total = float(cells.weight.sum())
     mean = float(np.sum(a * (cells.weight - cells.label) + b * cells.label)) / total
-    if of.groups is not None and of.groups.folds is not None:
-        folds = of.groups.folds
+    if of.groups is not None and (folds := of.groups.by_fold()) is not None:
         at_zero = _on_folds(cells, [a * (cells.weight - cells.label)], cells.weight - cells.label)[0]
         at_one = _on_folds(cells, [b * cells.label], cells.label)[0]
         sums = (at_zero * (folds.weight - folds.label) + at_one * folds.label).sum(axis=1)
@@ -249,8 +249,8 @@ def joint_parts(of: Evidence, seed: int = 0) -> tuple[dict[str, Number], str]:
 
     Cost: twelve calibrations, tens of passes over the sample's probabilities each.
     """
-    assert of.sample is not None
     sample = of.sample
+    assert sample is not None
     y, w = sample.labels, sample.weights
     z = sample.logs if of.floor is None else np.maximum(sample.logs, math.log(of.floor))
     own, found = costs_of_logs(z, y), joint_self(sample, z, seed)

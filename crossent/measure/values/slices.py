@@ -11,10 +11,17 @@ from numpy.typing import NDArray
 
 from crossent.errors import DataError
 from crossent.measure.predictions.predictions import Predictions
+from crossent.measure.sums.cells import calibration_bins
+from crossent.measure.sums.compensated import Compensated
 from crossent.measure.sums.folds import Folds
+from crossent.measure.sums.groups import fold_histograms
+from crossent.measure.sums.hashing import hashed
+from crossent.measure.sums.histograms import Histograms, narrow_code
 from crossent.measure.sums.likelihood import FLOOR, Rows
+from crossent.measure.sums.sample import Sample
 from crossent.measure.sums.sums import Layout, Sums
 from crossent.measure.values.by_class import columns
+from crossent.measure.values.by_slice import MOST_PARTS, calibration_errors, parts_of_slice, rows_of_slice
 from crossent.measure.values.means import NOT_OF_TEXTS, Evidence, bits_per_byte, errors, likelihood, truth
 from crossent.record import Curve, Number, Table
 
@@ -22,7 +29,11 @@ COSTLIEST = 20
 MOST_SLICES = 1000
 """Beyond so many values a column is an id, not a slice."""
 
+CURVE_FOLDS = 16
+"""Folds of groups that the curve of a slice of two classes is judged by."""
+
 _Float = NDArray[np.float64]
+Claims = tuple[_Float, _Float, NDArray[Any]]
 Costly = tuple[float, bool, Any, int, int, float, float, float, float]
 """−cost, whether the id is text, the id, label and predicted class, probability of the label, both in the range, and
 the probability of the predicted class."""
@@ -92,23 +103,45 @@ def costliest(
 
 @dataclass(frozen=True, eq=False)
 class Slices:
-    """The sums of each value of one column: ``values``, in order; ``sums``, a line for each, and so ``folds``, where
-    rows come in groups or labels are distributions.
+    """The sums of each value of one column: ``values``, in order; ``sums``, a line for each, and so the others.
+
+    ``bins`` (values, 3, 15) and ``predicted`` are what was claimed beside what came, of documents None; ``folds``
+    where rows come in groups or labels are distributions over more than two classes; ``curves``, of two classes in
+    groups, coarse histograms, CURVE_FOLDS lines for each value.
     """
 
     values: tuple[str, ...]
     sums: Sums
+    bins: Compensated | None = None
+    predicted: Histograms | None = None
     folds: Folds | None = None
+    curves: Histograms | None = None
 
     @classmethod
-    def of(cls, name: str, layout: Layout, batch: Predictions, rows: Rows) -> Slices:
-        """Add up a batch by the values of a column."""
+    def of(cls, name: str, layout: Layout, batch: Predictions, rows: Rows, claimed: Claims | None) -> Slices:
+        """Add up a batch by the values of a column; ``claimed`` of each row, 1 less that, and what came of it."""
         values, code = np.unique(batch.slices[name].astype(str), return_inverse=True)
         _bounded(name, values.size)
         sums = Sums.of(replace(layout, by_class=False), batch, rows, code, values.size)
-        kept = batch.groups is not None or layout.soft
-        folds = Folds.of_slices(batch, rows, code, values.size) if kept else None
-        return cls(tuple(values.tolist()), sums, folds)
+        two, grouped, w = layout.classes == 2, batch.groups is not None, batch.weights
+        folds = Folds.of_slices(batch, rows, code, values.size) if grouped or (layout.soft and not two) else None
+        found = cls(tuple(values.tolist()), sums, folds=folds)
+        if claimed is None:
+            return found
+        p, rest, came = claimed
+        counted = calibration_bins(p, came, w, code, values.size)
+        curves = None
+        if batch.groups is not None and two:
+            numbers = hashed(batch.groups)
+            curves = fold_histograms(
+                batch.probabilities, batch.labels, w, numbers, code, values.size, folds=CURVE_FOLDS
+            )
+        return replace(
+            found,
+            bins=Compensated(counted, np.zeros_like(counted)),
+            predicted=Histograms.of(code, narrow_code(p, rest), values.size, p, came, w),
+            curves=curves,
+        )
 
     def merge(self, name: str, other: Slices) -> Slices:
         """Add the sums of the same values; values that only one has stay as they are."""
@@ -117,10 +150,18 @@ class Slices:
         place = {value: at for at, value in enumerate(values)}
         mine, theirs = ([place[value] for value in one.values] for one in (self, other))
         sums = _wide(self.sums, mine, len(values)) + _wide(other.sums, theirs, len(values))
-        folds = None
-        if self.folds is not None and other.folds is not None:
-            folds = self.folds.on(mine, len(values)) + other.folds.on(theirs, len(values))
-        return Slices(values, sums, folds)
+
+        def both(one: Any, two: Any) -> Any:
+            return None if one is None or two is None else one.on(mine, len(values)) + two.on(theirs, len(values))
+
+        bins = curves = None
+        if self.bins is not None and other.bins is not None:
+            bins = _placed(self.bins, mine, len(values)) + _placed(other.bins, theirs, len(values))
+        if self.curves is not None and other.curves is not None:
+            size = len(values) * CURVE_FOLDS
+            curves = self.curves.on(_folds_of(mine), size) + other.curves.on(_folds_of(theirs), size)
+        predicted, folds = both(self.predicted, other.predicted), both(self.folds, other.folds)
+        return Slices(values, sums, bins, predicted, folds, curves)
 
     def evidence(self, floor: float | None, grouped: bool) -> list[Evidence]:
         """What the rows of each value leave behind, of those that have any weight."""
@@ -129,10 +170,20 @@ class Slices:
             if self.sums.count("rows", line) == 0:
                 continue
             folds = None if self.folds is None else self.folds.groups(line)
+            if folds is not None and self.curves is not None:
+                folds = replace(folds, folds=self.curves.lines(line * CURVE_FOLDS, CURVE_FOLDS))
             groups, rows = (folds, None) if grouped else (None, folds)
-            of = Evidence(self.sums, line, groups=groups, floor=floor, folds=rows)
+            two = self.sums.layout.classes == 2 and self.predicted is not None
+            cells = self.predicted.line(line) if two and self.predicted is not None else None
+            of = Evidence(self.sums, line, cells, groups=groups, floor=floor, folds=rows)
             found += [of] if of.weight > 0 else []
         return found
+
+    def errors(self, of: Evidence) -> dict[str, Number]:
+        """The calibration errors of one line; none of documents."""
+        if self.bins is None or self.predicted is None:
+            return {}
+        return calibration_errors(of, self.bins.value[of.which], self.predicted.line(of.which))
 
 
 def _bounded(name: str, count: int) -> None:
@@ -143,36 +194,58 @@ def _bounded(name: str, count: int) -> None:
         )
 
 
+def _folds_of(place: list[int]) -> list[int]:
+    """The lines of the folds of these lines."""
+    return [at * CURVE_FOLDS + fold for at in place for fold in range(CURVE_FOLDS)]
+
+
 def _wide(sums: Sums, place: list[int], size: int) -> Sums:
-    wide = Sums.zeros(sums.layout, size)
-    wide.floats.high[place] = sums.floats.high
-    np.asarray(wide.floats.low)[place] = sums.floats.low
-    wide.counts[place] = sums.counts
+    counts = np.zeros((size, sums.counts.shape[1]), np.int64)
+    counts[place] = sums.counts
+    return Sums(sums.layout, _placed(sums.floats, place, size), counts)
+
+
+def _placed(sums: Compensated, place: list[int], size: int) -> Compensated:
+    wide = Compensated.zeros(size, *sums.high.shape[1:])
+    wide.high[place] = sums.high
+    np.asarray(wide.low)[place] = sums.low
     return wide
 
 
-def slices(found: dict[str, Slices], floor: float | None, task: str, grouped: bool = False) -> Table:
+def slices(
+    found: dict[str, Slices], floor: float | None, task: str, grouped: bool = False, sample: Sample | None = None
+) -> Table:
     """Give one line per slice, the one with the largest share of the loss first.
 
     ``column`` and ``slice``; ``rows`` and their ``share`` (of the weight); ``share_of_loss``; ``cross_entropy`` in nats
-    with ``low`` and ``high``. Then every number that the record has of all rows, but for the parts of the decomposition
-    and the calibration errors: ``label_entropy`` and ``information_gained`` in bits, ``skill``, ``perplexity``,
-    ``truth_entropy`` and ``kl_divergence``, ``accuracy``, ``top_3_accuracy``, ``brier``, or ``mae`` and ``rmse``,
-    ``bits_per_byte``, and ``impossible_rows``; ``…_low`` and ``…_high`` are the ends of their intervals. Yardsticks are
-    the slice's own frequencies. Of rows in groups (``grouped``) intervals are those of 64 folds of them. With a
-    ``floor``, for sets with impossible rows, there is ``cross_entropy_floored``, and ``share_of_loss`` is of that.
+    with ``low`` and ``high``. Then every number that the record has of all rows: ``label_entropy`` and
+    ``information_gained`` in bits, ``skill``, ``perplexity``, ``uncertainty``, ``discrimination`` and
+    ``miscalibration`` (of the MOST_PARTS slices of most weight), ``truth_entropy`` and ``kl_divergence``, ``accuracy``,
+    ``top_3_accuracy``, ``brier``, or ``mae`` and ``rmse``, ``ece`` and ``smooth_ece``, ``bits_per_byte``, and
+    ``impossible_rows``; ``…_low`` and ``…_high`` are the ends of their intervals. Yardsticks are the slice's own
+    frequencies. Of rows in groups (``grouped``) intervals are those of 64 folds of them, of the parts of two classes
+    16. With a ``floor``, for sets with impossible rows, there is ``cross_entropy_floored``, and ``share_of_loss`` and
+    the parts are of that. ``sample`` has the rows that more classes are recalibrated on.
     """
     lines: list[dict[str, Any]] = []
     numbers: list[dict[str, Number]] = []
+    evidence = {column: part.evidence(floor, grouped) for column, part in found.items()}
+    by_weight = sorted((-of.weight, column, of.which) for column, each in evidence.items() for of in each)
+    with_parts = {(column, which) for _, column, which in by_weight[:MOST_PARTS]}
     for column, part in found.items():
-        each = part.evidence(floor, grouped)
+        each = evidence[column]
         whole = sum(of.weight for of in each)
         loss = sum(of.cross_entropy * of.weight for of in each)
         for of in each:
             share_of_loss = of.cross_entropy * of.weight / loss if loss > 0 else None
             line = {"column": column, "slice": part.values[of.which], "rows": of.n, "share": of.weight / whole}
             lines.append(line | {"share_of_loss": share_of_loss})
-            numbers.append(_numbers(of, floor, task))
+            mine = of
+            if sample is not None:
+                mine = replace(of, sample=rows_of_slice(sample, sorted(found).index(column), part.values[of.which]))
+            wanted = task != "text" and (column, of.which) in with_parts
+            parts = parts_of_slice(mine, task) if wanted else {}
+            numbers.append(_numbers(of, floor, task, parts) | part.errors(of))
     order = sorted(
         range(len(lines)),
         key=lambda i: (lines[i]["column"], -(lines[i]["share_of_loss"] or 0.0), lines[i]["slice"]),
@@ -192,7 +265,7 @@ def slices(found: dict[str, Slices], floor: float | None, task: str, grouped: bo
     return table | cells | {"impossible_rows": impossible}
 
 
-def _numbers(of: Evidence, floor: float | None, task: str) -> dict[str, Number]:
+def _numbers(of: Evidence, floor: float | None, task: str, parts: dict[str, Number]) -> dict[str, Number]:
     exact = replace(of, floor=None)
     found = likelihood(exact, replace(of, floor=FLOOR if floor is None else floor)) | bits_per_byte(exact)
     found.pop("cross_entropy_bits")  # the same once more
@@ -200,7 +273,7 @@ def _numbers(of: Evidence, floor: float | None, task: str) -> dict[str, Number]:
         found.setdefault("cross_entropy_floored", found["cross_entropy"])
     if task == "text":
         return {name: number for name, number in found.items() if name not in NOT_OF_TEXTS}
-    return found | truth(exact) | errors(exact, task)
+    return found | parts | truth(exact) | errors(exact, task)
 
 
 def concentration(by_cost: _Float, impossible: float, floor: float) -> Curve:

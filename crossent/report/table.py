@@ -102,6 +102,7 @@ _SLICES: Titles = {
     "cross_entropy": ("cross-entropy", nats, True),
     "interval": ("95 % interval", names, False),
     "skill": ("skill", digits.shares, True),
+    "miscalibration": ("miscalibration", nats, False),
     "kl_divergence": ("KL", nats, False),
     "bits_per_byte": ("bits per byte", digits.column, False),
     "accuracy": ("accuracy", digits.shares, False),

@@ -296,7 +296,7 @@ def test_it_stays_small_whatever_comes():
     rows = drawn("binary", 200_000, 0)
     assert len(pickle.dumps(Tally.like(rows).add(rows))) < 350_000
     more = replace(rows, groups=rng.integers(10**9, size=200_000), slices={"s": np.arange(200_000).astype("U3")})
-    grown = {}  # a thousand values of a column, each with its cells, its 64 folds of groups and 16 curves
+    grown = {}  # a thousand values of a column, each with its cells, 64 folds of groups and 32 curves
     for name, one in (
         ("plain", rows),
         ("in groups", replace(more, slices={})),

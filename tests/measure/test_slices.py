@@ -10,15 +10,15 @@ from crossent.measure.predictions.predictions import Predictions
 from crossent.measure.tally.tally import Tally
 from crossent.measure.values import slices
 
-RNG = np.random.default_rng(0)
 PARTS = ("uncertainty", "discrimination", "miscalibration")
 
 
 def two_cities(n: int, deviation: float = 2.0):
     """Rows of two classes; Rome is given log-odds that are half as large again, Oslo those that are right."""
-    city = np.array(["Oslo", "Rome"])[RNG.integers(2, size=n)]
-    z = RNG.normal(0, deviation, n)
-    return expit(np.where(city == "Rome", 1.5, 1.0) * z), (RNG.random(n) < expit(z)).astype(int), city
+    rng = np.random.default_rng(0)
+    city = np.array(["Oslo", "Rome"])[rng.integers(2, size=n)]
+    z = rng.normal(0, deviation, n)
+    return expit(np.where(city == "Rome", 1.5, 1.0) * z), (rng.random(n) < expit(z)).astype(int), city
 
 
 def line_of(table, name: str) -> dict:
@@ -57,9 +57,10 @@ def test_only_the_city_that_claims_too_much_looks_miscalibrated():
 
 
 def test_of_more_classes_the_rows_of_the_sample_are_recalibrated():
-    z, n = RNG.normal(0, 1.5, (3000, 4)), 3000
-    city = np.array(["Oslo", "Rome"])[RNG.integers(2, size=n)]
-    y = (softmax(z, axis=1).cumsum(axis=1) < RNG.random((n, 1))).sum(axis=1)
+    rng, n = np.random.default_rng(0), 3000
+    z = rng.normal(0, 1.5, (n, 4))
+    city = np.array(["Oslo", "Rome"])[rng.integers(2, size=n)]
+    y = (softmax(z, axis=1).cumsum(axis=1) < rng.random((n, 1))).sum(axis=1)
     p = softmax(np.where(city == "Rome", 2.0, 1.0)[:, None] * z, axis=1)
 
     def rows(here) -> Predictions:
@@ -97,20 +98,23 @@ def test_groups_widen_what_a_slice_says_of_its_curve():
     again, groups = (
         evaluate(p[which], y[which], by={"city": city[which]}, group=group).tables["slices"] for group in (None, which)
     )
-    for part in PARTS[1:]:
-        for name in ("Oslo", "Rome"):
-            single, narrow, right = (
-                line_of(x, name)[f"{part}_high"] - line_of(x, name)[f"{part}_low"] for x in (once, again, groups)
-            )
-            assert right == pytest.approx(single, rel=0.45)  # 16 folds tell a width to 18 %, and t has 15 degrees
-            assert right > 1.3 * narrow
+    widths = np.array(
+        [
+            [line_of(x, name)[f"{part}_high"] - line_of(x, name)[f"{part}_low"] for x in (once, again, groups)]
+            for part in PARTS[1:]
+            for name in ("Oslo", "Rome")
+        ]
+    )
+    # 32 folds tell a width to 13 %, and with 31 degrees of freedom it is 4 % larger; four of them are told together.
+    assert np.mean(widths[:, 2] / widths[:, 0]) == pytest.approx(1.04, abs=0.3)
+    assert np.mean(widths[:, 1] / widths[:, 0]) < 0.7  # it can fail: without groups, half
     assert line_of(groups, "Oslo")["miscalibration_low"] <= 0  # four times the same rows show nothing new
 
 
 def test_a_range_and_impossible_rows_have_parts_too():
-    n = 4000
-    city, p = np.array(["Oslo", "Rome"])[RNG.integers(2, size=n)], RNG.uniform(0.05, 0.95, n)
-    y = np.clip(p + RNG.normal(0, 0.05, n), 0, 1)
+    rng, n = np.random.default_rng(0), 4000
+    city, p = np.array(["Oslo", "Rome"])[rng.integers(2, size=n)], rng.uniform(0.05, 0.95, n)
+    y = np.clip(p + rng.normal(0, 0.05, n), 0, 1)
     off = np.where(city == "Rome", np.clip(p + 0.2, 0, 0.99), p)
     table = evaluate(off, 10 * y, task="range", low=0, high=10, by={"city": city}).tables["slices"]
     for name in ("Oslo", "Rome"):

@@ -13,7 +13,7 @@ by a hash are the largest, and the smallest, of a union (``slices``, ``sample``)
     sample                          -           260 kB     its capacity
     groups, if given            350 kB          480 kB     classes
     a column of slices      10 kB each       14 kB each    classes, values of the column (1,000 at most)
-      of rows in groups     50 kB each       33 kB each
+      of rows in groups     75 kB each       33 kB each
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ COSTLIEST = 20
 MOST_SLICES = 1000
 """Beyond so many values a column is an id, not a slice."""
 
-CURVE_FOLDS = 16
+CURVE_FOLDS = 32
 """Folds of groups that the curve of a slice of two classes is judged by."""
 
 _Float = NDArray[np.float64]
@@ -224,7 +224,7 @@ def slices(
     ``top_3_accuracy``, ``brier``, or ``mae`` and ``rmse``, ``ece`` and ``smooth_ece``, ``bits_per_byte``, and
     ``impossible_rows``; ``…_low`` and ``…_high`` are the ends of their intervals. Yardsticks are the slice's own
     frequencies. Of rows in groups (``grouped``) intervals are those of 64 folds of them, of the parts of two classes
-    16. With a ``floor``, for sets with impossible rows, there is ``cross_entropy_floored``, and ``share_of_loss`` and
+    32. With a ``floor``, for sets with impossible rows, there is ``cross_entropy_floored``, and ``share_of_loss`` and
     the parts are of that. ``sample`` has the rows that more classes are recalibrated on.
     """
     lines: list[dict[str, Any]] = []

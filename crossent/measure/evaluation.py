@@ -173,7 +173,9 @@ def record_of(
     low, high = tally.low or 0.0, 1.0 if tally.high is None else tally.high
     tables: dict[str, Table] = {}
     if tally.task in ("binary", "multi-class"):
-        tables["per_class"] = per_class(tally.evidence(), tally.classes, tally.by_class, floored, tally.class_folds)
+        off = None if tally.class_bins is None else tally.class_bins.value
+        of, classes = tally.evidence(), tally.classes
+        tables["per_class"] = per_class(of, classes, tally.by_class, floored, tally.class_folds, off)
     if tally.slices:
         tables["slices"] = slices(tally.slices, floored, tally.task, tally.groups is not None, tally.sample)
     usual = tally.evidence().usual_confidence if tally.task in ("binary", "multi-class") and not tally.soft else None

@@ -68,6 +68,7 @@ def state(tally: Tally) -> dict[str, np.ndarray]:
     """Everything that numbers are made from, as arrays by name."""
     found = {"sums": tally.sums.floats.value, "counts": tally.sums.counts, "by cost": tally.by_cost.value}
     found["bins"] = tally.bins.value
+    found |= {} if tally.class_bins is None else {"bins of classes": tally.class_bins.value}
     kept = {} if tally.predicted is None else {"predicted": tally.predicted.cells}
     kept |= {} if tally.by_class is None else {"by class": tally.by_class}
     for name, cells in kept.items():

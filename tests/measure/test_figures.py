@@ -162,9 +162,23 @@ def test_the_figures_of_a_class_are_those_of_its_rows(kind, weighted):
         spread = math.sqrt(np.sum((mass * (cost - loss)) ** 2)) / mass.sum()
         # Nothing but the skewness and Student's t part the two; of half as many rows it would be 1.41.
         assert table["high"][c] - table["low"][c] == pytest.approx(2 * 1.96 * spread, rel=0.25)
+        if p.shape[1] > 2:  # one against the rest; of two classes that is all rows
+            place, off = np.clip(np.ceil(p[:, c] * 15), 1, 15), w * (p[:, c] - own[:, c])
+            ece = sum(abs(np.sum(off[place == b])) for b in range(1, 16)) / w.sum()
+            assert table["ece"][c] == pytest.approx(ece, rel=1e-10)
+            rest = np.stack([1 - p[:, c], p[:, c]], axis=1)
+            came = own[:, c] if kind == "soft" else (y == c).astype(np.int64)
+            alone = evaluate(Predictions(rest, came, ["no", "yes"], np.arange(900), "binary", weights=rows.weights))
+            assert table["ece"][c] == pytest.approx(alone["ece"].value, rel=1e-10)
+            assert table["smooth_ece"][c] == pytest.approx(alone["smooth_ece"].value, abs=2e-3)  # cells 6 % wide
+            assert table["ece"][c] != pytest.approx(table["ece"][c - 1], rel=1e-6)  # it can fail
         for name in ("brier", "recall"):
             assert table[f"{name}_low"][c] < table[name][c] < table[f"{name}_high"][c]
-    for name, whole in (("cross_entropy", "cross_entropy"), ("recall", "accuracy"), ("brier", "brier")):
+    adding_up = (
+        ("cross_entropy", "cross_entropy"), ("recall", "accuracy"), ("brier", "brier"),
+        ("label_entropy", "label_entropy"), ("label_entropy_bias", "label_entropy_bias"),
+    )  # fmt: skip
+    for name, whole in adding_up:
         assert np.dot(table["share"], table[name]) == pytest.approx(record[whole].value, rel=1e-12), name
 
 

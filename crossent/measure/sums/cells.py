@@ -200,6 +200,23 @@ def calibration_bins(
     return np.swapaxes(found.astype(np.float64).reshape(3, lines, BINS), 0, 1)
 
 
+def bins_by_class(p: NDArray[np.float64], labels: NDArray[Any], w: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """Σ w (p − y) of each class, one against the rest, in the same bins: (classes, BINS)."""
+    classes = p.shape[1]
+    place = np.ceil(p * BINS)
+    np.clip(place, 1, BINS, out=place)
+    place += np.arange(classes) * BINS - 1
+    codes = place.astype(np.int64)
+    mass = p if w is None else p * w[:, None]
+    found = np.bincount(codes.ravel(), mass.ravel(), minlength=classes * BINS).astype(np.float64, copy=False)
+    if labels.dtype.kind == "f":
+        came = labels if w is None else labels * w[:, None]
+        found -= np.bincount(codes.ravel(), came.ravel(), minlength=classes * BINS)
+    else:
+        found -= np.bincount(codes[np.arange(labels.size), labels], w, minlength=classes * BINS)
+    return found.reshape(classes, BINS)
+
+
 COST_GRID = (16, 64)
 """Cells of a row's cost: 16 for each doubling, from 2⁻⁴⁸ to 2¹⁶ nats."""
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +56,7 @@ class Layout:
         """How many classes the sums named in ``BY_CLASS`` are kept apart by."""
         return self.kept_apart if self.by_class else 1
 
+    @cache  # noqa: B019 - a handful of layouts, asked for a dozen times for each class
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The sums by name."""
         k, powers, lines = self.classes, len(POWERS), self.lines
@@ -83,6 +85,7 @@ class Layout:
             "class_seen": (shares, 3),  # rows with a share, those of p_c = 0, those with an infinite cost
         }
 
+    @cache  # noqa: B019
     def places(self) -> dict[str, slice]:
         """Which entries of the one long vector they are."""
         sizes = [math.prod(shape) for shape in self.shapes().values()]

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from crossent.errors import DataError
 from crossent.measure.predictions.predictions import Predictions
-from crossent.measure.sums.cells import BINS, COST_GRID, Cells, calibration_bins, grid_for, place_of_cost
+from crossent.measure.sums.cells import BINS, COST_GRID, Cells, bins_by_class, calibration_bins, grid_for, place_of_cost
 from crossent.measure.sums.compensated import Compensated
 from crossent.measure.sums.distinct import MOST, Distinct
 from crossent.measure.sums.folds import Folds
@@ -76,6 +76,7 @@ class Tally:
     sums: Sums = field(default=None)  # type: ignore[assignment]
     predicted: Distinct | None = None
     by_class: Cells | None = None
+    class_bins: Compensated | None = None
     bins: Compensated = field(default_factory=lambda: Compensated.zeros(3, BINS))
     by_cost: Compensated = field(default_factory=lambda: Compensated.zeros(2, math.prod(COST_GRID)))
     costliest: tuple[Costly, ...] = ()
@@ -99,6 +100,7 @@ class Tally:
             start("predicted", Distinct.none(MOST // 2))
             if columns <= MOST_BY_CLASS:
                 start("by_class", Cells.zeros(columns, len(grid_for(columns))))
+                start("class_bins", Compensated.zeros(columns, BINS))
             room = self.capacity or max(64, _SAMPLE_FLOATS // (columns + 4))
             start("sample", Sample.none(room, columns, self.soft))
 
@@ -134,7 +136,7 @@ class Tally:
             labels = distributions(labels, p.shape[1])
             labels = labels[:, 1] if p.shape[1] == 2 else labels
         sums = Sums.of(self.sums.layout, batch, rows, None)
-        predicted, by_class, sample, bins = None, None, None, np.zeros((1, 3, BINS))
+        predicted, by_class, class_bins, sample, bins = None, None, None, None, np.zeros((1, 3, BINS))
         claimed = claims(batch, rows, labels)
         if claimed is not None:
             assert self.predicted is not None
@@ -149,6 +151,8 @@ class Tally:
                     came = labels[:, c] if self.soft else labels == c
                     each.append(Cells.of(grid.place(column, 1 - column), len(grid), column, came, w))
                 by_class = Cells.stack(each)
+                off = bins_by_class(p, labels, w)
+                class_bins = Compensated(off, np.zeros_like(off))
             assert self.sample is not None
             kept = batch if not self.soft else replace(batch, labels=labels)
             sample = Sample.of(self.sample.capacity, kept, rows.cost, rows.floored, self.sample.highest)
@@ -162,6 +166,7 @@ class Tally:
             sums=sums,
             predicted=predicted,
             by_class=by_class,
+            class_bins=class_bins,
             bins=Compensated(bins[0], np.zeros_like(bins[0])),
             by_cost=Compensated(np.stack([weight, cost]), np.zeros((2, weight.size))),
             costliest=costliest_of(batch, rows, least),
@@ -191,6 +196,7 @@ class Tally:
             sums=self.sums + other.sums,
             predicted=_both(self.predicted, other.predicted),
             by_class=_both(self.by_class, other.by_class),
+            class_bins=_both(self.class_bins, other.class_bins),
             bins=self.bins + other.bins,
             by_cost=self.by_cost + other.by_cost,
             costliest=tuple(sorted(self.costliest + other.costliest))[:COSTLIEST],

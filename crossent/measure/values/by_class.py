@@ -15,6 +15,7 @@ from crossent.measure.sums.sample import Sample
 from crossent.measure.values.decomposition import Calibrated, parts_on
 from crossent.measure.values.isotonic import cost, stated
 from crossent.measure.values.means import Evidence, bits_per_byte, cross_entropy, errors, mean_of, perplexity
+from crossent.measure.values.reliability import smooth_calibration_error
 from crossent.measure.values.spread import Spread, clustered, spread_on
 from crossent.record import Number, Table
 
@@ -28,34 +29,40 @@ def per_class(
     cells: Cells | None = None,
     floor: float | None = None,
     folds: Folds | None = None,
+    bins: _Float | None = None,
 ) -> Table:
     """Give one line per class, in the order of the columns.
 
     ``rows`` (of weights, and of shares, their sum) and ``share`` of the labels. Over the rows of the class:
     ``cross_entropy`` in nats with ``low`` and ``high``; ``recall``, the share of them that was predicted as it;
-    ``perplexity``; ``label_entropy``, what its label costs someone who knows the frequencies alone,
-    ``information_gained``, that less the cross-entropy, both in bits, and ``skill``, their ratio; ``top_3_accuracy``,
+    ``perplexity``; ``label_entropy``, what its label costs someone who knows the frequencies alone, with its bias,
+    ``information_gained``, that less the cross-entropy, all in bits, and ``skill``, their ratio; ``top_3_accuracy``,
     ``top_5_accuracy``, ``brier``, ``kl_divergence`` where labels are distributions, ``bits_per_byte`` where bytes are
     known; ``impossible_rows``. Over all rows: ``mean_probability`` that the class was given, to be held beside
     ``share``; ``precision``, the share of rows predicted as it that were; and, of more than two classes, by class
-    against the rest, ``discrimination`` and ``miscalibration``. ``…_low`` and ``…_high`` are the ends of intervals,
-    None where there is none; a figure that would be 0/0 is None.
+    against the rest, ``discrimination``, ``miscalibration``, ``ece`` and ``smooth_ece`` (of two classes each is that of
+    all rows). ``…_low`` and ``…_high`` are the ends of intervals, None where there is none; a figure that would be 0/0
+    is None.
 
-    Weighed with ``share``, cross-entropy, label entropy, information gained, recall, top-k, Brier and KL divergence add
-    up to those of all rows. A label that is a distribution belongs to every class by its share, where it costs
-    −log p_c.
+    Weighed with ``share``, cross-entropy, label entropy and its bias, information gained, recall, top-k, Brier and KL
+    divergence add up to those of all rows. A label that is a distribution belongs to every class by its share, where it
+    costs −log p_c.
     """
     label, right, predicted = (of.sums.total(name, of.which) for name in ("label", "right", "predicted"))
     counted = of.sums.count("weighted", of.which) == 0 and not of.sums.layout.soft
     own = of.sums.of_classes()
-    figures = [_figures(of, Evidence(own, c), folds) if x > 0 else {} for c, x in enumerate(label)]
+    shares, lost = of.frequencies, _lost_entropy(of)
+    figures = [
+        _figures(of, Evidence(own, c), float(shares[c]), float(lost[c]), folds) if x > 0 else {}
+        for c, x in enumerate(label)
+    ]
     if of.groups is not None and folds is None:  # too many classes: their groups were not kept
         figures = [{name: replace(x, low=None, high=None) for name, x in line.items()} for line in figures]
     loss, nothing = columns(figures, ("cross_entropy",)), [None] * len(classes)
     table: Table = {
         "class": list(classes),
         "rows": [int(x) for x in label] if counted else label.tolist(),
-        "share": of.frequencies.tolist(),
+        "share": shares.tolist(),
         "cross_entropy": loss["cross_entropy"],
         "low": loss.get("cross_entropy_low", nothing),
         "high": loss.get("cross_entropy_high", nothing),
@@ -68,12 +75,15 @@ def per_class(
         drawn = Gathered.of(of)
         parts = [one_class(cells[c], c, floor, drawn) for c in range(len(classes))]
         table |= columns(parts, ("discrimination", "miscalibration"))
+        if bins is not None:
+            table["ece"] = (np.abs(bins).sum(axis=1) / of.weight).tolist()
+        table["smooth_ece"] = [smooth_calibration_error(cells[c]) for c in range(len(classes))]
     return table
 
 
 _ORDER = (
-    "recall", "perplexity", "label_entropy", "information_gained", "skill", "top_3_accuracy", "top_5_accuracy", "brier",
-    "kl_divergence", "bits_per_byte",
+    "recall", "perplexity", "label_entropy", "label_entropy_bias", "information_gained", "skill", "top_3_accuracy",
+    "top_5_accuracy", "brier", "kl_divergence", "bits_per_byte",
 )  # fmt: skip
 
 
@@ -89,13 +99,20 @@ def columns(lines: list[dict[str, Number]], names: tuple[str, ...]) -> Table:
     return table
 
 
-def _figures(whole: Evidence, of: Evidence, folds: Folds | None) -> dict[str, Number]:
-    """The figures of a class over its own rows."""
-    soft, share = whole.sums.layout.soft, float(whole.frequencies[of.which])
+def _lost_entropy(of: Evidence) -> _Float:
+    """By class, what its label entropy is off on average, nats, weighed so that classes add up (``entropy_bias``)."""
+    f = of.frequencies
+    return -np.divide(of.variances_of_frequencies(), 2 * f * f, out=np.zeros(f.size), where=f > 0)
+
+
+def _figures(whole: Evidence, of: Evidence, share: float, bias: float, folds: Folds | None) -> dict[str, Number]:
+    """The figures of a class over its own rows; ``share`` is its share of the labels, ``bias`` of their entropy."""
+    soft = whole.sums.layout.soft
     of = of if folds is None else replace(of, groups=folds.groups(of.which))
     loss, entropy = cross_entropy(of), -math.log(share) + 0.0
     found = {"cross_entropy": loss, "perplexity": perplexity(loss)}
     found["label_entropy"] = Number(entropy, "nats", n=of.n).to("bits")
+    found["label_entropy_bias"] = Number(bias, "nats", n=of.n).to("bits")
     found["information_gained"] = Number(entropy - loss.value, "nats", n=of.n).to("bits")
     if entropy > 0:
         found["skill"] = Number(1 - loss.value / entropy, "share", n=of.n)

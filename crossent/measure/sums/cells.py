@@ -97,7 +97,7 @@ class Cells:
         hard = y.dtype.kind != "f"
         if hard and w is None:
             weight = np.bincount(place, minlength=size).astype(np.float64)
-            label = np.bincount(place, y, minlength=size).astype(np.float64, copy=False)
+            label = np.bincount(place[np.flatnonzero(y)], minlength=size).astype(np.float64)
             return cls(weight, label, summed(place, p, size))
         one = np.ones(place.size) if w is None else w
 

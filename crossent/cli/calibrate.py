@@ -30,7 +30,13 @@ def calibrate(
             show_default=False,
         ),
     ],
-    apply: Annotated[str | None, typer.Option(help="File of rows to calibrate; needs no labels.")] = None,
+    apply: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Rows to calibrate, which need no labels: a file, a folder, a pattern or an address; may be repeated. "
+            "All go to one file."
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Where to write them, .parquet or .csv.")
     ] = None,
@@ -70,10 +76,10 @@ def calibrate(
         list[str] | None, typer.Option(metavar="CLASS=RATE", help="Undo that this share of a class was trained on.")
     ] = None,
 ) -> None:
-    """Calibrate by PREDICTIONS, if that helps beyond doubt, and write the rows of another file calibrated.
+    """Calibrate by PREDICTIONS, if that helps beyond doubt, and write the rows of other files calibrated.
 
     Every candidate is judged on rows it was not fitted to, by the 95 % interval of the change it makes; where none
-    helps, nothing is changed. Every column of the file but the probabilities is kept.
+    helps, nothing is changed. Every column but the probabilities is kept.
     """
     from crossent.measure.calibration.calibrated import apply_to_file, check_output
 
@@ -86,11 +92,11 @@ def calibrate(
         "sampling_rate": _factors(sampling_rate, "--sampling-rate"),
     }
     undone = any(factors is not None for factors in shift.values())
-    rows = predictions if undone and apply is None else apply
-    if undone and apply is not None:
+    rows = [predictions] if undone and not apply else apply or None
+    if undone and apply:
         raise DataError("a shift is undone in closed form, by no other rows: name one file, and no --apply.")
     if rows is not None and output is None:
-        raise DataError(f"name the file to write the calibrated rows of {rows!r} to, with -o.")
+        raise DataError(f"name the file to write the calibrated rows of {', '.join(map(repr, rows))} to, with -o.")
     if output is not None and rows is None:
         raise DataError(f"name the file whose rows are to be calibrated and written to {str(output)!r}, with --apply.")
     if output is not None:

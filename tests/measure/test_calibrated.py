@@ -183,6 +183,45 @@ def test_what_cannot_be_done_is_refused_and_leaves_nothing(files, call, argument
     assert {path.name: path.read_bytes() for path in files.iterdir()} == before
 
 
-def test_more_than_one_file_at_a_time_is_refused(files):
-    with pytest.raises(DataError, match="is 2 files; calibrate one at a time"):
-        apply_to_file(SOFTER, "*.parquet", "out.parquet")
+@pytest.mark.parametrize("output", ["out.parquet", "out.csv"])
+def test_parts_are_written_to_one_file_in_the_order_of_their_names(files, call, output):
+    table = pd.read_parquet("test.parquet")
+    (files / "parts").mkdir()
+    narrow = table.iloc[250:].astype({"p_a": np.float32})  # parts may differ in width
+    narrow.to_parquet("parts/part-1.parquet")
+    table.iloc[:250].to_parquet("parts/part-0.parquet")
+    found = crossent.calibrate("valid.parquet")
+    found.write("c.json")
+    whole = found(table[["p_a", "p_b", "p_c"]].to_numpy())
+    named = ["--apply", "parts/part-0.parquet", "--apply", "parts/part-1.parquet"]
+    for arguments in (["--apply", "parts"], ["--apply", "parts/part-*.parquet"], named):
+        status, said, trouble = call("c.json", *arguments, "-o", output)
+        assert (status, trouble) == (0, "")
+        assert f"600 rows: {output}" in said
+        after = pd.read_parquet(output) if output.endswith(".parquet") else pd.read_csv(output)
+        assert after["row"].tolist() == table["row"].tolist()
+        assert after[["p_a", "p_b", "p_c"]].to_numpy() == pytest.approx(whole, abs=1e-6)
+    assert after["label"].tolist() != table["label"].tolist()[::-1]  # it can fail
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda table: table.rename(columns={"row": "id"}), "'part-1.parquet': its columns are .* those of 'part-0"),
+        (lambda table: table[["p_a", "p_b", "p_c", "row"]], "have the same columns, in the same order"),
+        (lambda table: table.assign(label=[["a"]] * len(table)), "of other types than those of 'part-0"),
+        (lambda table: table.iloc[:0], "'part-1.parquet' has a header and no rows"),
+        (lambda table: table.assign(p_b=7.0), "row 0 of 'part-1.parquet'"),
+    ],
+)
+def test_parts_that_do_not_belong_together_are_refused_and_leave_nothing(files, change, sentence):
+    table = pd.read_parquet("test.parquet")[["row", "label", "p_a", "p_b", "p_c"]]
+    table.iloc[:300].to_parquet("part-0.parquet")
+    change(table.iloc[300:]).to_parquet("part-1.parquet")
+    found = Calibrator("temperature", (Mixture(2.0),), classes=("a", "b", "c"))
+    with pytest.raises(DataError, match=sentence):
+        apply_to_file(found, "part-*.parquet", "out.parquet")
+    assert not (files / "out.parquet").exists()
+    table.iloc[300:].to_parquet("part-1.parquet")
+    with pytest.raises(DataError, match="over its own source"):
+        apply_to_file(found, ".", "part-1.parquet")

@@ -1,8 +1,9 @@
-"""A file of predictions, calibrated: its columns of probabilities changed, every other column as it was.
+"""Files of predictions, calibrated: their columns of probabilities changed, every other column as it was.
 
-Row ids, labels, splits, groups and whatever else stands in the file are carried over in their order; of a range, the
-predicted mean is worked out again. The file is read and written some thousands of rows at a time, so that memory does
-not grow with rows, and appears whole or not at all.
+Row ids, labels, splits, groups and whatever else stands in a file are carried over in their order; of a range, the
+predicted mean is worked out again. Several files that are parts of one are written to one, in the order of their names.
+They are read and written some thousands of rows at a time, so that memory does not grow with rows, and what is written
+appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ WRITTEN = (".parquet", ".pq", ".csv")
 
 def apply_to_file(
     calibrator: Calibrator,
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str],
     probability: str | Sequence[str] | None = None,
     form: str | None = None,
@@ -42,6 +43,7 @@ def apply_to_file(
 ) -> tuple[int, tuple[str, ...]]:
     """Write ``path`` to ``output``, .parquet or .csv, with its probabilities calibrated; labels are not needed.
 
+    ``path`` is a file, or several that have the same columns: a list of them, a folder, a pattern or an address.
     ``probability``, ``form`` and ``normalise`` are as in ``read_predictions``; without ``probability`` the columns are
     p_<class> for the calibrator's classes. What comes out are probabilities, whatever form came in. A calibrator that
     changes nothing leaves the numbers as they are to the last bit. Gives the number of rows, and notes.
@@ -51,38 +53,45 @@ def apply_to_file(
     target = Path(output)
     check_output(target)
     files = find(path)
-    if len(files) > 1:
-        raise DataError(f"{os.fspath(path)!r} is {len(files)} files; calibrate one at a time.")
-    file = files[0]
-    if file.store is None and target.exists() and os.path.samefile(file.path, target):
-        raise DataError(f"{file} would be written over its own source. Name another file with -o.")
-    columns = _Columns.of(file, calibrator, probability)
+    for file in files:
+        if file.store is None and target.exists() and os.path.samefile(file.path, target):
+            raise DataError(f"{file} would be written over its own source. Name another file with -o.")
     total, notes = 0, dict[str, None]()
     with replacing(target) as temporary:
         writer: Any = None
         try:
-            for piece in scan(file, columns.held, columns.names, BATCH_ROWS):
-                place = partial(_place, file, total)
-                cells = numbers(piece, columns.names, place).astype(np.float64)
-                if form is None:
-                    form = forms.infer(cells)
+            for file in files:
+                columns, begin = _Columns.of(file, calibrator, probability), total
+                for piece in scan(file, columns.held, columns.names, BATCH_ROWS):
+                    place = partial(_place, file, total - begin)
+                    cells = numbers(piece, columns.names, place).astype(np.float64)
                     if form is None:
-                        raise forms.unclear(cells)
-                    if form != forms.FORMS[0]:
-                        notes[f"{file} holds {form}; what was written are probabilities."] = None
-                changed = columns.changed(piece, calibrator, cells, form, normalise, place, notes)
-                if writer is None:
-                    writer = _writer(temporary, changed.schema, columns.told)
-                writer.write(changed)
-                total += piece.num_rows
+                        form = _inferred(cells, file, notes)
+                    changed = columns.changed(piece, calibrator, cells, form, normalise, place, notes)
+                    if writer is None:
+                        first, writer = columns, _writer(temporary, changed.schema, columns.told)
+                    if columns is not first:
+                        changed = first.alike(columns, changed, writer.schema, files[0])
+                    writer.write(changed)
+                    total += piece.num_rows
+                if total == begin:
+                    raise DataError(f"{file} has a header and no rows.")
         except DataError as trouble:
             raise trouble if str(file) in str(trouble) else DataError(f"{file}: {trouble}") from trouble
         finally:
             if writer is not None:
                 writer.close()
-        if writer is None:
-            raise DataError(f"{file} has a header and no rows.")
     return total, tuple(notes)
+
+
+def _inferred(cells: NDArray[np.float64], file: File, notes: dict[str, None]) -> str:
+    """What the numbers are, by the first of them."""
+    form = forms.infer(cells)
+    if form is None:
+        raise forms.unclear(cells)
+    if form != forms.FORMS[0]:
+        notes[f"{file} holds {form}; what was written are probabilities."] = None
+    return form
 
 
 def check_output(path: Path) -> None:
@@ -120,6 +129,20 @@ class _Columns:
                 f"columns of probabilities: {some(names, 12)}. Name them with --probability, in that order."
             )
         return cls(list(held), names, flipped, told)
+
+    def alike(self, other: _Columns, piece: Any, schema: Any, source: File) -> Any:
+        """Give a piece of another file in the columns and types of the first, ``source``."""
+        if other.held != self.held or other.told != self.told:
+            raise DataError(
+                f"its columns are {some(other.held, 12)}, and those of {source} {some(self.held, 12)}: files that are "
+                "written to one have the same columns, in the same order, and are of one task."
+            )
+        pyarrow = require("pyarrow", "cli", PURPOSE)
+        try:
+            arrays = [cells.cast(field.type) for cells, field in zip(piece.columns, schema, strict=True)]
+        except pyarrow.ArrowException as trouble:
+            raise DataError(f"its columns are of other types than those of {source}: {trouble}.") from trouble
+        return pyarrow.RecordBatch.from_arrays(arrays, schema=schema)
 
     def changed(
         self,
@@ -166,9 +189,23 @@ class _Columns:
 
 def _writer(path: Path, schema: Any, told: dict[str, Any]) -> Any:
     if path.suffix.lower() == ".csv":
-        return require("pyarrow.csv", "cli", PURPOSE).CSVWriter(path, schema)
+        return _Csv(path, schema)
     meta = {"crossent": json.dumps(told, ensure_ascii=False, sort_keys=True)} if told else None
     return _Parquet(path, schema.with_metadata(meta))
+
+
+class _Csv:
+    """A writer of CSV that knows its schema."""
+
+    def __init__(self, path: Path, schema: Any) -> None:
+        self.schema = schema
+        self.writer = require("pyarrow.csv", "cli", PURPOSE).CSVWriter(path, schema)
+
+    def write(self, piece: Any) -> None:
+        self.writer.write(piece)
+
+    def close(self) -> None:
+        self.writer.close()
 
 
 class _Parquet:

@@ -35,6 +35,7 @@ from crossent.measure.calibration.steps import VennAbers
 from crossent.minimise.networks.residual import Residual
 from crossent.minimise.networks.tabular import Tabular
 from crossent.minimise.networks.text import TextNetwork
+from crossent.minimise.networks.trees import Trees
 from crossent.minimise.run import Run
 from crossent.minimise.training.judge import averaged, shares_of, temperatures_of
 
@@ -198,6 +199,14 @@ def _made_up(run: Run) -> Rows:
             x = module.center + module.spread * 2 * torch.randn(size, generator=generator)
             x[: ROWS // 8] *= 1e3
             x[torch.rand(size, generator=generator) < 0.1] = torch.nan
+            return _free(run, x)
+        if isinstance(module, Trees):  # with no network beside them
+            x = torch.zeros(ROWS, run.preparation.features)
+            for column, numbers in enumerate(x.T):  # on the very thresholds, where a rounding would be seen
+                cuts = module.threshold[(module.feature == column) & module.threshold.isfinite()]
+                if len(cuts):
+                    numbers.copy_(cuts[torch.randint(len(cuts), (ROWS,), generator=generator)])
+            x[torch.rand(x.shape, generator=generator) < 0.1] = torch.nan
             return _free(run, x)
         if isinstance(module, Residual):
             side = int(module.settings["side"])

@@ -71,7 +71,8 @@ class Recipe:
     epochs' worth of steps the moving average of the weights trails behind, which is what is kept. ``batch``, ``epochs``
     and ``patience`` 0 mean by the number of rows. ``stop`` looks at the held-out "loss", or at its "refinement", what
     of it is left by a temperature. With ``refit`` fresh networks learn from all rows, for as many epochs. ``beside``
-    the network of a table a linear model learns in the same folds, and counts what rows held out give it.
+    the network of a table a linear model learns in the same folds, and boosted ``trees`` where there are rows enough;
+    they count what rows held out give them.
     """
 
     model: str = "network"
@@ -102,6 +103,7 @@ class Recipe:
     stop: str = "refinement"
     refit: bool = False
     beside: bool = True
+    trees: bool = True
     calibration: str = "guarded"
 
     def __post_init__(self) -> None:

@@ -51,6 +51,19 @@ class Problem:
             log_p, target, weight = log_p[rows], target[rows], None if weight is None else weight[rows]
         return float(cross_entropy(log_p, target, sample_weight=weight, validate="off"))
 
+    def labels(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Every label of every row: the row (m,) and the class (m,), by their places, and what it counts (m,) float64.
+
+        One for a row that has a label; of soft labels, and for a range, one for each class that has a share of the row,
+        which counts the share. Rows and shares of weight 0 have none.
+        """
+        target = self.distribution
+        weight = torch.ones(len(self)) if self.weight is None else self.weight
+        soft = target.is_floating_point()  # of labels, one cell of a row counts: there may be thousands of classes
+        amount = (target if soft else torch.ones(len(target), 1)) * weight.double().unsqueeze(-1)
+        row, column = (amount > 0).nonzero(as_tuple=True)
+        return row, column if soft else target[row], amount[row, column]
+
     def counts(self) -> Tensor:
         """Rows of each class, soft and weighted ones by their share: float64 (classes,)."""
         target = self.distribution

@@ -1,6 +1,7 @@
 """The networks: from prepared features, or images, to logits.
 
 tabular        tables and plain arrays: several perceptrons side by side
+trees          tables and plain arrays: boosted trees that scikit-learn has grown
 residual       images: a small residual network
 text           texts: a transformer that the user has
 several        networks that were trained one after another, or of several kinds, as one
@@ -17,8 +18,9 @@ from crossent.errors import DataError
 from crossent.minimise.networks.residual import Residual
 from crossent.minimise.networks.several import Even, Mixture, Several
 from crossent.minimise.networks.tabular import Tabular
+from crossent.minimise.networks.trees import Trees
 
-KINDS: dict[str, type[nn.Module]] = {"tabular": Tabular, "residual": Residual, "even": Even}
+KINDS: dict[str, type[nn.Module]] = {"tabular": Tabular, "trees": Trees, "residual": Residual, "even": Even}
 """Networks that are made again from their settings. A model of texts has a folder of its own."""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +23,7 @@ class Several(nn.Module):
     @property
     def rows_at_once(self) -> int:
         """Rows that are read together where no gradient is wanted."""
-        return min(getattr(network, "rows_at_once", 8192) for network in self.networks)
+        return _rows_at_once(self.networks)
 
     def forward(self, x: Tensor) -> Tensor:
         """Every network's logits of every row."""
@@ -51,6 +53,11 @@ class Mixture(nn.Module):
         """How many members all networks have together."""
         return len(self.shares)
 
+    @property
+    def rows_at_once(self) -> int:
+        """Rows that are read together where no gradient is wanted."""
+        return _rows_at_once(self.networks)
+
     def forward(self, x: Tensor) -> Tensor:
         """Every member's logits of every row."""
         return torch.cat([network(x) for network in self.networks])
@@ -68,3 +75,8 @@ class Even(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Zeros."""
         return torch.zeros(1, x.shape[0], self.settings["columns"], device=x.device)
+
+
+def _rows_at_once(networks: Iterable[nn.Module]) -> int:
+    """As many as the neediest of them asks for."""
+    return min(int(getattr(network, "rows_at_once", 8192)) for network in networks)

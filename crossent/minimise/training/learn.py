@@ -26,6 +26,7 @@ from crossent.minimise.networks.several import Even, Mixture, Several
 from crossent.minimise.networks.tabular import Tabular
 from crossent.minimise.objective.objective import Objective
 from crossent.minimise.recipe import Recipe
+from crossent.minimise.training import boost
 from crossent.minimise.training.judge import (
     Ends,
     answers_of,
@@ -44,6 +45,8 @@ from crossent.minimise.training.train import Progress, Trained, train
 ENOUGH_FOR_A_TEMPERATURE = 50
 LEAST_SHARE = 0.02
 """Of a second model, below which it is left out."""
+SHARE_OF_THE_NETWORKS = 0.85
+"""Of the time that is left, where trees are grown after them."""
 Factory = Callable[[tuple[int, ...], int], nn.Module]
 """Makes a network for rows of a shape and so many logits: ``factory((features,), columns)``."""
 
@@ -127,11 +130,14 @@ def learn(
             jobs.append((fold, recipe.changed(model="linear")))
     else:
         jobs = [(_only(repeat, part), recipe) for repeat in fold for part in range(int(fold.max()) + 1)]
+    trees = together and boost.wanted(problem, objective, recipe, int(fold.max()) + 1)
+    networks = len(jobs) + trees
     done: list[Trained] = []
     temperatures: list[tuple[float, float]] = []
     for number, (plan, chosen) in enumerate(jobs, 1):
-        left = (deadline - time.monotonic()) / (1 if together else len(jobs) - number + 1)
-        job = _Job(problem, objective, factory, fabric, _numbered(progress, number, len(jobs)), time.monotonic() + left)
+        left = (deadline - time.monotonic()) * (SHARE_OF_THE_NETWORKS if trees else 1)
+        left = left if together else left / (len(jobs) - number + 1)
+        job = _Job(problem, objective, factory, fabric, _numbered(progress, number, networks), time.monotonic() + left)
         kept = None if checkpoint is None else checkpoint / f"network-{number}.pt"
         try:
             trained = job.train(plan, chosen, seed * 1_000_003 + number, kept)
@@ -146,12 +152,23 @@ def learn(
         temperatures.append(cooled)
         if trained.history.by_hand:
             break
+    if trees and not done[-1].history.by_hand:
+        beside = _numbered(progress, networks, networks)
+        try:
+            grown = boost.boosted(problem, objective, fold[:1], seed, fabric=fabric, progress=beside, deadline=deadline)
+            cooled = (1.0, 1.0) if grown is None else _temperatures(grown, objective, problem, fold[:1])
+        except KeyboardInterrupt:
+            done[-1] = _stopped(done[-1])
+        else:
+            if grown is not None:
+                done.append(grown)
+                temperatures.append(cooled)
     if together:
         learned = _mixed(done, temperatures, objective, problem)
         return replace(learned, outlook=_outlook(done[:1], deadline))  # the networks come first, and count most
     held_out = _mean([each.held_out for each in done])
-    networks = Several([each.network for each in done])
-    return Learned(networks, objective, held_out, _told(done), _outlook(done, deadline))
+    several = Several([each.network for each in done])
+    return Learned(several, objective, held_out, _told(done), _outlook(done, deadline))
 
 
 @dataclass(frozen=True, eq=False)
@@ -301,20 +318,15 @@ def _mixed(
     hundreds that were right.
     """
     known = torch.stack([~each.held_out[:, 0].isnan() for each in done]).all(0)
-    target = problem.distribution[known]
-    weight = torch.ones(len(target)) if problem.weight is None else problem.weight[known]
-    soft = target.is_floating_point()  # of labels, one cell of a row counts: there may be thousands of classes
-    amount = (target if soft else torch.ones(len(target), 1)) * weight.double().unsqueeze(-1)
-    row, column = (amount > 0).nonzero(as_tuple=True)
-    counts, column = amount[row, column].numpy(), column if soft else target[row]
-    even = objective.log_probabilities(torch.zeros(1, objective.columns)).expand(len(target), -1)
+    row, column, counts = problem.take(known).labels()
+    even = objective.log_probabilities(torch.zeros(1, objective.columns)).expand(int(known.sum()), -1)
     said = torch.stack([*(each.held_out[known] for each in done), even])
     few, many = zip(*temperatures, (1.0, 1.0), strict=True)
     said = torch.log_softmax(said.div_(torch.tensor(few).double().view(-1, 1, 1)), -1)
 
     def shares(parts: list[int]) -> list[float]:
         likelihood = said[:, row, column][parts].exp().clamp(min=1e-300)
-        return mixing_weights(likelihood.numpy(), counts).tolist()
+        return mixing_weights(likelihood.numpy(), counts.numpy()).tolist()
 
     parts = list(range(len(said)))
     kept = [part for part, share in zip(parts, shares(parts), strict=True) if share >= LEAST_SHARE or part == parts[-1]]

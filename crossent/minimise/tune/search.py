@@ -91,7 +91,7 @@ class Judge:
             plan[self.fold == number] = part
         learned = learn(
             self.problem,
-            recipe.changed(refit=False),
+            recipe.changed(refit=False, trees=False),  # trees are the same whatever is tried
             self.seed,
             fold=plan.expand(recipe.members, -1).contiguous(),
             factory=self.model,

@@ -20,7 +20,7 @@ from crossent.minimise.data.problem import folds
 from crossent.minimise.training import learn as learning
 from crossent.minimise.training.judge import logits_of
 from crossent.minimise.training.learn import launched
-from tests.minimise.ranks import FEW, rows
+from tests.minimise.ranks import FEW, TREES, rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -241,6 +241,10 @@ def test_two_processes_give_the_answer_of_one(tmp_path):
         assert torch.allclose(pair[0][name], said, atol=1e-4), (pair[0][name] - said).abs().max()
         other = learn(rows(), recipe, 1)
         assert not torch.allclose(pair[0][name], torch.cat((other.held_out, other.log_probabilities(x))), atol=1e-2)
+    alone = learn(rows(count=600), replace(TREES, epochs=1))
+    assert "Trees" in [type(network).__name__ for network in alone.network.networks]
+    assert torch.equal(pair[0]["trees"], pair[1]["trees"])
+    assert torch.allclose(pair[0]["trees"], alone.held_out, atol=1e-4)
     assert pair[0]["epochs"] == pair[1]["epochs"]  # of a training that ends by the clock
 
 

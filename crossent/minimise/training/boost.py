@@ -38,8 +38,8 @@ MOST_ROUNDS = 1000
 LEAST_ROUNDS = 50
 MOST_TREES = 20_000
 """Of all folds and classes together; more classes have fewer rounds."""
-MOST_CELLS = 4e10
-"""Cells of a table that all trees read together, at a nanosecond or two each; bins are read as rows are."""
+MOST_CELLS = 1e10
+"""Cells of a table that all trees read together, at a few nanoseconds each; bins are read as rows are."""
 BINS, LEAVES, DEPTH, PATIENCE, RATE = 255, 15, 10, 20, 0.1
 
 
@@ -81,7 +81,7 @@ def boosted(
         if fabric.broadcast(now + (now - began) / max(1, number - 1) > deadline):
             return None
         learnt = ~held
-        absent = np.setdiff1d(np.arange(classes), column[learnt])  # of which nothing is known but that there is one row
+        absent = np.setdiff1d(np.arange(classes), column[learnt])  # each is given a row of which nothing is known
         model = ensemble.HistGradientBoostingClassifier(
             learning_rate=RATE,
             max_iter=_rounds(problem, objective, len(parts)),
@@ -95,7 +95,7 @@ def boosted(
         with pools.threadpool_limits(1), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of columns that are constant, or all missing
             model.fit(
-                np.concatenate((x[row[learnt]], np.full((len(absent), x.shape[1]), np.nan, np.float32))),
+                np.concatenate((x[row[learnt]], np.full((len(absent), x.shape[1]), np.nan)), dtype=np.float64),
                 np.concatenate((column[learnt], absent)),
                 np.concatenate((weight[learnt], np.full(len(absent), weight.mean()))),
                 X_val=x[row[held]],

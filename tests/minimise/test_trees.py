@@ -226,8 +226,9 @@ def test_a_share_of_a_range_is_two_rows_and_one_logit():
     problem = Problem(Task("range", (), "share", 0.0, 1.0), x, share)
     trained = grow(problem)
     assert trained.network.columns == 1
-    assert (trained.held_out.exp()[:, 1] - share).abs().max() < 0.1
-    assert (trained.held_out.exp()[:, 1] - share.flip(0)).abs().max() > 0.5
+    said = trained.held_out.exp()[:, 1]
+    assert (said - share).abs().mean() < 0.03  # of a step of 0.6: one row in twenty may be on its wrong side
+    assert (said - share.flip(0)).abs().mean() > 0.2
 
 
 def test_a_class_that_a_fold_does_not_show_is_improbable_and_not_impossible():

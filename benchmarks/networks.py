@@ -49,7 +49,7 @@ sys.path[:] = [place for place in sys.path if Path(place or ".").resolve() != Pa
 
 RECORD = Path(__file__).resolve().parent / "records" / "networks.json"
 FOLDS, MOST_ROWS = 5, 8_000
-OURS = Recipe(beside=False)
+OURS = Recipe(plain=False, beside=False)
 TABM = OURS.changed(learning_rate=2e-3, weight_decay=3e-4)
 
 

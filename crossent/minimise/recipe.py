@@ -61,7 +61,7 @@ class Recipe:
     Network: ``model`` is "network" (for a table or an array, several perceptrons side by side), "linear", "residual"
     (for images), or "package.module:factory". Rows are parted into ``folds``, and for each fold ``members`` networks
     learn from the others; the probabilities of all are averaged. With one fold a part of the rows is held out once.
-    ``bins`` are the ramps by which a number enters, 0 for none.
+    ``bins`` are the ramps by which a number enters, 0 for none; with ``plain`` half of the members go without.
 
     What is minimised: ``loss`` as ``Objective`` reads it, such as "focal(2)"; ``label_smoothing``; the ``code`` of a
     number in a range; ``imbalance``. What is done to the rows: ``mixup`` and ``cutmix`` (their Beta's parameter),
@@ -81,6 +81,7 @@ class Recipe:
     width: int = 192
     depth: int = 2
     bins: int = 16
+    plain: bool = True
     dropout: float = 0.3
     loss: str = "nll"
     label_smoothing: float = 0.0

@@ -45,11 +45,11 @@ def test_a_word_that_is_none_of_the_choices_is_refused_with_what_is_close(name):
 
 
 CHANGED = Recipe(
-    model="my.own:network", folds=3, members=4, width=7, depth=0, bins=1, dropout=0.1 + 0.2, loss="focal(2)",
-    label_smoothing=0.05, code="hlgauss(32)", imbalance="logit_adjusted", mixup=1.0, cutmix=1 / 3, noise=0.5, flip=True,
-    crop=2, optimiser="muon", learning_rate=1.23456789e-5, weight_decay=0.0, schedule="one-cycle", sharpness=0.05,
-    averaging=1e-7, batch=64, epochs=50, patience=9, stop="none", refit=True, beside=False, trees=False,
-    calibration="none",
+    model="my.own:network", folds=3, members=4, width=7, depth=0, bins=1, plain=False, dropout=0.1 + 0.2,
+    loss="focal(2)", label_smoothing=0.05, code="hlgauss(32)", imbalance="logit_adjusted", mixup=1.0, cutmix=1 / 3,
+    noise=0.5, flip=True, crop=2, optimiser="muon", learning_rate=1.23456789e-5, weight_decay=0.0,
+    schedule="one-cycle", sharpness=0.05, averaging=1e-7, batch=64, epochs=50, patience=9, stop="none", refit=True,
+    beside=False, trees=False, calibration="none",
 )  # fmt: skip
 
 

@@ -101,7 +101,7 @@ class Drawn:
         self._first = preparation, problem, *_ = self._prepared(*next(self._splits(seed)))
         self.problem, self.notes = problem, list(preparation.notes)
         usual = Recipe.texts() if asked.startswith(WORD) else Recipe.usual(problem)
-        self.usual = usual.changed(beside=False)  # one network for each loss, and nothing to lean on
+        self.usual = usual.changed(plain=False, beside=False)  # one network for each loss, and nothing to lean on
         self.sizes = {"learn": len(problem), "test": len(self.tested)}
 
     def lessons(self, seed: int) -> Iterator[Lesson]:

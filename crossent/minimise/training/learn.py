@@ -20,31 +20,18 @@ import torch
 from torch import Tensor, nn
 
 from crossent.errors import DataError, require
-from crossent.measure.calibration.families import mixing_weights
 from crossent.minimise.data.problem import Problem, folds
-from crossent.minimise.networks.several import Even, Mixture, Several
+from crossent.minimise.networks.several import Several
 from crossent.minimise.networks.tabular import Tabular
 from crossent.minimise.objective.objective import Objective
 from crossent.minimise.recipe import Recipe
 from crossent.minimise.training import boost
-from crossent.minimise.training.judge import (
-    Ends,
-    answers_of,
-    averaged,
-    cooling,
-    interval_of,
-    logits_of,
-    members_of,
-    shares_of,
-    temperatures_of,
-)
+from crossent.minimise.training.judge import Ends, averaged, interval_of, logits_of, shares_of, temperatures_of
+from crossent.minimise.training.mix import Cooled, cooled_by_itself, mixed
 from crossent.minimise.training.outlook import Outlook, outlook
 from crossent.minimise.training.state import BY_HAND, History
 from crossent.minimise.training.train import Progress, Trained, train
 
-ENOUGH_FOR_A_TEMPERATURE = 50
-LEAST_SHARE = 0.02
-"""Of a second model, below which it is left out."""
 SHARE_OF_THE_NETWORKS = 0.85
 """Of the time that is left, where trees are grown after them."""
 Factory = Callable[[tuple[int, ...], int], nn.Module]
@@ -124,24 +111,21 @@ def learn(
     together = factory is None and problem.x.dim() == 2
     if fold is None:
         fold = folds(problem, min(recipe.folds, len(problem)), recipe.members, seed)
-    if together:
-        jobs = [(fold, recipe)]
-        if recipe.model == "network" and recipe.beside:
-            jobs.append((fold, recipe.changed(model="linear")))
-    else:
-        jobs = [(_only(repeat, part), recipe) for repeat in fold for part in range(int(fold.max()) + 1)]
-    trees = together and boost.wanted(problem, objective, recipe, int(fold.max()) + 1)
+    parts = int(fold.max()) + 1
+    one_by_one = [(_only(repeat, part), recipe) for repeat in fold for part in range(parts)]
+    jobs = _kinds(fold, recipe) if together else one_by_one
+    trees = together and boost.wanted(problem, objective, recipe, parts)
     networks = len(jobs) + trees
     done: list[Trained] = []
-    temperatures: list[tuple[float, float]] = []
+    cooled: list[Cooled] = []
     for number, (plan, chosen) in enumerate(jobs, 1):
         left = (deadline - time.monotonic()) * (SHARE_OF_THE_NETWORKS if trees else 1)
-        left = left if together else left / (len(jobs) - number + 1)
+        left /= max(1, sum(rest.model == recipe.model for _, rest in jobs[number - 1 :]))  # a linear one takes no time
         job = _Job(problem, objective, factory, fabric, _numbered(progress, number, networks), time.monotonic() + left)
         kept = None if checkpoint is None else checkpoint / f"network-{number}.pt"
         try:
             trained = job.train(plan, chosen, seed * 1_000_003 + number, kept)
-            cooled = _temperatures(trained, objective, problem, plan) if together else (1.0, 1.0)
+            mean = cooled_by_itself(trained, objective, problem, plan) if together else Cooled()
             trained = job.train_on_all(trained, plan, chosen, seed * 1_000_003 + number, kept)
         except KeyboardInterrupt:  # before this network has anything to keep: those that are finished are kept
             if not done:
@@ -149,23 +133,24 @@ def learn(
             done[-1] = _stopped(done[-1])
             break
         done.append(trained)
-        temperatures.append(cooled)
+        cooled.append(mean)
         if trained.history.by_hand:
             break
     if trees and not done[-1].history.by_hand:
         beside = _numbered(progress, networks, networks)
         try:
             grown = boost.boosted(problem, objective, fold[:1], seed, fabric=fabric, progress=beside, deadline=deadline)
-            cooled = (1.0, 1.0) if grown is None else _temperatures(grown, objective, problem, fold[:1])
+            mean = Cooled() if grown is None else cooled_by_itself(grown, objective, problem, fold[:1])
         except KeyboardInterrupt:
             done[-1] = _stopped(done[-1])
         else:
             if grown is not None:
                 done.append(grown)
-                temperatures.append(cooled)
+                cooled.append(mean)
     if together:
-        learned = _mixed(done, temperatures, objective, problem)
-        return replace(learned, outlook=_outlook(done[:1], deadline))  # the networks come first, and count most
+        alike = sum(chosen.model == recipe.model for _, chosen in jobs)  # they come first, and count most
+        network, held_out = mixed(done, cooled, alike, objective, problem)
+        return Learned(network, objective, held_out, _told(done), _outlook(done[:alike], deadline))
     held_out = _mean([each.held_out for each in done])
     several = Several([each.network for each in done])
     return Learned(several, objective, held_out, _told(done), _outlook(done, deadline))
@@ -300,48 +285,23 @@ def _network(
     )
 
 
+def _kinds(fold: Tensor, recipe: Recipe) -> list[tuple[Tensor, Recipe]]:
+    """The networks of a table, each kind with its plan: half of the members without ramps, and linear ones beside.
+
+    What bends anywhere and what bends slowly are wrong on other rows, so that a mean of both is better than either.
+    """
+    plain = len(fold) // 2 if recipe.model == "network" and recipe.plain and recipe.bins > 1 else 0
+    kinds = [(fold[plain:], recipe)]
+    if plain:
+        kinds.append((fold[:plain], recipe.changed(bins=1)))
+    if recipe.model == "network" and recipe.beside:
+        kinds.append((fold, recipe.changed(model="linear")))
+    return kinds
+
+
 def _only(repeat: Tensor, part: int) -> Tensor:
     """The plan of one network: rows of one fold held out (0), all others learnt (-1)."""
     return torch.where(repeat == part, 0, -1).unsqueeze(0)
-
-
-def _mixed(
-    done: list[Trained], temperatures: list[tuple[float, float]], objective: Objective, problem: Problem
-) -> Learned:
-    """All of them, and the even distribution, each counting what makes the labels of rows held out most likely.
-
-    Each has its temperature first: the epoch was chosen by what a temperature leaves, and would be too sure without.
-    The mean of models of unlike kinds costs less than any of them wherever they are wrong on other rows, and a few
-    dozen rows settle what each counts: maximum likelihood of a mixture, by expectation-maximisation. What counts little
-    is left out. The even distribution counts as much as one row more at least, as in Laplace's rule of succession: n
-    rows are no ground for being surer of anything than n to 1, and one row that was certain and wrong costs as much as
-    hundreds that were right.
-    """
-    known = torch.stack([~each.held_out[:, 0].isnan() for each in done]).all(0)
-    row, column, counts = problem.take(known).labels()
-    even = objective.log_probabilities(torch.zeros(1, objective.columns)).expand(int(known.sum()), -1)
-    said = torch.stack([*(each.held_out[known] for each in done), even])
-    few, many = zip(*temperatures, (1.0, 1.0), strict=True)
-    said = torch.log_softmax(said.div_(torch.tensor(few).double().view(-1, 1, 1)), -1)
-
-    def shares(parts: list[int]) -> list[float]:
-        likelihood = said[:, row, column][parts].exp().clamp(min=1e-300)
-        return mixing_weights(likelihood.numpy(), counts.numpy()).tolist()
-
-    parts = list(range(len(said)))
-    kept = [part for part, share in zip(parts, shares(parts), strict=True) if share >= LEAST_SHARE or part == parts[-1]]
-    kept = kept if len(kept) > 1 else parts
-    found = torch.tensor(shares(kept), dtype=torch.float64)
-    found = found / found.sum()
-    held_out = torch.full_like(done[0].held_out, math.nan)
-    held_out[known] = averaged(said[kept], found)
-    networks = [*(each.network for each in done), Even(objective.columns)]
-    return Learned(
-        Mixture([networks[part] for part in kept], found.tolist(), [many[part] for part in kept]),
-        objective,
-        held_out,
-        _told(done),
-    )
 
 
 def _stopped(trained: Trained) -> Trained:
@@ -358,29 +318,6 @@ def _outlook(done: list[Trained], deadline: float) -> Outlook | None:
     """What more time would win, if time was short and nobody stopped the training by hand."""
     histories = [each.history for each in done]
     return None if deadline == math.inf or any(each.by_hand for each in histories) else outlook(histories)
-
-
-def _temperatures(trained: Trained, objective: Objective, problem: Problem, plan: Tensor) -> tuple[float, float]:
-    """What cools the mean of the few members that had not seen a row, and what cools the mean of all.
-
-    A mean of more members is less sure, and needs less. The temperature is taken to fall with 1 / members, through what
-    single members need and what their means over the repeats need, which are both known from rows held out.
-
-    None is below 1: cooling undoes what the stop allowed, and whether a sharper answer helps is for the guarded
-    calibrator to show. On few rows without a mistake the likeliest temperature is near 0, and the first mistake pays.
-    """
-    known = ~trained.held_out[:, 0].isnan()
-    if int(known.sum()) < ENOUGH_FOR_A_TEMPERATURE:
-        return 1.0, 1.0
-    few = cooling(trained.held_out[known], problem.take(known)).temperature
-    repeats, members = len(plan), getattr(trained.network, "members", 1)
-    if repeats == 1:
-        return max(1.0, few), max(1.0, few)
-    answers = answers_of(trained.network, objective, problem, members_of(problem, plan, trained.network))
-    rows = torch.cat([held for held, _ in answers])
-    alone = cooling(torch.cat([said for _, said in answers]), problem.take(rows)).temperature
-    many = few - (alone - few) * (1 / repeats - 1 / members) / (1 - 1 / repeats)
-    return max(1.0, few), max(1.0, min(few, many))
 
 
 def _mean(log_p: list[Tensor]) -> Tensor:

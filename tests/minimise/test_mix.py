@@ -1,0 +1,114 @@
+"""Mixtures of unlike networks: who is in one, how long each learns, and how much surer or less sure it is made."""
+
+import math
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from crossent.minimise.data.problem import Problem
+from crossent.minimise.data.task import Task
+from crossent.minimise.networks.several import Even
+from crossent.minimise.training import mix
+from crossent.minimise.training.learn import learn
+from crossent.minimise.training.mix import Cooled, mixed
+from crossent.minimise.training.state import History
+from crossent.minimise.training.train import Trained
+from tests.minimise.ranks import FEW, rows
+
+TWO = replace(FEW, members=2, bins=4, beside=True, trees=False)
+
+
+def widths(problem, recipe):
+    """How many inputs the first layer of each network has, and how many members it is."""
+    learned = learn(problem, recipe)
+    return [(network.weights[0].shape[1], network.members) for network in learned.network.networks[:-1]]
+
+
+def test_half_of_the_members_go_without_ramps(monkeypatch):
+    monkeypatch.setattr(mix, "LEAST_SHARE", -1.0)  # nothing is left out: who counts little depends on the rows
+    with_ramps, without = 4 + 1 + 4 * 4, 4 + 1  # four numbers, one of which is missing here and there
+    problem = rows()
+    assert widths(problem, TWO) == [(with_ramps, 2), (without, 2), (without, 4)]  # the last is linear
+    assert widths(problem, replace(TWO, members=3)) == [(with_ramps, 4), (without, 2), (without, 6)]
+    assert widths(problem, replace(TWO, plain=False)) == [(with_ramps, 4), (without, 4)]
+    assert widths(problem, replace(TWO, members=1)) == [(with_ramps, 2), (without, 2)]
+    assert widths(problem, replace(TWO, bins=0)) == [(without, 4), (without, 4)]
+    assert widths(problem, replace(TWO, beside=False)) == [(with_ramps, 2), (without, 2)]
+    assert widths(problem, replace(TWO, model="linear")) == [(without, 4)]
+
+
+def test_of_a_time_allowed_both_kinds_get_their_part():
+    """Not so where the first may take all of it: the second is left with the one epoch that nobody is denied."""
+    seconds: dict[int, float] = {}
+    began = time.monotonic()
+
+    def noted(at):
+        seconds[at.network] = time.monotonic() - began
+
+    endless = replace(TWO, epochs=100_000, patience=100_000, beside=False)
+    learn(rows(), endless, progress=noted, deadline=began + 3.0)
+    assert sorted(seconds) == [1, 2]
+    assert 0.5 < seconds[1] < 2.0
+    assert seconds[2] > seconds[1] + 0.5
+
+
+@pytest.mark.parametrize("repeats", [(2,), (1, 1), (2, 3), (1, 4, 4)])
+def test_a_temperature_that_falls_with_the_members_is_carried_on_to_all_of_them(repeats):
+    a, b, folds = 1.1, 0.8, 5
+    kinds = [Cooled(a + b, a + b / r, r, r * folds) for r in repeats]
+    found = mix._of_all_members(kinds, a + b / sum(repeats))
+    assert found == pytest.approx([a + b / (r * folds) for r in repeats], rel=1e-12)
+    # Where a mean of many needs what one of them needs, all of them together do.
+    assert mix._of_all_members([replace(each, few=a + b) for each in kinds], a + b) == [a + b] * len(repeats)
+
+
+def test_temperatures_are_at_least_one_and_at_most_what_few_members_need():
+    assert mix._of_all_members([Cooled(1.2, 1.1, 2, 10)], 1.1)[0] == pytest.approx(1.02)
+    assert mix._of_all_members([Cooled(1.2, 0.9, 2, 10)], 0.9) == [1.0]
+    assert mix._of_all_members([Cooled(1.5, 1.7, 2, 10)], 1.7) == [1.7]  # a mean that needs more than one of it: odd
+    assert mix._of_all_members([Cooled(1.3, 1.3, 1, 5)], 1.3) == [1.3]  # nothing tells how it falls
+
+
+def said_by(log_p):
+    """A network that says the same of every row, and what it said of rows held out."""
+    return Trained(Even(log_p.shape[1]), History(), log_p)
+
+
+def test_what_each_counts_is_what_makes_the_labels_likeliest():
+    """Two that err on unlike rows; by another road: the best of all mixtures on a fine grid."""
+    random = torch.Generator().manual_seed(3)
+    label = torch.randint(2, (400,), generator=random)
+    problem = Problem(Task("binary", ("no", "yes"), "y"), torch.zeros(400, 1), label)
+    right = torch.nn.functional.one_hot(label, 2).double()
+    first, second = 0.1 + 0.8 * right, 0.1 + 0.8 * right
+    first[:200], second[300:] = 0.3 + 0.4 * (1 - right[:200]), 0.05 + 0.9 * (1 - right[300:])
+    done = [said_by(first.log()), said_by(second.log())]
+    network, held_out = mixed(done, [Cooled(), Cooled()], 1, FEW.objective(problem.task, problem.counts()), problem)
+    grid = torch.linspace(0, 1, 1001, dtype=torch.float64).view(-1, 1)
+    likely = [part[torch.arange(400), label] for part in (first, second)]
+    cost = -(grid * likely[0] + (1 - grid) * likely[1]).log().mean(1)
+    assert problem.cross_entropy(held_out) == pytest.approx(float(cost.min()), abs=2e-3)  # a row's worth of evenness
+    best = float(grid[cost.argmin(), 0])
+    shares = network.shares.tolist()
+    assert shares[0] / sum(shares[:2]) == pytest.approx(best, abs=0.01)
+    assert 0.2 < best < 0.8
+
+
+def test_two_kinds_that_are_too_sure_are_less_so_together():
+    """They err on other rows; what all members need is less than the few that had not seen a row."""
+    random = torch.Generator().manual_seed(5)
+    truth = torch.randn(4000, 1, generator=random, dtype=torch.float64) * torch.tensor([1.0, -1.0])
+    label = (torch.rand(4000, generator=random) < torch.softmax(truth, -1)[:, 1].float()).long()
+    problem = Problem(Task("binary", ("no", "yes"), "y"), torch.zeros(4000, 1), label)
+    noisy = [torch.log_softmax(truth + torch.randn(truth.shape, generator=random), -1) for _ in range(2)]
+    alone = [mix.cooling(log_p, problem).temperature for log_p in noisy]
+    kinds = [Cooled(few, few, 1, 5) for few in alone]
+    done = [said_by(log_p.clone()) for log_p in noisy]
+    network, _ = mixed(done, kinds, 2, FEW.objective(problem.task, problem.counts()), problem)
+    apart, _ = mixed(done, kinds, 1, FEW.objective(problem.task, problem.counts()), problem)
+    assert min(alone) > 1.2
+    assert network.temperatures[:2].tolist() < [each - 0.1 for each in alone]
+    assert apart.temperatures[:2].tolist() == pytest.approx(alone)
+    assert math.isclose(float(network.shares.sum()), 1.0, abs_tol=1e-12)

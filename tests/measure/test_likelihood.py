@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import entr
+from scipy.special import entr, expit
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
 
 from crossent.measure.predictions.predictions import Predictions
@@ -195,3 +195,40 @@ def test_information_gained_is_label_entropy_less_cross_entropy(classes, n, seed
         assert found["skill"].value == pytest.approx(bits / found["label_entropy"].value, abs=1e-12)
     for number in found.values():
         assert number.low is None or number.low <= number.value <= number.high
+
+
+def test_rows_of_one_class_alone_scatter_as_the_model_claims():
+    """Of thirty rows of which one in fifty is expected to be the other class, most samples have none."""
+    rng = np.random.default_rng(0)
+    held, gained, plain, alone = 0, 0, 0, 0
+    grid = expit(rng.normal(-4, 1.5, 400_000))
+    truth = float(np.mean(entr(grid) + entr(1 - grid)))
+    share = float(grid.mean())
+    entropy = float(entr(share) + entr(1 - share))
+    for _ in range(400):
+        p = expit(rng.normal(-4, 1.5, 30))
+        y = (rng.random(30) < p).astype(int)
+        if y.any():
+            continue
+        rows = Predictions.from_arrays(p, y)
+        of = Tally.like(rows).add(rows).evidence()
+        found = means.likelihood(of, of)
+        alone += 1
+        held += found["cross_entropy"].low <= truth <= found["cross_entropy"].high
+        gained += found["information_gained"].low <= (entropy - truth) / math.log(2) <= found["information_gained"].high
+        low, high = of.spread(1.0, np.zeros(2), of.cross_entropy).interval(of.cross_entropy)
+        plain += low <= truth <= high
+        assert of.claimed().second == pytest.approx(
+            np.sum(p * (-np.log(p) - _claim(p)) ** 2 + (1 - p) * (-np.log1p(-p) - _claim(p)) ** 2), rel=1e-9
+        )
+    assert alone > 80
+    assert held >= 0.95 * alone
+    assert gained >= 0.95 * alone
+    assert plain < 0.5 * alone  # it can fail: what the rows say of themselves misses
+    both = Predictions.from_arrays([0.1, 0.2, 0.3], [0, 0, 1])
+    assert Tally.like(both).add(both).evidence().claimed() is None
+
+
+def _claim(p):
+    """The mean cost that a model claims to have."""
+    return np.mean(entr(p) + entr(1 - p))

@@ -14,6 +14,10 @@ entropy, H = −Σ_c f_c log f_c, which is the mean of the rows' costs under f. 
 cross-entropy, is a mean of differences row by row, and its interval comes from those differences: the hard
 rows, hard for both, cancel. The derivative of H by f, through which sampling moves H, gives exactly the same
 rows (delta method).
+
+**A class that never came.** Rows of one label cannot tell what the other would have cost. The model can: it has
+claimed how often it comes, and what it costs then is known. So where one of two classes came alone, terms scatter as
+the model claims they do, if that is more (``Evidence.claimed``).
 """
 
 from __future__ import annotations
@@ -152,6 +156,22 @@ class Evidence:
             return None
         return Spread(scatter * float(self.squares_of_weight()[1] / squares.sum()), 0.0, self.weight, freedom)
 
+    def claimed(self) -> Spread | None:
+        """How much costs of two classes would scatter if labels came as the model claims; None unless one class alone
+        came, and for rows in groups, of which nothing says how they go together.
+
+        Over the rows of weight w with claims p: Σ w² Σ_y p_y (c_y − C)² and Σ w³ Σ_y p_y (c_y − C)³, C the mean claim.
+        """
+        if self.cells is None or self.groups is not None or self.sums.layout.soft or np.all(self.frequencies > 0):
+            return None
+        zero, one = costs_of_cells(self.cells)
+        weight, two = self.cells.weight, self.cells.squares[0]
+        p = np.clip(self.cells.prediction / weight, 0.0, 1.0)
+        mean = float(np.sum(weight * (p * one + (1 - p) * zero))) / self.weight
+        second = two * (p * (one - mean) ** 2 + (1 - p) * (zero - mean) ** 2)
+        third = two * two / weight * (p * (one - mean) ** 3 + (1 - p) * (zero - mean) ** 3)
+        return Spread(float(second.sum()), float(third.sum()), self.weight, self.effective - 1)
+
     def _spread_of(self, groups: Groups, alpha: float, v: _Float, mean: float) -> Spread | None:
         cost = groups.column("cost" if self.floor is None else "floored")
         return of_groups(alpha * cost + groups.labels() @ v, groups, mean)
@@ -198,7 +218,11 @@ def _number(value: float, unit: str, spread: Spread | None, n: int, least: float
 def cross_entropy(of: Evidence) -> Number:
     """The mean of the costs, nats, with Hall's interval."""
     value = of.cross_entropy
-    spread = of.spread(1.0, np.zeros(of.sums.layout.classes), value) if math.isfinite(value) else None
+    if not math.isfinite(value):
+        return _number(value, "nats", None, of.n)
+    spread, claimed = of.spread(1.0, np.zeros(of.sums.layout.classes), value), of.claimed()
+    if claimed is not None and claimed.second > (0.0 if spread is None else spread.second):
+        spread = claimed
     return _number(value, "nats", spread, of.n, least=0.0)
 
 
@@ -258,6 +282,10 @@ def likelihood(of: Evidence, floored: Evidence) -> dict[str, Number]:
     own, finite = of.cost_under_frequencies(), math.isfinite(loss.value)
     gain = entropy.value - loss.value
     found["information_gained"] = _number(gain, "nats", of.spread(-1.0, own, gain) if finite else None, n).to("bits")
+    if None not in (loss.low, loss.high, entropy.high) and of.claimed() is not None:
+        # The two do not go together where one of the classes never came: every difference of what both may be.
+        apart = Number(gain, "nats", -(loss.high or 0.0), (entropy.high or 0.0) - (loss.low or 0.0), n)
+        found["information_gained"] = apart.to("bits")
     if entropy.value > 0:
         value, h = 1 - loss.value / entropy.value, entropy.value
         terms = own * (loss.value / h**2) if finite else own

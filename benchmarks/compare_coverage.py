@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, log_expit, stdtrit
 
 from crossent.measure.comparison.contrast import Ground, parts
-from crossent.measure.comparison.rival import rival
-from crossent.measure.intervals.cluster import cluster_mean
+from crossent.measure.comparison.rival import Rival, rival
 from crossent.measure.predictions.predictions import Predictions
 
 Array = NDArray[np.float64]
@@ -93,7 +92,9 @@ def coverage_of_differences(repetitions: int) -> None:
                 a, b, y, cluster = draw(rng, shape, count, together, pair)
                 ca, cb = costs(a, y), costs(b, y)
                 groups = None if shape == "1" else cluster
-                low, high = cluster_mean(cb - ca, clusters=groups).interval()
+                one, two = (Rival(n, c, c, None, 0.0, "", y == 1) for n, c in (("A", ca), ("B", cb)))
+                ground = Ground(np.arange(y.size), [], None, groups, None, {})
+                low, high = parts(ground, one, two)["cross_entropy"].interval()
                 held["crossent"] += low is not None and high is not None and low <= truth <= high
                 for road, (mean, half) in others(ca, cb, groups).items():
                     held[road] += abs(mean - truth) <= half

@@ -9,14 +9,16 @@ add up to D. Shares are of Σ w_i |d_i|, all that the two differ by in either di
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from crossent.measure.comparison.claimed import claimed_error
 from crossent.measure.comparison.rival import Rival
 from crossent.measure.intervals.cluster import ROUNDING, ClusterMean, cluster_mean
+from crossent.measure.intervals.interval import FEW
 from crossent.record import Curve
 
 MOST_ROWS = 20
@@ -68,7 +70,7 @@ def parts(ground: Ground, baseline: Rival, model: Rival) -> dict[str, ClusterMea
     """
     scale = float(max(np.max(baseline.floored), np.max(model.floored)))
     own = model.floored - baseline.floored
-    whole = {"cross_entropy": ground.mean(own, scale)}
+    whole = {"cross_entropy": _of_few_labels(ground, baseline, model, ground.mean(own, scale))}
     if model.calibrated is None or baseline.calibrated is None:
         return whole
     doubt, calibrated = float(np.hypot(baseline.doubt, model.doubt)), model.calibrated - baseline.calibrated
@@ -76,6 +78,14 @@ def parts(ground: Ground, baseline: Rival, model: Rival) -> dict[str, ClusterMea
         "discrimination": ground.mean(-calibrated, scale, doubt),
         "miscalibration": ground.mean(own - calibrated, scale, doubt),
     }
+
+
+def _of_few_labels(ground: Ground, baseline: Rival, model: Rival, mean: ClusterMean) -> ClusterMean:
+    """The same mean, with the error that the models claim where few clusters hold few labels (``claimed``)."""
+    if ground.clusters is None or baseline.came is None or mean.error is None or mean.freedom >= FEW:
+        return mean
+    error = claimed_error(baseline.floored, model.floored, baseline.came, ground.share(), ground.clusters)
+    return mean if error is None else replace(mean, error=max(mean.error, error))
 
 
 def per_byte(ground: Ground, baseline: Rival, model: Rival) -> ClusterMean | None:

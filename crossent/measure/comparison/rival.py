@@ -46,7 +46,8 @@ class Rival:
     ``floored`` are the costs with every probability raised to the floor, and the same array as ``costs`` where no model
     has an impossible row; ``calibrated`` are those under the calibrated model, whose mean is C*. ``doubt`` is the
     standard deviation that the fit adds to that mean; ``calibrated_with`` says what was fitted. Documents have no
-    classes to calibrate: there ``calibrated`` is None.
+    classes to calibrate: there ``calibrated`` is None. ``came`` (n,), of two classes, is whether the label was the
+    second.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Rival:
     calibrated: NDArray[np.float64] | None
     doubt: float
     calibrated_with: str
+    came: NDArray[np.bool_] | None = None
 
 
 def row_costs(predictions: Predictions) -> NDArray[np.float64]:
@@ -88,7 +90,8 @@ def rival(name: str, predictions: Predictions, floor: float | None) -> Rival:
         logs = predictions.log_probabilities
         logs = _log(predictions.probabilities) if logs is None else logs
         floored = Rows(logs, _labels(predictions)).costs(np.maximum(logs, math.log(floor)))
-    return Rival(name, costs, floored, *_isotonic(predictions))
+    came = predictions.labels == 1 if predictions.labels.dtype.kind != "f" else None
+    return Rival(name, costs, floored, *_isotonic(predictions), came)
 
 
 def _isotonic(predictions: Predictions) -> tuple[_Float, float, str]:

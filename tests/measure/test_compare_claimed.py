@@ -1,0 +1,84 @@
+"""What models claim of a difference that rests on few labels."""
+
+import numpy as np
+import pytest
+from scipy.special import expit, log_expit
+
+from crossent.measure import compare
+from crossent.measure.comparison.claimed import claimed_error
+from crossent.measure.comparison.contrast import Ground, parts
+from crossent.measure.comparison.rival import Rival
+from crossent.measure.intervals.cluster import cluster_mean
+
+
+def drawn(rng, clusters: int, size: int = 10):
+    """Log-odds, labels of which all in a cluster share one draw, and clusters."""
+    cluster = np.repeat(np.arange(clusters), size)
+    z = 4 * (np.sqrt(0.9) * rng.normal(size=clusters)[cluster] + np.sqrt(0.1) * rng.normal(size=cluster.size))
+    return z, rng.random(clusters)[cluster] < expit(z), cluster
+
+
+def cost(z, came):
+    return -log_expit(np.where(came, z, -z))
+
+
+def test_the_error_is_that_of_labels_drawn_as_the_models_claim():
+    rng = np.random.default_rng(0)
+    z, came, cluster = drawn(rng, 6)
+    other = 0.5 * z
+    p = (expit(z) + expit(other)) / 2
+    draws = []
+    for _ in range(20_000):
+        y = rng.random(6)[cluster] < p
+        draws.append(np.mean(cost(other, y) - cost(z, y)))
+    share = np.full(z.size, 1 / z.size)
+    said = claimed_error(cost(z, came), cost(other, came), came, share, cluster)
+    pulls = np.bincount(cluster, (came - p) / np.sqrt(p * (1 - p)))
+    assert np.mean(pulls**2) > 3  # the labels of a cluster are seen to go together, not altogether
+    # What draws scatter about each cluster's own mean is a part of it: clusters themselves are drawn, too.
+    by_cluster = np.bincount(
+        cluster, p * (log_expit(z) - log_expit(other)) + (1 - p) * (log_expit(-z) - log_expit(-other))
+    )
+    between = np.sum(((by_cluster - by_cluster.mean()) / z.size) ** 2)
+    assert said <= np.sqrt(np.var(draws) + between) * 1.02
+    assert said >= np.sqrt(between)
+    assert claimed_error(cost(z, came), cost(other, came), came, share, np.arange(z.size)) is None  # 60 labels
+
+
+def test_differences_of_ten_labels_hold_the_truth_oftener():
+    rng = np.random.default_rng(1)
+    z, came, _ = drawn(rng, 20_000)
+    truth = np.mean(cost(2 * z, came) - cost(z, came))
+    held = {"claimed": 0, "rows alone": 0}
+    for _ in range(200):
+        z, came, cluster = drawn(rng, 10)
+        a, b = cost(z, came), cost(2 * z, came)
+        one, two = (Rival(name, c, c, None, 0.0, "", came) for name, c in (("A", a), ("B", b)))
+        ground = Ground(np.arange(z.size), [], None, cluster, None, {})
+        for name, mean in (
+            ("claimed", parts(ground, one, two)["cross_entropy"]),
+            ("rows alone", cluster_mean(b - a, clusters=cluster)),
+        ):
+            low, high = mean.interval()
+            held[name] += low <= truth <= high
+    assert held["claimed"] >= 0.91 * 200  # 95 % but for twice its standard error
+    assert held["rows alone"] < 0.85 * 200  # it can fail
+
+
+def test_many_labels_are_judged_by_themselves_and_weights_count():
+    rng = np.random.default_rng(2)
+    z, came, cluster = drawn(rng, 40)
+    record = compare({"A": expit(z), "B": expit(2 * z)}, labels=came.astype(int), group=cluster)
+    own = cluster_mean(cost(2 * z, came) - cost(z, came), clusters=cluster)
+    assert record["difference"].low == pytest.approx(own.interval()[0], rel=1e-9)
+    z, came, cluster = drawn(rng, 8)
+    twice = np.concatenate([np.arange(z.size), np.arange(z.size)])
+    share = np.full(z.size, 1 / z.size)
+    once = claimed_error(cost(z, came), cost(2 * z, came), came, share, cluster)
+    weights = np.where(cluster < 4, 2.0, 1.0)
+    heavier = claimed_error(cost(z, came), cost(2 * z, came), came, weights / weights.sum(), cluster)
+    assert heavier != pytest.approx(once, rel=1e-3)
+    doubled = claimed_error(
+        cost(z, came)[twice], cost(2 * z, came)[twice], came[twice], np.full(2 * z.size, 0.5 / z.size), cluster[twice]
+    )
+    assert doubled == pytest.approx(once, rel=0.1)  # the same labels twice are no more labels

@@ -114,18 +114,32 @@ def _sheet(sheet: table.Sheet | None, screen: Console) -> RenderableType | None:
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     names = [column for column in shown if not column.numeric]
     # Names share what the numbers leave, so that no name pushes a number off the screen.
-    taken = sum(max(map(len, [column.title, *column.cells])) for column in shown if column.numeric)
-    room = (screen.width - taken - 2 * len(shown)) // max(len(names), 1)
-    room = max(min(room, 48), 8)
+    taken = sum(max(map(len, [*_lines_of(column), *column.cells])) for column in shown if column.numeric)
+    rooms = _rooms(names, screen.width - taken - 2 * len(shown))
     for column in shown:
         title = Text(_speakable(column.title, screen))
         grid.add_column(title, justify="right" if column.numeric else "left", no_wrap=not _spaced(column))
-    cells = [[clip(cell, room) if column in names else cell for cell in column.cells] for column in shown]
+    cells = [[cell if column.numeric else clip(cell, rooms[column.title]) for cell in column.cells] for column in shown]
     for row in zip(*cells, strict=True):
         grid.add_row(*(Text(_speakable(cell, screen)) for cell in row))
     if not sheet.left_out:
         return grid
     return Group(grid, Text(_speakable(sheet.left_out, screen), style="dim"))
+
+
+def _rooms(names: list[table.Column], left: int) -> dict[str, int]:
+    """How wide each column of names may be, by its title: those that need little leave the rest to the others."""
+    rooms = {}
+    needs = sorted((max(map(len, column.cells), default=0), column.title) for column in names)
+    for place, (need, title) in enumerate(needs):
+        rooms[title] = max(min(need, left // (len(needs) - place), 48), 8)
+        left -= rooms[title]
+    return rooms
+
+
+def _lines_of(column: table.Column) -> list[str]:
+    """A title as narrow as it may be written."""
+    return column.title.split() if _spaced(column) else [column.title]
 
 
 def _spaced(column: table.Column) -> bool:

@@ -5,6 +5,7 @@
     python benchmarks/interval_coverage.py grouped [repetitions]    the same, rows in groups of ten
     python benchmarks/interval_coverage.py classes [repetitions]    the decomposition of three classes
     python benchmarks/interval_coverage.py by_class [repetitions]   that of each class against the rest, and its figures
+    python benchmarks/interval_coverage.py slices [repetitions]     the decomposition of a slice of two classes
 
 Each model draws its log-odds, then labels from the true probabilities, and claims the log-odds times a sharpness: 1 is
 calibrated, above it too sure of itself; "wavy" claims log-odds that no beta curve mends. The truth is an integral over
@@ -27,6 +28,7 @@ from crossent.measure.tally.tally import Tally
 from crossent.measure.values import means
 from crossent.measure.values.by_class import per_class
 from crossent.measure.values.decomposition import joint_parts
+from crossent.measure.values.slices import slices
 
 MODELS = {  # name: (mean and standard deviation of the true log-odds, sharpness of the claimed ones)
     "calibrated, uncertain": (0.0, 1.0, 1.0),
@@ -93,10 +95,10 @@ def of_means(repetitions: int) -> None:
             print(f"| {name} | {n} | " + " | ".join(shown(found) for found in sides.values()) + " |", flush=True)
 
 
-def _binary(rng: np.random.Generator, true: np.ndarray, stated: np.ndarray, groups=None) -> Tally:
+def _binary(rng: np.random.Generator, true: np.ndarray, stated: np.ndarray, groups=None, cut=None) -> Tally:
     y = (rng.random(true.size) < expit(true)).astype(np.int64)
     p = np.stack([expit(-stated), expit(stated)], axis=1)
-    rows = Predictions(p, y, ["0", "1"], np.arange(true.size), "binary", groups=groups)
+    rows = Predictions(p, y, ["0", "1"], np.arange(true.size), "binary", groups=groups, slices=cut or {})
     return Tally.like(rows).add(rows)
 
 
@@ -127,13 +129,37 @@ def of_parts(repetitions: int, group: int = 1, sizes: tuple[int, ...] = (100, 10
             print(f"| {name} | {n} | {counted} | {off:+.4f} | {100 * alarms / repetitions:.1f} |", flush=True)
 
 
-def _grouped(rng: np.random.Generator, true: np.ndarray, stated: np.ndarray, group: int) -> Tally:
+def of_slices(repetitions: int) -> None:
+    """A slice of two classes, by its own coarse cells; by itself and in groups of ten rows as in ``of_parts``."""
+    print("| model | rows | groups of | discrimination | miscalibration | mean − truth |")
+    print("|---|---|---|---|---|---|")
+    for name in ("calibrated, uncertain", "over-confident, twice", "wavy"):
+        mean, deviation, sharpness = MODELS[name]
+        loss, entropy, best = truth(mean, deviation, sharpness)
+        wanted = {"discrimination": entropy - best, "miscalibration": loss - best}
+        for n, group in ((1000, 1), (1000, 10), (3000, 10)):
+            rng = np.random.default_rng(0)
+            sides: dict[str, list[int]] = {key: [] for key in wanted}
+            values = []
+            for _ in range(repetitions):
+                z = np.repeat(rng.normal(mean, deviation, n // group), group)
+                draw = _grouped if group > 1 else lambda rng, true, stated, _, cut: _binary(rng, true, stated, cut=cut)
+                tally = draw(rng, z, claimed(z, sharpness), group, {"all": np.full(n, "rows", object)})
+                table = slices(tally.slices, None, "binary", group > 1)
+                for key, value in wanted.items():
+                    sides[key].append(side((table[f"{key}_low"][0], table[f"{key}_high"][0]), value))
+                values.append(table["miscalibration"][0])
+            off = np.mean(values) - wanted["miscalibration"]
+            print(f"| {name} | {n} | {group} | {' | '.join(map(shown, sides.values()))} | {off:+.4f} |", flush=True)
+
+
+def _grouped(rng: np.random.Generator, true: np.ndarray, stated: np.ndarray, group: int, cut=None) -> Tally:
     common = np.repeat(rng.random(true.size // group), group)
     draw = np.where(rng.random(true.size) < 0.7, common, rng.random(true.size))
     y = (draw < expit(true)).astype(np.int64)
     p = np.stack([expit(-stated), expit(stated)], axis=1)
     of = np.arange(true.size) // group
-    rows = Predictions(p, y, ["0", "1"], np.arange(true.size), "binary", groups=of)
+    rows = Predictions(p, y, ["0", "1"], np.arange(true.size), "binary", groups=of, slices=cut or {})
     return Tally.like(rows).add(rows)
 
 
@@ -227,6 +253,7 @@ def main(what: str = "means", repetitions: str = "1000") -> None:
         "grouped": lambda count: of_parts(count, group=10, sizes=(1000, 3000)),
         "classes": of_classes,
         "by_class": of_each_class,
+        "slices": of_slices,
     }
     print(f"{repetitions} repetitions; % of intervals that hold the truth (below it · above it)\n")
     kinds[what](int(repetitions))

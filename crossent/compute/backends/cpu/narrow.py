@@ -18,6 +18,10 @@ from crossent.compute.backends.cpu.tree import TILE
 NARROW = 64  # columns; more are a wide row
 
 
+# Indices that are not those of a loop are unsigned: of a signed one a kernel asks each time whether it counts from the
+# end, and that costs as much as the number it fetches.
+
+
 @kernel
 def tile_of(x: Strided, r: int, stop: int) -> int:
     """How many rows from r on make a tile: they share their place in n, or have inner of 1."""
@@ -45,8 +49,9 @@ def turn_in(x: Strided, r: int, rows: int, tile: NDArray) -> None:
             for t in range(rows):
                 column[t] = widened(side_by_side[t])
         else:
-            for t in range(rows):
-                column[t] = widened(x.data[at + t * step])
+            first, apart = np.uint64(at), np.uint64(step)
+            for t in range(np.uint64(rows)):
+                column[t] = widened(x.data[first + t * apart])
 
 
 @kernel
@@ -54,6 +59,7 @@ def turn_out(tile: NDArray, rows: int, x: Strided, r: int) -> None:
     """The tile's rows to where they belong in x."""
     base, step = _first_of(x, r)
     like = x.data[0]
+    ready = np.empty(TILE, x.data.dtype)
     for j in range(x.v):
         at = base + j * x.sv
         column = tile[j]
@@ -63,7 +69,10 @@ def turn_out(tile: NDArray, rows: int, x: Strided, r: int) -> None:
                 side_by_side[t] = stored(column[t], like)
         else:
             for t in range(rows):
-                x.data[at + t * step] = stored(column[t], like)
+                ready[t] = stored(column[t], like)
+            first, apart = np.uint64(at), np.uint64(step)
+            for t in range(np.uint64(rows)):
+                x.data[first + t * apart] = ready[t]
 
 
 @kernel
@@ -115,10 +124,32 @@ def peak_and_rest(peak: NDArray, sums: NDArray, ties: NDArray, high: NDArray, re
 
 
 @kernel
+def copied(sums: NDArray, rows: int, fields: NDArray, r: int) -> None:
+    """What was summed up of the tile's rows into their fields."""
+    for k in range(sums.shape[0]):
+        for t in range(rows):
+            fields[k, r + t] = sums[k, t]
+
+
+@kernel
 def gaps(tile: NDArray, peak: NDArray, index: NDArray, gap: NDArray) -> None:
     """How far below the peak the labels are."""
     for t in range(index.size):
-        gap[t] = np.float64(peak[t]) - np.float64(tile[index[t], t])
+        gap[t] = np.float64(peak[t]) - np.float64(tile[np.uint64(index[t]), t])
+
+
+@kernel
+def entries_in(tile: NDArray, index: NDArray, entries: NDArray) -> None:
+    """What stands in one column of each row."""
+    for t in range(index.size):
+        entries[t] = tile[np.uint64(index[t]), t]
+
+
+@kernel
+def entries_out(entries: NDArray, index: NDArray, tile: NDArray) -> None:
+    """Back to its column."""
+    for t in range(index.size):
+        tile[np.uint64(index[t]), t] = entries[t]
 
 
 @kernel
@@ -203,10 +234,10 @@ def part(
             sums_of_tile(tile, peak, shares, weight, sums)
             classes_of_tile(shares, there, alone)
             gaps_of_tile(tile, peak, sums, there, alone, gap[r : r + rows], rows)
-            fields[2:4, r : r + rows] = sums[1:, :rows]
+            copied(sums[1:], rows, fields[2:4], r)
         if uniform >= 0:
             uniform_of(tile, peak, weight, sums)
-            fields[uniform : uniform + 3, r : r + rows] = sums[:, :rows]
+            copied(sums, rows, fields[uniform : uniform + 3], r)
         if dot >= 0:
             _dots(tile, peak, power_sum)
             for t in range(rows):
@@ -281,7 +312,7 @@ def _targets(
 ) -> None:  # fmt: skip
     """The k-th target columns of the rows: their logits, the cotangents that meet there, their class weights."""
     for t in range(rows):
-        column = index[r + t, k] if index.shape[1] else k
+        column = np.uint64(index[r + t, k] if index.shape[1] else k)
         hit[t] = tile[column, t]
         if weight.size:
             u[t] = weight[column]

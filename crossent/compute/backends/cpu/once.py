@@ -99,26 +99,27 @@ def of_narrow(
             sums_of_tile(tile, peak, shares, nothing, masses)
             classes_of_tile(shares, there, column_of)
             gaps_of_tile(tile, peak, masses, there, column_of, gap[r : r + rows], rows)
-            fields[2:4, r : r + rows] = masses[1:, :rows]
+            narrow.copied(masses[1:], rows, fields[2:4], r)
         else:
             narrow.gaps(tile, peak, index[r : r + rows, 0], gap[r : r + rows, 0])
         if uniform >= 0:
             narrow.uniform_of(tile, peak, nothing, evens)
-            fields[uniform : uniform + 3, r : r + rows] = evens[:, :rows]
+            narrow.copied(evens, rows, fields[uniform : uniform + 3], r)
         _collect(fields, r, rows, q.v > 0, uniform, a, c, known)
         if q.v:
             held = fields[3, r : r + rows]
             exact_of_tile(tile, peak, shares, nothing, known[3], held, there, column_of, alpha, hit, ones, each)
             narrow.exact(hit, peak, alpha, ones, known, exact)
         else:
-            for t in range(rows):
-                hit[t] = tile[index[r + t, 0], t]
+            narrow.entries_in(tile, index[r : r + rows, 0], hit)
             narrow.exact(hit, peak, known[3], ones, known, exact)
         _scaled(kept, tile, known, uniform)
         if q.v:
             less_shares(kept, shares, nothing, each)
-        for t in range(rows):
-            kept[int(column_of[t]) if q.v else index[r + t, 0], t] = exact[t]
+        if q.v:
+            narrow.entries_out(exact, column_of[:rows], kept)
+        else:
+            narrow.entries_out(exact, index[r : r + rows, 0], kept)
         narrow.silence(live, r, rows, kept)
         narrow.turn_out(kept, rows, out, r)
         r += rows

@@ -53,6 +53,11 @@ def classes_of_tile(q: NDArray, there: NDArray, alone: NDArray) -> None:
         share = q[j]
         for t in range(TILE):
             there[t] += one if share[t] != zero else zero
+        several = np.int32(0)
+        for t in range(TILE):
+            several += np.int32(there[t] > one)
+        if several == TILE:  # whichever is the last of them, it is not alone
+            return
     for j in range(q.shape[0]):
         share, here = q[j], as_worked(j, zero)
         for t in range(TILE):
@@ -89,11 +94,12 @@ def exact_of_tile(
     for t in range(TILE):
         column_of[t] = column_of[t] if there[t] == 1 else first[t]
     for t in range(TILE):
-        at = int(column_of[t])
-        hit[t] = tile[at, t]
-        alpha[t] = q[at, t]
-        if weight.size:
-            u[t] = weight[at]
+        hit[t] = tile[np.uint64(column_of[t]), t]
+    for t in range(TILE):
+        alpha[t] = q[np.uint64(column_of[t]), t]
+    if weight.size:
+        for t in range(TILE):
+            u[t] = weight[np.uint64(column_of[t])]
     for t in range(held.size):
         share = alpha[t] * u[t] / held[t] if held[t] != 0.0 else 0.0
         alpha[t] = a[t] * (1.0 if there[t] == 1 else share)
@@ -124,8 +130,14 @@ def less_shares(tile: NDArray, q: NDArray, weight: NDArray, each: NDArray) -> No
 def only_one(q: NDArray) -> int:
     """The column of a soft target that has all the weight; -1 if there are several or none."""
     there = np.int32(0)
-    for j in range(q.size):
-        there += np.int32(q[j] != 0)
+    blocks, tail = in_blocks(q, LANES)
+    for b in range(blocks.shape[0]):
+        for j in range(LANES):
+            there += np.int32(blocks[b, j] != 0)
+        if there > 1:  # as a rule at once
+            return -1
+    for j in range(tail.size):
+        there += np.int32(tail[j] != 0)
     if there == 1:
         for j in range(q.size):
             if q[j] != 0:

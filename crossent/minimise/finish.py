@@ -27,10 +27,10 @@ from crossent.minimise.training.state import History
 from crossent.record import Curve, Number, Record, Table
 
 MOST_SAID = 10_000_000
-"""Probabilities of rows held out, beyond which no calibrator is looked for: it takes hundreds of passes over them."""
-TOO_LARGE = (
-    "No calibrator was looked for: the rows held out have more than ten million probabilities. The temperature of each "
-    "network is fitted all the same."
+"""Probabilities of rows held out by which a calibrator is chosen: it takes hundreds of passes over them."""
+FEWER = (
+    "The calibrator was chosen by {rows:,} of the {held_out:,} rows held out, evenly spaced: all of them together have "
+    "more than {most:,} probabilities."
 )
 COVERAGE = 0.9
 """Of the intervals that the test rows are counted in."""
@@ -55,14 +55,14 @@ def finish(
     """
     task = learned.objective.task
     calibrator = Calibrator()
-    large = held_out.log_p.size > MOST_SAID
-    if large and recipe.calibration == "guarded":
-        facts = {**facts, "notes": [*facts["notes"], TOO_LARGE]}
-        said(TOO_LARGE)
-    elif recipe.calibration == "guarded":
-        calibrator = choose_calibrator(
-            held_out.log_p, held_out.encoded, weights=held_out.weight, seed=seed, classes=task.classes
-        )
+    if recipe.calibration == "guarded":
+        one_in = -(-held_out.log_p.size // MOST_SAID)
+        some = held_out.take(np.arange(len(held_out)) % one_in == 0) if one_in > 1 else held_out
+        calibrator = choose_calibrator(some.log_p, some.encoded, weights=some.weight, seed=seed, classes=task.classes)
+        if one_in > 1:
+            sentence = FEWER.format(rows=len(some), held_out=len(held_out), most=MOST_SAID)
+            facts = {**facts, "notes": [*facts["notes"], sentence]}
+            said(sentence)
         for sentence in [calibrator.choice.sentence, *calibrator.choice.absent] if calibrator.choice else []:
             said(sentence)
     parts = (held_out, test)

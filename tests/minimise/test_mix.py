@@ -30,11 +30,11 @@ def test_half_of_the_members_go_without_ramps(monkeypatch):
     monkeypatch.setattr(mix, "LEAST_SHARE", -1.0)  # nothing is left out: who counts little depends on the rows
     with_ramps, without = 4 + 1 + 4 * 4, 4 + 1  # four numbers, one of which is missing here and there
     problem = rows()
-    assert widths(problem, TWO) == [(with_ramps, 2), (without, 2), (without, 4)]  # the last is linear
-    assert widths(problem, replace(TWO, members=3)) == [(with_ramps, 4), (without, 2), (without, 6)]
-    assert widths(problem, replace(TWO, plain=False)) == [(with_ramps, 4), (without, 4)]
+    assert widths(problem, TWO) == [(with_ramps, 2), (without, 2), (without, 2)]  # the last is linear
+    assert widths(problem, replace(TWO, members=3)) == [(with_ramps, 4), (without, 2), (without, 2)]
+    assert widths(problem, replace(TWO, plain=False)) == [(with_ramps, 4), (without, 2)]
     assert widths(problem, replace(TWO, members=1)) == [(with_ramps, 2), (without, 2)]
-    assert widths(problem, replace(TWO, bins=0)) == [(without, 4), (without, 4)]
+    assert widths(problem, replace(TWO, bins=0)) == [(without, 4), (without, 2)]
     assert widths(problem, replace(TWO, beside=False)) == [(with_ramps, 2), (without, 2)]
     assert widths(problem, replace(TWO, model="linear")) == [(without, 4)]
 

@@ -10,7 +10,7 @@ from crossent.minimise import Problem, Recipe, fit, learn
 from crossent.minimise.data.dataset import from_arrays
 from crossent.minimise.data.parts import Part, rare
 from crossent.minimise.data.task import Task
-from crossent.minimise.finish import TOO_LARGE
+from crossent.minimise.finish import FEWER
 from crossent.minimise.networks.tabular import Tabular
 from crossent.minimise.recipe import MANY_COLUMNS, MOST_SAID, MOST_WEIGHTS
 from crossent.minimise.training import judge
@@ -92,20 +92,22 @@ def test_one_part_held_out_is_said_as_it_was_and_mixed_by_its_labels(arrays):
     torch.testing.assert_close(labels.held_out[known], shares.held_out[known], atol=1e-3, rtol=0)
 
 
-def test_many_classes_are_fitted_without_baselines_or_a_calibrator(monkeypatch):
+def test_of_many_classes_some_rows_choose_the_calibrator_and_there_are_no_baselines(monkeypatch):
     draw = np.random.default_rng(0)
     y = np.concatenate([np.arange(40), draw.integers(0, 30, 200)])  # ten classes have one row
     x = draw.normal(size=(40, 4))[y] + 0.3 * draw.normal(size=(240, 4))
     monkeypatch.setattr("crossent.minimise.left.MOST_CLASSES", 20)
     found = {}
-    for most in (192 * 40 - 1, 192 * 40):
+    for most in (192 * 40, 192 * 40 - 1, 64 * 40):
         monkeypatch.setattr("crossent.minimise.finish.MOST_SAID", most)
         said: list[str] = []
         run = fit(x, [f"k{label}" for label in y], recipe=replace(FEW, epochs=2), said=said.append)
-        found[most] = (TOO_LARGE in said, TOO_LARGE in run.record.facts["notes"], "calibrators" in run.record.tables)
+        sentences = [FEWER.format(rows=rows, held_out=192, most=most) for rows in (192, 96, 64)]
+        found[most] = [sentence in said and sentence in run.record.facts["notes"] for sentence in sentences]
+        assert "calibrators" in run.record.tables
         assert not [part for part in run.record.tables["left"]["part"] if part.startswith("against")]
         assert run.predict_proba(x[:3]).shape == (3, 40)
-    assert list(found.values()) == [(True, True, False), (False, False, True)]
+    assert list(found.values()) == [[False, False, False], [False, True, False], [False, False, True]]
 
 
 def test_rows_are_judged_piece_by_piece(monkeypatch, arrays):

@@ -375,7 +375,7 @@ def test_the_rest_of_a_sure_teacher_keeps_its_digits() -> None:
     assert got.item() != pytest.approx(divergence(mp.mpf(1 - torch.exp(log_p).item())), rel=1e-6, abs=0)
 
 
-@pytest.mark.parametrize("v", [6, 100])
+@pytest.mark.parametrize("v", [6, 100, 300])  # side by side, along, and in whole blocks
 def test_a_one_hot_row_is_its_label_to_the_last_bit_of_float64(v: int) -> None:
     g = torch.Generator().manual_seed(0)
     z, y = torch.randn(200, v, generator=g, dtype=torch.float64), torch.randint(v, (200,), generator=g)

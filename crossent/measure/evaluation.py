@@ -193,7 +193,8 @@ def record_of(
         facts["classes"] = list(tally.classes)
     facts["rows"] = tally.rows
     if tally.groups is not None:
-        facts["groups"] = len(tally.groups) if not tally.groups.folded else None
+        count, counted = tally.groups.how_many()
+        facts["groups" if counted else "groups_estimated"] = count
     facts |= {name: value for name, value in (("source", source), ("split", split)) if value is not None}
     facts |= {"floor": tally.floor, "calibrated_with": calibrated_with, "notes": [*notes, *_notes(tally, numbers)]}
     return Record(

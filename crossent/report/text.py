@@ -184,8 +184,8 @@ def is_impossible(record: Record) -> bool:
 
 
 def measured_rows(record: Record) -> str:
-    """Name the rows that were measured: "360 test rows", "1 row", "90 rows in 6 groups", or "the rows" when nobody
-    counted them.
+    """Name the rows that were measured: "360 test rows", "1 row", "90 rows in 6 groups", "90,000 rows in about 9,120
+    groups", or "the rows" when nobody counted them.
     """
     loss = record.numbers.get("cross_entropy")
     count = loss.n if loss is not None and loss.n is not None else record.facts.get("rows")
@@ -194,7 +194,9 @@ def measured_rows(record: Record) -> str:
     if not isinstance(count, int):
         return f"the {kind}rows"
     groups = record.facts.get("groups")
-    together = f" in {groups:,} {'group' if groups == 1 else 'groups'}" if isinstance(groups, int) else ""
+    about = record.facts.get("groups_estimated")
+    together = f" in about {about:,} groups" if isinstance(about, int) else ""
+    together = f" in {groups:,} {'group' if groups == 1 else 'groups'}" if isinstance(groups, int) else together
     return f"{count:,} {kind}{'row' if count == 1 else 'rows'}{together}"
 
 

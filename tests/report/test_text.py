@@ -128,6 +128,8 @@ def test_rows_in_groups_are_said_to_be(case):
     grouped = dataclasses.replace(record, facts=record.facts | {"groups": 30})
     assert headline(grouped) == headline(record).replace("12,000 rows", "12,000 rows in 30 groups")
     assert "in 1 group the" in headline(dataclasses.replace(record, facts=record.facts | {"groups": 1}))
+    many = dataclasses.replace(record, facts=record.facts | {"groups_estimated": 9120})
+    assert headline(many) == headline(record).replace("12,000 rows", "12,000 rows in about 9,120 groups")
 
 
 def test_an_interval_without_width_is_not_written():

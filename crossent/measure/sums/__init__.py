@@ -7,4 +7,5 @@ cells · distinct     histograms of predictions; as finely told apart as there i
 histograms           the same for many slices or folds at once, coarser
 hashing · sample     the same number on every machine; a sample of rows drawn by it
 groups · folds       the same by groups of rows, for honest intervals
+counted              how many groups there were
 """

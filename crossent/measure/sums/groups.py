@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from crossent.measure.predictions.predictions import Predictions
 from crossent.measure.sums.cells import COARSE, Cells
 from crossent.measure.sums.compensated import Compensated, summed
+from crossent.measure.sums.counted import how_many, smallest
 from crossent.measure.sums.hashing import hashed
 from crossent.measure.sums.histograms import Histograms
 from crossent.measure.sums.likelihood import Rows, distributions
@@ -34,8 +35,8 @@ EXTRA = ("weight", "cost", "floored", "squared", "hit", "absolute", "bytes", "tr
 class Groups:
     """Sums by group: ``keys`` uint64 (groups,), rising; ``sums`` (groups, classes + len(EXTRA)).
 
-    ``folded`` says that the lines are buckets of groups; ``folds`` are coarse histograms, a line for each fold, for two
-    classes.
+    ``folded`` says that the lines are buckets of groups, whose smallest hashes are then ``came``; ``folds`` are coarse
+    histograms, a line for each fold, for two classes.
     """
 
     most: int
@@ -43,6 +44,7 @@ class Groups:
     sums: Compensated
     folded: bool = False
     folds: Histograms | None = None
+    came: NDArray[np.uint64] | None = None
 
     def __len__(self) -> int:
         return self.keys.size
@@ -50,6 +52,10 @@ class Groups:
     def by_fold(self) -> Cells | None:
         """Give the histograms of the folds, (folds, len(COARSE)); None where there are none."""
         return None if self.folds is None else self.folds.dense(len(COARSE))
+
+    def how_many(self) -> tuple[int, bool]:
+        """Give how many groups there were, and whether that was counted or, of more than 4,096, estimated."""
+        return how_many(self.keys if self.came is None else self.came)
 
     def column(self, name: str) -> NDArray[np.float64]:
         """One of EXTRA, by group."""
@@ -64,7 +70,8 @@ class Groups:
         keys = np.union1d(one.keys, two.keys)
         total = _spread(one, keys) + _spread(two, keys)
         folds = None if one.folds is None or two.folds is None else one.folds + two.folds
-        joined = Groups(self.most, keys, total, one.folded, folds)
+        came = None if one.came is None or two.came is None else smallest(one.came, two.came)
+        joined = Groups(self.most, keys, total, one.folded, folds, came)
         return joined.fold() if keys.size > self.most else joined
 
     def fold(self) -> Groups:
@@ -85,7 +92,7 @@ class Groups:
             part.high[place[here]] = self.sums.high[here]
             np.asarray(part.low)[place[here]] = np.broadcast_to(self.sums.low, self.sums.high.shape)[here]
             total = total + part
-        return replace(self, keys=keys, sums=total, folded=True)
+        return replace(self, keys=keys, sums=total, folded=True, came=smallest(self.keys))
 
     @classmethod
     def of(cls, batch: Predictions, rows: Rows) -> Groups:

@@ -165,11 +165,11 @@ def _chosen(z: LazyLogits, index: Tensor) -> Tensor:
     """The columns ``index`` (…, k) of every row, in the dtype of z."""
     classes = z.recipe.classes
     outside = (index < 0) | (index >= classes)
-    if visible(index) and index.device.type == "cpu" and bool(outside.any()):
+    if not visible(index) or index.device.type != "cpu":
+        torch._assert_async(~outside.any(), f"an index is no class: 0 to {classes - 1} are.")
+    elif bool(outside.any()):
         at = tuple(outside.nonzero()[0].tolist())
         raise IndexError(f"index {int(index[at])} at {at} is no class: 0 to {classes - 1} are.")
-    if index.device.type != "cpu":
-        torch._assert_async(~outside.any())
     if z.recipe.log and index.shape[-1] == 1:
         label = Target(index.reshape(-1, 1).long())
         return -z.recipe.sign * _linear(z, label, reduction="none").reshape(index.shape).to(z.dtype)

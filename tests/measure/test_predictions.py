@@ -123,7 +123,7 @@ REFUSED = [
     ((THREE, [0, 1]), {"task": "binary"}, "said to be 'binary', but there are 3 classes"),
     ((THREE, [0, 1]), {"task": "ranking"}, "task should be 'binary', 'multi-class' or 'range'"),
     (([0.5, 0.5], ["no", "yes"]), {}, "which class is the probability of.*classes="),
-    (([0.5, 0.5, 0.5], [0, 1, 2]), {}, "means two classes, and the labels have 3: 0, 1, 2"),
+    (([0.5, 0.5, 0.5], [0, 1, 2]), {}, "have 3: '0' .row 0., '1' .row 1., '2' .row 2.. Mend the rows"),
     (([0.5], ["x"]), {"classes": ["a", "b", "c"]}, "means two classes, and 3 are named"),
     (([0.5, 0.5], [0.0, 0.3]), {}, "row 1 has 0.3.*task='range'"),
     (([0.5, 0.5], [0.0, NAN]), {}, "row 1 has no label"),

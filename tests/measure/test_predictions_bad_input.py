@@ -56,7 +56,7 @@ PER_ROW = [
     ("no label", put("label", 7, None), "row r7 has no label.*Leave such rows out"),
     ("empty label", put("label", 7, ""), "row r7 has no label"),
     ("duplicate id", put("row", 7, "r3"), "come several times: r3.*Remove the copies"),
-    ("no id", put("row", 7, None), "row id is missing in 1 rows. Give every row an id"),
+    ("no id", put("row", 7, None), "row 7, counted from 0, has no row id .the only such row.. Give every row an id"),
     (
         "negative weight",
         put("w", 7, -1.0),
@@ -93,6 +93,34 @@ def test_a_row_of_a_second_file_is_named_with_its_file(tmp_path):
     assert len(read_predictions(tmp_path)) == 2 * N
     write(tmp_path / "b.parquet", plain | put("p_cat", 7, 2.0))
     with pytest.raises(DataError, match=r"b.parquet': .*between 0 and 1.*row 7, column 'p_cat': 2"):
+        read_predictions(tmp_path)
+
+
+@pytest.mark.parametrize("batch_rows", [3, 65_536])
+@pytest.mark.parametrize(
+    ("labels", "column", "third"),
+    [(["0", "1"], "p_1", "2"), (["no", "yes"], "p_yes", "maybe"), ([0, 1], "p", 2), (["0", "0"], "p", "2")],
+)
+def test_a_third_label_where_there_are_two_classes(tmp_path, labels, column, third, batch_rows):
+    plain = {"label": labels * (N // 2), column: GOOD["p_cat"]}
+    a, b = (write(tmp_path / name, plain) for name in ("a.parquet", "b.parquet"))
+    if column != "p":
+        assert len(read_predictions([a, b])) == 2 * N
+    bad = [third if i == 7 else label for i, label in enumerate(plain["label"])]
+    how = {"probability": column, "batch_rows": batch_rows}
+    for files in ([write(b, plain, label=bad)], [a, b]):
+        with pytest.raises(
+            DataError, match=rf"b.parquet': .*'{third}' \(row 7\).*(Mend the rows|Name the cl)"
+        ) as caught:
+            list(batches(files, **how))
+        if len(files) == 2:  # rows of the first file, which are good, are not named as rows of the second
+            assert "row 0" not in str(caught.value)
+
+
+def test_a_file_is_named_once_and_is_the_right_one(tmp_path):
+    (tmp_path / "a.csv").write_text("label,p_yes\nno,0.5\nyes,0.5\n")
+    (tmp_path / "b.csv").write_text("label,p_yes\nno,0.5\nyes\n")
+    with pytest.raises(DataError, match=r"^'\S*b.csv': row 1 \(line 3\) has 1 cells where the header has 2"):
         read_predictions(tmp_path)
 
 

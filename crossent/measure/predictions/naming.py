@@ -71,6 +71,11 @@ def _place(text: str, first: dict[str, Any]) -> str:
     return f"{text!r} ({first[text]})" if text in first else repr(text)
 
 
+def _places(texts: list[str], first: dict[str, Any]) -> str:
+    """The labels, those that are new last, with the place where each comes first."""
+    return some([_place(text, first) for text in sorted(texts, key=lambda text: text in first)])
+
+
 def name_pair(
     texts: list[str], first: dict[str, Any], classes: Sequence[Any] | None = None, column: str | None = None
 ) -> _Naming:
@@ -106,13 +111,13 @@ def name_pair(
         return ["0", "1"], np.zeros(0, np.int64)
     if len(texts) > 2:
         raise DataError(
-            f"one probability per row means two classes, and the labels have {len(texts)}: {some(texts)}. "
-            "Give one column of probabilities per class; for a number in a range say so (task='range', or --range "
-            "LOW HIGH)."
+            f"one probability per row means two classes, and the labels have {len(texts)}: {_places(texts, first)}. "
+            "Mend the rows whose label is neither class or leave them out, or give one column of probabilities per "
+            "class; for a number in a range say so (task='range', or --range LOW HIGH)."
         )
     raise DataError(
-        f"which class is the probability of? The labels are {some(texts)}. Name the classes, the one that the "
-        f"probability belongs to last (classes={[*texts, '…'][:2]}, or --class twice), or call the column p_<class>."
+        f"which class is the probability of? The labels are {_places(texts, first)}. Name the classes, the one that "
+        f"the probability belongs to last (classes={[*texts, '…'][:2]}, or --class twice), or call the column p_<class>."
     )
 
 
@@ -148,7 +153,7 @@ def name_columns(
                 "them with classes=."
             )
         raise DataError(
-            f"which column belongs to which class? The labels are {some(texts)}. Name the {count} columns in "
+            f"which column belongs to which class? The labels are {_places(texts, first)}. Name the {count} columns in "
             "their order with classes=."
         )
     for names in _readings(list(columns)):
@@ -187,8 +192,9 @@ class Vocabulary:
     def places(self, texts: list[str], first: Callable[[str], Any]) -> NDArray[np.int64]:
         """Give the column of each of the distinct labels ``texts``; ``first`` says where one comes first."""
         if new := [text for text in texts if text not in self._first]:
-            self._first |= {text: first(text) for text in new}
-            self._decide()
+            here = {text: first(text) for text in new}
+            self._first |= here
+            self._decide(here)
         return np.array([self._place[text] for text in texts], dtype=np.int64)
 
     def join(self, other: Vocabulary) -> None:
@@ -200,21 +206,22 @@ class Vocabulary:
         if not self.names:
             if not self.pair and self.classes is None and self.columns is None:
                 self.classes = range(self.count)
-            self._decide()
+            self._decide({})
         return self.names
 
-    def _decide(self) -> None:
+    def _decide(self, here: dict[str, Any]) -> None:
+        """Name the classes with labels that are new ``here``: those of rows before, maybe of another file, are good."""
         known = sorted(self._first)
         if self.pair:
             column = self.columns[0] if self.columns else None
-            names, index = name_pair(known, self._first, self.classes, column)
+            names, index = name_pair(known, here, self.classes, column)
         else:
-            names, index = name_columns(known, self._first, self.count, self.classes, self.columns)
+            names, index = name_columns(known, here, self.count, self.classes, self.columns)
         place = dict(zip(known, index.tolist(), strict=True))
         if self.names and (names != self.names or any(place[text] != was for text, was in self._place.items())):
             raise DataError(
                 f"the first labels made the classes {some(self.names)}, and later ones make them {some(names)}: labels "
-                f"are {some(known)}. Name the classes in the order of their columns with classes= (--class)."
+                f"are {_places(known, here)}. Name the classes in the order of their columns with classes= (--class)."
             )
         self.names, self._place = names, place
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from crossent.errors import DataError, require, some
 from crossent.measure.predictions.columns import refuse_copies, texts
+from crossent.measure.predictions.form import in_all
 from crossent.measure.predictions.naming import name_pair
 from crossent.measure.predictions.predictions import Door, Predictions
 from crossent.measure.predictions.truth import Coded
@@ -181,10 +182,7 @@ class Reader:
             chosen.check(file)
         numeric = chosen.numeric(number_labels=task == "range" or truth not in (None, "class"))
         if classes is None and task != "range" and truth in (None, "class"):
-            try:
-                classes = _names_of_two(files, chosen, batch_rows)
-            except DataError as trouble:
-                raise DataError(f"{files[0]}: {trouble}{_hint(files[0], chosen, task)}") from trouble
+            classes = _names_of_two(files, chosen, batch_rows, task)
         several = len(chosen.probabilities) > 1
         door = Door(
             classes, task, low, high, form, truth, normalise=normalise,
@@ -222,7 +220,7 @@ class Reader:
             return f"row {shown[i]}"
 
         if self.ids is not None:
-            self.ids.add(ids)
+            self.ids.add(ids, where)
         columns = chosen.probabilities
         p = numbers(table, columns, place)
         if len(chosen.labels) == 1 and not chosen.several_labels and chosen.labels[0] not in self.numeric:
@@ -276,7 +274,7 @@ def _hint(file: File, chosen: Chosen, task: str | None) -> str:
     return ""
 
 
-def _names_of_two(files: list[File], chosen: Chosen, rows: int) -> list[str] | None:
+def _names_of_two(files: list[File], chosen: Chosen, rows: int, task: str | None) -> list[str] | None:
     """Read the labels, and nothing else, for the names of two classes that no column name tells."""
     if len(chosen.probabilities) > 1 or chosen.several_labels or chosen.held[chosen.labels[0]] != "text":
         return None
@@ -295,7 +293,12 @@ def _names_of_two(files: list[File], chosen: Chosen, rows: int) -> list[str] | N
                 break  # these have their names, and if others follow they are refused
     if not known or known <= {"0", "1"}:
         return None
-    return name_pair(sorted(known), {}, None, chosen.probabilities[0])[0]
+    try:
+        return name_pair(sorted(known), {}, None, chosen.probabilities[0])[0]
+    except DataError as trouble:
+        if known & {"0", "1"}:
+            return None  # the rows will say where the other one is
+        raise DataError(f"{files[0]}: {trouble}{_hint(files[0], chosen, task)}") from trouble
 
 
 class _Splits:
@@ -341,14 +344,18 @@ class _Ids:
         self.rows, self.growing, self.bottom, self.top = 0, True, 2**63, -(2**63)
         self.notes: list[str] = []
 
-    def add(self, ids: NDArray[Any]) -> None:
+    def add(self, ids: NDArray[Any], where: NDArray[np.int64]) -> None:
+        """Look at the ids of a batch; ``where`` are its rows' places in the file."""
         whole = ids.dtype.kind in "iu"
         self.growing = self.growing and whole and int(ids[0]) > self.top and bool((ids[1:] > ids[:-1]).all())
         if self.growing:
             self.bottom, self.top = min(self.bottom, int(ids[0])), int(ids[-1])
         else:
             if ids.dtype == object and (gone := np.array([cell is None or cell == "" for cell in ids])).any():
-                raise DataError(f"the row id is missing in {int(gone.sum()):,} rows. Give every row an id of its own.")
+                place, count = where[int(np.argmax(gone))], int(gone.sum())
+                raise DataError(
+                    f"row {place}, counted from 0, has no row id ({in_all(count)}). Give every row an id of its own."
+                )
             refuse_copies(ids)
         self._keep(ids.astype(np.int64) if whole else hashed(ids), ids.size)
 

@@ -117,7 +117,8 @@ def name_pair(
         )
     raise DataError(
         f"which class is the probability of? The labels are {_places(texts, first)}. Name the classes, the one that "
-        f"the probability belongs to last (classes={[*texts, '…'][:2]}, or --class twice), or call the column p_<class>."
+        f"the probability belongs to last (classes={[*texts, '…'][:2]}, or --class twice), or call the column "
+        "p_<class>."
     )
 
 

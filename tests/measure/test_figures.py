@@ -13,7 +13,7 @@ from crossent.measure.evaluation import tallied
 from crossent.measure.predictions.predictions import Predictions
 from crossent.measure.tally.tally import Tally
 
-RNG = np.random.default_rng(0)
+RNG = np.random.default_rng(0)  # for what all tests share; each draws its own, so that it is the same alone
 P = RNG.dirichlet([0.5] * 6, size=900)
 Y = (P.cumsum(axis=1) < RNG.random((900, 1))).sum(axis=1)
 NAMES = list("abcdef")
@@ -108,7 +108,7 @@ def test_a_slice_is_what_its_rows_are_alone(rows, more):
 
 
 def test_a_slice_of_a_range_and_of_impossible_rows():
-    y = RNG.random(900)
+    y = np.random.default_rng(1).random(900)
     record = evaluate(BINARY.probabilities[:, 1], 10 * y, task="range", low=0, high=10, by={"city": CITY})
     table = record.tables["slices"]
     p = BINARY.probabilities[:, 1]
@@ -133,7 +133,7 @@ def test_a_slice_of_a_range_and_of_impossible_rows():
 @pytest.mark.parametrize("kind", ["classes", "two classes", "soft"])
 def test_the_figures_of_a_class_are_those_of_its_rows(kind, weighted):
     rows = replace({"classes": ROWS, "two classes": BINARY, "soft": replace(ROWS, labels=SOFT)}[kind], bytes=LENGTHS)
-    w = RNG.gamma(3.0, size=900) if weighted else np.ones(900)
+    w = np.random.default_rng(1).gamma(3.0, size=900) if weighted else np.ones(900)
     rows = replace(rows, weights=w if weighted else None)
     record = evaluate(rows)
     table, p, y = record.tables["per_class"], rows.probabilities, rows.labels
@@ -264,7 +264,7 @@ def test_log_probabilities_do_not_underflow():
 
 
 def test_bits_per_byte_is_a_ratio_of_sums():
-    rows = replace(BINARY, bytes=RNG.integers(1, 40, size=900))
+    rows = replace(BINARY, bytes=np.random.default_rng(1).integers(1, 40, size=900))
     cost = -np.log(np.where(B == 1, BINARY.probabilities[:, 1], BINARY.probabilities[:, 0]))
     found = evaluate(rows)["bits_per_byte"]
     assert found.value == pytest.approx(cost.sum() / rows.bytes.sum() / math.log(2), rel=1e-12)
@@ -275,10 +275,11 @@ def test_bits_per_byte_is_a_ratio_of_sums():
 
 
 def test_documents_are_measured_by_bytes_and_by_nothing_that_needs_classes():
-    logs = np.stack([np.full(50, -np.inf), RNG.normal(-300, 50, size=50)], 1)
+    rng = np.random.default_rng(1)
+    logs = np.stack([np.full(50, -np.inf), rng.normal(-300, 50, size=50)], 1)
     rows = Predictions(
         np.exp(logs), np.ones(50, np.int64), [], np.arange(50), "text",
-        log_probabilities=logs, bytes=RNG.integers(300, 400, size=50), groups=np.arange(50) // 2,
+        log_probabilities=logs, bytes=rng.integers(300, 400, size=50), groups=np.arange(50) // 2,
     )  # fmt: skip
     record = evaluate(rows)
     assert record["bits_per_byte"].value == pytest.approx(-logs[:, 1].sum() / rows.bytes.sum() / math.log(2))
@@ -321,7 +322,7 @@ def test_batches_in_two_threads_are_what_one_batch_is():
 def test_weight_group_and_by_are_values_for_arrays():
     p = BINARY.probabilities
     record = evaluate(
-        p, np.array(["no", "yes"])[B], classes=["no", "yes"], weight=RNG.random(900) + 0.5,
+        p, np.array(["no", "yes"])[B], classes=["no", "yes"], weight=np.random.default_rng(1).random(900) + 0.5,
         group=np.arange(900) // 3, by={"city": CITY},
     )  # fmt: skip
     assert record.facts["groups"] == 300

@@ -59,6 +59,11 @@ def test_choices_become_classes_by_softmax(tmp_path):
     assert found.slices == {}
 
 
+def test_the_right_choice_may_be_named_by_its_text(tmp_path):
+    named = [choice(doc) | {"target": CHOICES[doc][TARGETS[doc]].strip()} for doc in range(3)]
+    assert read_predictions(write(tmp_path / "samples_x.jsonl", named)).labels.tolist() == TARGETS
+
+
 def test_choices_per_byte(tmp_path):
     path = write(tmp_path / "samples_x.jsonl", [choice(0)])
     found = read_predictions(path, form="per-byte")
@@ -102,6 +107,15 @@ def test_several_tasks_are_slices(tmp_path):
 GENERATED = {"doc_id": 0, "arguments": {"gen_args_0": {"arg_0": "Q:"}}, "target": "7", "filtered_resps": ["seven"]}
 REFUSED = [
     ([choice(0), GENERATED | {"resps": [["seven"]]}], "line 2 is no sample with log-likelihoods.*generated text"),
+    # What was generated is a number here, and no log-likelihood.
+    (
+        [
+            choice(0),
+            document(1, "Q:", -3.0) | {"arguments": {"gen_args_0": {"arg_0": "Q:", "arg_1": {"until": ["#"]}}}},
+        ],
+        "line 2 is no sample.*its text was generated",
+    ),
+    ([choice(0), choice(1) | {"target": "maybe"}], "line 2.*'maybe', neither the number of a choice nor the text of"),
     ([choice(0), choice(0)], "document 0 comes twice"),
     ([choice(0), document(1, "a", -1.0)], "some samples are multiple choice and some are documents"),
     ([choice(0), choice(1) | {"target": "2"}], r"line 2.*target is 2, and there are 2 choices"),

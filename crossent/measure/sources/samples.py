@@ -3,10 +3,10 @@
 Of a line these are read: ``doc_id``; ``filtered_resps`` (or ``resps``), for each request the log-likelihood in nats, as
 text, and whether it was the greedy choice; ``target``; ``arguments``, the requests themselves.
 
-**Multiple choice**: a request per choice, ``target`` the number of the right one. The log-likelihoods ℓ_c are logits:
-p_c = exp(ℓ_c) / Σ exp(ℓ), the distribution that the harness' own Brier score takes, whose most probable class its
-``acc`` counts. ``form="per-byte"`` divides ℓ_c by the bytes of the choice first, as its ``acc_bytes`` does. Where
-samples have unequally many choices, a choice that is not there has probability 0.
+**Multiple choice**: a request per choice, ``target`` the number of the right one, or its text. The log-likelihoods ℓ_c
+are logits: p_c = exp(ℓ_c) / Σ exp(ℓ), the distribution that the harness' own Brier score takes, whose most probable
+class its ``acc`` counts. ``form="per-byte"`` divides ℓ_c by the bytes of the choice first, as its ``acc_bytes`` does.
+Where samples have unequally many choices, a choice that is not there has probability 0.
 
 **Documents and continuations** (``loglikelihood_rolling``, ``loglikelihood``): a single request, so that nothing is
 chosen. A row is a document, its cost is −ℓ, its bytes those of the text; all documents are groups of their own, and
@@ -188,6 +188,8 @@ def _sample(plain: dict[str, Any]) -> Sample:
     requests = plain["arguments"]
     if isinstance(requests, dict):
         requests = [list(request.values()) for request in requests.values()]
+    if any(isinstance(request[-1], dict) for request in requests):  # how to generate; an answer of "-3" is no cost
+        raise ValueError("its text was generated")
     responses = plain.get("filtered_resps") or plain["resps"]
     scores = [_first(response) for response in responses][: len(requests)]
     if any(math.isnan(score) or score > 1e-6 for score in scores):
@@ -201,10 +203,20 @@ def _sample(plain: dict[str, Any]) -> Sample:
         if not lengths[0]:
             raise ValueError("the document has no bytes")
         return Sample(doc, [min(scores[0], 0.0)], lengths, -1)
-    right = int(plain["target"])
+    right = _right(plain["target"], [str(request[-1]) for request in requests])
     if not 0 <= right < len(scores):
         raise ValueError(f"the target is {right}, and there are {len(scores)} choices")
     return Sample(doc, scores, lengths, right)
+
+
+def _right(target: Any, choices: list[str]) -> int:
+    """The number of the right choice, which some tasks name by its text."""
+    said, texts = str(target).strip(), [choice.strip() for choice in choices]
+    if said.isdecimal():
+        return int(said)
+    if texts.count(said) != 1:
+        raise ValueError(f"the target is {said!r}, neither the number of a choice nor the text of one")
+    return texts.index(said)
 
 
 def _first(response: Any) -> float:

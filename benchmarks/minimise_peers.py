@@ -75,7 +75,10 @@ def categorical(table: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
     """Take columns of words for categories, those of the rows known; a word never seen is missing."""
     words = {name: known[name].dropna().unique() for name in known if not pd.api.types.is_numeric_dtype(known[name])}
     seen = {name: table[name].where(table[name].isin(there)) for name, there in words.items()}
-    return table.assign(**{name: pd.Categorical(seen[name], categories=there) for name, there in words.items()})
+    table = table.copy()
+    for name, there in words.items():
+        table[name] = pd.Categorical(seen[name], categories=there)
+    return table
 
 
 def logistic(known: Rows, new: Any, about: About) -> Probabilities:
@@ -125,8 +128,10 @@ def catboost(known: Rows, held_out: Rows, new: Any, about: About) -> Probabiliti
     }  # fmt: skip
 
     def pool(x: pd.DataFrame, y: Any = None) -> Any:
-        named = {name: x[name].cat.add_categories("missing").fillna("missing").astype(str) for name in words}
-        return Pool(x.assign(**named), y, cat_features=words)
+        x = x.copy()
+        for name in words:
+            x[name] = x[name].cat.add_categories("missing").fillna("missing").astype(str)
+        return Pool(x, y, cat_features=words)
 
     model = (
         CatBoost({**settings, "loss_function": "CrossEntropy"}) if known.in_range else CatBoostClassifier(**settings)

@@ -96,6 +96,31 @@ def test_what_each_counts_is_what_makes_the_labels_likeliest():
     assert 0.2 < best < 0.8
 
 
+def test_few_rows_do_not_choose_between_networks_of_one_kind():
+    """The first is right of all of a dozen rows, the second of half of them; by thousands it would be left out."""
+
+    def shares(rows, alike):
+        label = torch.arange(rows) % 2
+        problem = Problem(Task("binary", ("no", "yes"), "y"), torch.zeros(rows, 1), label)
+        right = torch.nn.functional.one_hot(label, 2).double()
+        half = torch.where(torch.arange(rows).view(-1, 1) % 4 < 2, right, 1 - right)
+        done = [said_by((0.1 + 0.8 * each).log()) for each in (right, half)]
+        network, _ = mixed(done, [Cooled(), Cooled()], alike, FEW.objective(problem.task, problem.counts()), problem)
+        return network.shares[:-1].tolist()
+
+    few = shares(12, 2)
+    # By another road: what they count together is 12 / 13, and how they divide it is the best on a fine grid.
+    first, even = torch.linspace(0.001, 0.999, 999, dtype=torch.float64), 1 / 13
+    one_right = 0.9 * first + 0.1 * (1 - first)  # what both give to a label that only the first is right about
+    likely = 6 * ((1 - even) * torch.stack((torch.full_like(first, 0.9), one_right)) + even / 2).log()
+    best = float(first[(likely.sum(0) + 50 * first.log() + 50 * (1 - first).log()).argmax()])
+    assert sum(few) == pytest.approx(1 - even, rel=1e-9)
+    assert few[0] / sum(few) == pytest.approx(best, abs=0.001)
+    assert 0.51 < best < 0.55
+    assert len(shares(12, 1)) == 1
+    assert len(shares(8000, 2)) == 1
+
+
 def test_two_kinds_that_are_too_sure_are_less_so_together():
     """They err on other rows; what all members need is less than the few that had not seen a row."""
     random = torch.Generator().manual_seed(5)

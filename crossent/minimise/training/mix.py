@@ -37,6 +37,8 @@ from crossent.minimise.training.train import Trained
 ENOUGH_FOR_A_TEMPERATURE = 50
 LEAST_SHARE = 0.02
 """Of a second model, below which it is left out."""
+ALIKE = 100.0
+"""Rows that speak for each network of one kind alike, before any row is seen."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,9 @@ def mixed(
 
     Gives the mixture, and log-probabilities (n, classes) of rows held out; the first ``alike`` of them are of one kind.
 
-    A few dozen rows settle what each counts: maximum likelihood of a mixture, by expectation-maximisation. What counts
-    little is left out. The even distribution counts as much as one row more at least, as in Laplace's rule of
+    A few dozen rows settle what each counts: maximum likelihood of a mixture, by expectation-maximisation, where
+    networks of one kind, which differ in a detail, count alike as long as there are few rows to tell them apart. What
+    counts little is left out. The even distribution counts as much as one row more at least, as in Laplace's rule of
     succession: n rows are no ground for being surer of anything than n to 1, and one row that was certain and wrong
     costs as much as hundreds that were right.
     """
@@ -85,9 +88,12 @@ def mixed(
     few = torch.tensor([*(max(1.0, each.few) for each in cooled), 1.0], dtype=torch.float64)
     said = torch.log_softmax(said.div_(few.view(-1, 1, 1)), -1)
 
+    alike = min(alike, len(done))  # fewer, if a training was stopped by hand
+
     def shares(parts: list[int]) -> list[float]:
         likelihood = said[:, row, column][parts].exp().clamp(min=1e-300)
-        return mixing_weights(likelihood.numpy(), counts.numpy()).tolist()
+        kind = sum(part < alike for part in parts)
+        return mixing_weights(likelihood.numpy(), counts.numpy(), alike=kind, rows=ALIKE).tolist()
 
     parts = list(range(len(said)))
     kept = [part for part, share in zip(parts, shares(parts), strict=True) if share >= LEAST_SHARE or part == parts[-1]]

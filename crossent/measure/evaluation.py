@@ -199,13 +199,18 @@ def record_of(
     facts |= {"floor": tally.floor, "calibrated_with": calibrated_with, "notes": [*notes, *_notes(tally, numbers)]}
     return Record(
         kind="evaluation",
-        title=title or (f"Predictions in {os.path.basename(source)}" if source else "Predictions"),
+        title=title or (f"Predictions in {_short(source)}" if source else "Predictions"),
         made=datetime.now(UTC).isoformat(timespec="seconds"),
         numbers=numbers,
         tables=tables,
         curves=drawn,
         facts={name: value for name, value in facts.items() if value is not None},
     )
+
+
+def _short(source: str) -> str:
+    """The names of files without their folders; ``source`` may be a list of several."""
+    return ", ".join(os.path.basename(name) for name in source.split(", "))
 
 
 def _notes(tally: Tally, numbers: dict[str, Number]) -> list[str]:

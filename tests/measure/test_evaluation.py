@@ -75,6 +75,16 @@ def test_a_file_and_its_arrays_give_the_same_record(tmp_path):
     assert file.numbers == arrays.numbers
     assert file.tables == arrays.tables
     assert file.title == "Predictions in p.parquet"
+    crossent.measure.write_predictions(
+        tmp_path / "q.parquet",
+        P,
+        task="multi-class",
+        labels=np.array(NAMES)[Y],
+        classes=NAMES,
+        rows=1000 + np.arange(400),
+    )
+    both = evaluate([tmp_path / "p.parquet", tmp_path / "q.parquet"])
+    assert both.title == "Predictions in p.parquet, q.parquet"
     assert evaluate(Predictions.from_arrays(P, Y, NAMES)).numbers == arrays.numbers
 
 
@@ -263,7 +273,9 @@ def test_a_csv_of_game_forecasts_is_read_by_its_own_column_names(real):
     frame = pd.read_csv(real / "forecasts/nba_games.csv")
     paid = [-math.log(p if y else 1 - p) for p, y in zip(frame["prob1"], frame["prob1_outcome"], strict=True)]
     assert record["cross_entropy"].value == pytest.approx(np.mean(paid), rel=1e-12)
-    with pytest.raises(DataError, match=r"the labels have 3: 0, 0.5, 1"):  # drawn games
+    with pytest.raises(
+        DataError, match=r"the labels have 3: '0' \(row 1\), '0.5' \(row 13374\), '1' \(row 0\)"
+    ):  # drawn games
         evaluate(real / "forecasts/mlb_games.csv", label="prob1_outcome", probability="prob1")
     drawn = evaluate(real / "forecasts/mlb_games.csv", label="prob1_outcome", probability="prob1", task="range")
     assert drawn.facts["rows"] == 15_748

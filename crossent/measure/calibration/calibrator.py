@@ -90,7 +90,8 @@ class Calibrator:
 
         With ``one_logit`` it takes and gives the log-odds of the second of two classes, in any shape. Its numbers are
         buffers of ``dtype``, torch.float32 unless said, and are not trained. It exports with ``torch.export`` and to
-        ONNX. Accuracy: within 1e-6 of ``of_logits`` as probabilities in float32, 1e-12 in float64.
+        ONNX. Accuracy: within 1e-6 of ``of_logits`` as probabilities in float32, 1e-12 in float64. Venn–Abers has steps
+        at the very predictions it was fitted to: one of those may fall on the other side of its step by rounding.
         """
         from crossent.measure.calibration.module import Module
 

@@ -221,7 +221,8 @@ def gap(of: Mapping[str, Any]) -> str:
     if "difference" not in of:
         return "best"
     error = "" if of["standard_error"] is None else f" ± {of['standard_error']:.4f}"
-    return f"{of['difference']:+.4f}{error}{' (floored)' * of['under_floor']}{' ≈' * of['within']}"
+    misses_by_little = of["within"] and of["difference"] > 0
+    return f"{of['difference']:+.4f}{error}{' (floored)' * of['under_floor']}{' ≈' * misses_by_little}"
 
 
 def overview(sets: Mapping[str, Any]) -> Iterator[str]:

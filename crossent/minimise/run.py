@@ -29,7 +29,7 @@ from crossent.minimise.training.judge import averaged, interval_of, logits_of, s
 from crossent.minimise.training.learn import Factory
 from crossent.record import Record
 
-MODEL_FORMAT = "crossent model 2"
+MODEL_FORMAT = "crossent model 3"
 MODEL, WEIGHTS, TABLE, RECORD, PREDICTIONS = (
     "model.json", "model.safetensors", "table.skops", "record.json", "predictions.parquet",
 )  # fmt: skip
@@ -109,8 +109,9 @@ class Run:
     def predict_interval(self, x: Any, coverage: float = 0.9) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The lower and upper ends (n,) of intervals that hold the numbers of a range with probability ``coverage``.
 
-        As much is left out below as above. They are those of the distribution that was learnt, which the codes hlgauss,
-        twohot, ordinal and continuous_bernoulli have; the calibrator, which looks at the mean alone, moves nothing.
+        As much is left out below as above by the distribution that was learnt, which the codes hlgauss, twohot, ordinal
+        and continuous_bernoulli have; of a table, at the level at which such intervals held as many of the rows held
+        out. The calibrator, which looks at the mean alone, moves nothing.
 
         Raises:
             TypeError: a sentence, for classes, and for a code that learns no distribution, such as fraction or mse.

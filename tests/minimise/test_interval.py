@@ -1,6 +1,7 @@
 """Intervals of a number: as many numbers inside as was asked for, counted; none where nothing was learnt of one."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,10 @@ from crossent import BoundedRegressor, ContinuousBernoulli, HLGauss, Ordinal, Tw
 from crossent.errors import DataError
 from crossent.measure import read_predictions
 from crossent.minimise import Recipe, fit
+from crossent.minimise.data.problem import Problem
+from crossent.minimise.data.task import Task
 from crossent.minimise.objective.mixture import interval_of_mean
+from crossent.minimise.training import mix
 from tests.minimise.conftest import QUICK
 
 MEMBERS, ROWS = 3, 4000
@@ -138,6 +142,56 @@ def test_what_was_learnt_holds_as_many_new_rows_as_asked(learnt, coverage):
     assert (high - low)[wide].min() > 1.8 * (high - low)[~wide].max()
     blind = np.quantile(y, [(1 - coverage) / 2, (1 + coverage) / 2])  # the planted fault: an interval that knows no x
     assert abs(((blind[0] <= y) & (y <= blind[1]))[wide].mean() - coverage) > off(wide.sum(), coverage) + learnt_from
+
+
+@pytest.mark.parametrize("code", ["hlgauss", "ordinal", "continuous_bernoulli"])
+def test_rows_held_out_say_how_wide_intervals_must_be(code):
+    """Whatever the code claims: a truncated exponential claims far more than a number near its mean needs."""
+
+    def some(n, seed):
+        draw = np.random.default_rng(seed)
+        x = draw.normal(size=(n, 2))
+        return x, np.clip(50 + 10 * x[:, 0] + 5 * draw.standard_t(4, n), 0, 100).round()
+
+    (x, y), (new, came), coverage = some(700, 0), some(4000, 1), 0.8
+    few = {"folds": 3, "members": 2, "width": 32, "epochs": 15, "learning_rate": 0.01, "batch": 64}
+    model = BoundedRegressor(0, 100, code=code, random_state=0, **few).fit(x, y)
+
+    def held():
+        low, high = model.predict_interval(new, coverage)
+        return float(((low <= came) & (came <= high)).mean())
+
+    calibrated, levels = held(), model.network_.levels
+    assert abs(calibrated - coverage) < off(700, coverage) + off(4000, coverage)
+    assert levels.diff().min() >= 0
+    levels.copy_(torch.linspace(0, 1, 101))  # the planted fault: what is claimed is believed
+    assert held() > calibrated + (0.15 if code == "continuous_bernoulli" else 0.01)
+
+
+def test_the_level_for_a_coverage_is_what_so_many_rows_need():
+    """A claim of u for less and for not more needs the level |2u − 1|; by another road: sorted, and counted."""
+    task = Task("range", (), "y", 0.0, 1.0)
+    u = torch.rand(500, generator=torch.Generator().manual_seed(1), dtype=torch.float64) ** 2
+    problem = Problem(task, torch.zeros(500, 1), torch.zeros(500))
+    claims, one = torch.stack((u, u)), torch.ones(1, dtype=torch.float64)
+    levels = mix._levels([claims], one, problem)
+    need = sorted(abs(2 * float(each) - 1) for each in u)
+    for percent in range(1, 100):
+        assert levels[percent] == pytest.approx(need[math.ceil(percent * 501 / 100 - 1e-9) - 1], abs=1e-12)
+    assert (levels[0], levels[100]) == (0.0, 1.0)
+    # A point with mass is held by what reaches it from either side: half of it lies below, a fifth above.
+    point = torch.tensor([[0.5], [0.8]], dtype=torch.float64).expand(2, 500)
+    assert mix._levels([point], one, problem)[50] == 0.0
+    # Two kinds claim by their shares; a row that counts twice is two rows; one of weight 0 none.
+    shares = torch.tensor([0.75, 0.25], dtype=torch.float64)
+    both = mix._levels([claims, torch.zeros_like(claims)], shares, problem)
+    assert both[50] == pytest.approx(sorted(abs(1.5 * float(each) - 1) for each in u)[250], abs=1e-12)
+    weight = torch.tensor([2.0, 0.0]).repeat(250)
+    doubled = mix._levels([claims], one, replace(problem, weight=weight))
+    assert torch.equal(doubled, mix._levels([claims[:, ::2]], one, problem.take(torch.arange(0, 500, 2))))
+    # Fewer than fifty rows, or a kind that claims nothing, settle nothing.
+    assert mix._levels([claims[:, :49]], one, problem.take(torch.arange(49))) is None
+    assert mix._levels([claims, None], shares, problem) is None
 
 
 def test_a_run_has_the_same_intervals_and_its_folder_keeps_them(tmp_path, learnt):

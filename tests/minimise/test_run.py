@@ -139,7 +139,7 @@ DAMAGE = {
         lambda f: change(f / "model.json", recipe={**about(f)["recipe"], "dropout": 9}),
         r"dropout must lie between",
     ),
-    "the last format": (lambda f: change(f / "model.json", format="crossent model 1"), r"and is 'crossent model 1'"),
+    "the last format": (lambda f: change(f / "model.json", format="crossent model 2"), r"and is 'crossent model 2'"),
     "a lacking part": (lambda f: change(f / "model.json", task={}), r"the model in .* is damaged"),
     "weights are gone": (lambda f: (f / "model.safetensors").unlink(), r"the model in .* is damaged"),
     "weights are cut": (lambda f: cut(f / "model.safetensors"), r"the model in .* is damaged"),

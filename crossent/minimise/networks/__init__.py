@@ -42,7 +42,7 @@ def rebuilt(about: dict[str, Any], own: Callable[[], nn.Module] | None = None) -
     kind = settings.pop("kind")
     if kind == "several":
         return Several([rebuilt(each, own) for each in settings["networks"]])
-    if kind == "mixture":  # shares and temperatures are among the weights
+    if kind == "mixture":  # shares, temperatures and levels are among the weights
         parts = [rebuilt(each, own) for each in settings["networks"]]
         return Mixture(parts, [1.0] * len(parts), [1.0] * len(parts))
     if kind in KINDS:

@@ -34,19 +34,24 @@ class Mixture(nn.Module):
     """Networks of several kinds, each with members of its own → logits (members, n, columns) of all.
 
     ``shares`` (members,) say what each member's probabilities count in the mean; they add up to 1. ``temperatures``
-    (members,) say by what its log-probabilities are divided before.
+    (members,) say by what its log-probabilities are divided before. ``levels`` (101,) are those that central intervals
+    of a number must have in order to hold it with probability 0, 0.01, …, 1; nothing is known otherwise than they say.
     """
 
     shares: Tensor
     temperatures: Tensor
+    levels: Tensor
 
-    def __init__(self, networks: list[nn.Module], shares: list[float], temperatures: list[float]) -> None:
+    def __init__(
+        self, networks: list[nn.Module], shares: list[float], temperatures: list[float], levels: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
         counts = [int(network.members) for network in networks]  # type: ignore[arg-type]
         times, each = torch.tensor(counts), torch.tensor([shares, temperatures], dtype=torch.float64)
         self.register_buffer("shares", (each[0] / times).repeat_interleave(times))
         self.register_buffer("temperatures", each[1].repeat_interleave(times))
+        self.register_buffer("levels", torch.linspace(0, 1, 101, dtype=torch.float64) if levels is None else levels)
 
     @property
     def members(self) -> int:

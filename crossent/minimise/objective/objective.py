@@ -291,6 +291,17 @@ class OfRange(Objective):
         """The ends (n,) of that interval of what members (members, n, columns) believe together, by their shares."""
         return interval_of_mean(self._distribution("intervals"), self._linked(logits), share, level)
 
+    def claimed(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The probabilities (2, …, n) of less, and of not more, than the shares f (n,) of the range.
+
+        ``logits`` (…, n, columns). The two differ where the number has mass; a millionth of the range is allowed for
+        the rounding of shares.
+        """
+        code, f = self._distribution("probabilities"), target.double()
+        z, width = self._linked(logits), self.task.high - self.task.low
+        ends = (self.task.low + (f + off) * width for off in (-1e-6, 1e-6))
+        return torch.stack([code.cdf(z, y.expand(z.shape[:-1])) for y in ends])
+
     def log_score(self, logits: Tensor, target: Tensor) -> Tensor:
         """The log-density at the shares f (…), per unit of the target, or the log mass for "ordinal"."""
         code = self._distribution("log_prob")

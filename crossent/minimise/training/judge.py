@@ -66,14 +66,19 @@ Ends = tuple[NDArray[np.float64], NDArray[np.float64]]
 def interval_of(network: nn.Module, objective: Objective, x: Tensor, coverage: float) -> Ends:
     """The ends (n,) float64 of the interval that holds the numbers of prepared rows with probability ``coverage``.
 
-    Of what the members believe together, in the target's unit. TypeError, a sentence, where they learnt classes, or a
-    code without a distribution.
+    Of what the members believe together, in the target's unit, at the level at which such intervals held as many of the
+    rows held out, where that is known. TypeError, a sentence, where they learnt classes, or a code without a
+    distribution.
     """
     if not isinstance(objective, OfRange):
         raise TypeError("classes have no interval: their probabilities say all that is believed of them.")
     logits = logits_of(network, x)
     share = shares_of(network)
     even = torch.full((len(logits),), 1 / len(logits), dtype=torch.float64)
+    levels = getattr(network, "levels", None)
+    if levels is not None and 0 < coverage < 1:
+        level = np.interp(coverage, np.linspace(0, 1, len(levels)), levels.numpy())
+        coverage = min(max(float(level), 1e-6), 1 - 1e-6)
     low, high = objective.interval_of_mean(logits, even if share is None else share, coverage)
     return low.numpy(), high.numpy()
 
@@ -115,6 +120,12 @@ def answers_of(
     network: nn.Module, objective: Objective, problem: Problem, members: Members
 ) -> list[tuple[Tensor, Tensor]]:
     """For each member the rows held out from it, and its log-probabilities (rows, classes) of them."""
+    logits = _held_out_logits(network, problem, members)
+    return [(held, objective.log_probabilities(said)) for (_, held), said in zip(members, logits, strict=True)]
+
+
+def _held_out_logits(network: nn.Module, problem: Problem, members: Members) -> list[Tensor]:
+    """For each member its logits (rows, columns) of the rows held out from it."""
     most = max(len(held) for _, held in members)
     # Folds differ by a row or so: shorter ones repeat a row, whose second answer is left out.
     rows = torch.stack([torch.cat((held, held[:1].expand(most - len(held)))) for _, held in members])
@@ -122,10 +133,26 @@ def answers_of(
         if hasattr(network, "members"):
             pieces = rows.split(8192 // len(members) + 1, 1)  # all at once would be a copy of the rows for each repeat
             logits = torch.cat([logits_of(network, problem.x[piece]) for piece in pieces], 1)
-            log_p = objective.log_probabilities(logits)
         else:
-            log_p = objective.log_probabilities(logits_of(network, problem.x[rows[0]]))
-    return [(held, said[: len(held)]) for (_, held), said in zip(members, log_p, strict=True)]
+            logits = logits_of(network, problem.x[rows[0]])
+    return [said[: len(held)] for (_, held), said in zip(members, logits, strict=True)]
+
+
+def claims_of(network: nn.Module, objective: Objective, problem: Problem, members: Members) -> Tensor | None:
+    """The probabilities (2, n) of less and of not more than each row's number, by members that had not learned from it.
+
+    NaN where all had; None where classes were learnt, or a code without a distribution.
+    """
+    if not isinstance(objective, OfRange):
+        return None
+    total, times = torch.zeros(2, len(problem), dtype=torch.float64), torch.zeros(len(problem), dtype=torch.float64)
+    try:
+        for (_, held), said in zip(members, _held_out_logits(network, problem, members), strict=True):
+            total[:, held] += objective.claimed(said, problem.target[held])
+            times[held] += 1
+    except TypeError:
+        return None
+    return torch.where(times > 0, total / times, math.nan)
 
 
 def learnt_of(network: nn.Module, objective: Objective, problem: Problem, members: Members) -> float:

@@ -30,8 +30,8 @@ from torch import Tensor
 from crossent.measure.calibration.families import mixing_weights
 from crossent.minimise.data.problem import Problem
 from crossent.minimise.networks.several import Even, Mixture
-from crossent.minimise.objective.objective import Objective
-from crossent.minimise.training.judge import answers_of, averaged, cooling, members_of
+from crossent.minimise.objective.objective import Objective, OfRange
+from crossent.minimise.training.judge import answers_of, averaged, claims_of, cooling, members_of
 from crossent.minimise.training.train import Trained
 
 ENOUGH_FOR_A_TEMPERATURE = 50
@@ -43,12 +43,16 @@ ALIKE = 100.0
 
 @dataclass(frozen=True)
 class Cooled:
-    """The temperatures that single ``members`` need, and their means over ``repeats`` of the folds."""
+    """The temperatures that single ``members`` need, and their means over ``repeats`` of the folds.
+
+    ``claims`` (2, n) are the probabilities of less and of not more than each row's number, where there are such.
+    """
 
     alone: float = 1.0
     few: float = 1.0
     repeats: int = 1
     members: int = 1
+    claims: Tensor | None = None
 
 
 def cooled_by_itself(trained: Trained, objective: Objective, problem: Problem, plan: Tensor) -> Cooled:
@@ -58,12 +62,14 @@ def cooled_by_itself(trained: Trained, objective: Objective, problem: Problem, p
     if int(known.sum()) < ENOUGH_FOR_A_TEMPERATURE:
         return Cooled(repeats=repeats, members=members)
     few = cooling(trained.held_out[known], problem.take(known)).temperature
+    by = members_of(problem, plan, trained.network)
+    claims = claims_of(trained.network, objective, problem, by)
     if repeats == 1:
-        return Cooled(few, few, repeats, members)
-    answers = answers_of(trained.network, objective, problem, members_of(problem, plan, trained.network))
+        return Cooled(few, few, repeats, members, claims)
+    answers = answers_of(trained.network, objective, problem, by)
     rows = torch.cat([held for held, _ in answers])
     alone = cooling(torch.cat([said for _, said in answers]), problem.take(rows)).temperature
-    return Cooled(alone, few, repeats, members)
+    return Cooled(alone, few, repeats, members, claims)
 
 
 def mixed(
@@ -103,7 +109,10 @@ def mixed(
     held_out = torch.full_like(done[0].held_out, math.nan)
     held_out[known] = averaged(said[kept], found)
     networks = [*(each.network for each in done), Even(objective.columns)]
-    return Mixture([networks[part] for part in kept], found.tolist(), [many[part] for part in kept]), held_out
+    claims = [*(each.claims for each in cooled), _claims_of_nothing(objective, problem)]
+    levels = _levels([claims[part] for part in kept], found, problem)
+    mixture = Mixture([networks[part] for part in kept], found.tolist(), [many[part] for part in kept], levels)
+    return mixture, held_out
 
 
 def _together(said: Tensor, kinds: Sequence[Cooled], problem: Problem) -> float:
@@ -120,3 +129,39 @@ def _of_all_members(kinds: Sequence[Cooled], together: float) -> list[float]:
     alone = sum(each.repeats * each.alone for each in kinds) / repeats
     b = 0.0 if repeats == 1 else (alone - together) / (1 - 1 / repeats)
     return [max(1.0, min(each.few, each.few - b * (1 / each.repeats - 1 / each.members))) for each in kinds]
+
+
+def _claims_of_nothing(objective: Objective, problem: Problem) -> Tensor | None:
+    """What the even distribution claims (2, n) of the rows' numbers."""
+    if not isinstance(objective, OfRange):
+        return None
+    try:
+        return objective.claimed(torch.zeros(len(problem), objective.columns), problem.target)
+    except TypeError:
+        return None
+
+
+def _levels(claims: Sequence[Tensor | None], shares: Tensor, problem: Problem) -> Tensor | None:
+    """(101,) levels of central intervals that hold the numbers of 0, 1, …, 100 % of the rows held out.
+
+    The narrowest central interval that holds a number has the level max(1 − 2 P(not more), 2 P(less) − 1), 0 at least;
+    what c of the rows need, and one row more that needs all, is the level for c, as in cross-conformal prediction (Vovk
+    2015): whatever the distribution, so many new rows are held by members like those that the rows were held out from.
+    All members together know a little more than those, and hold a little more.
+    """
+    there = [each for each in claims if each is not None]
+    if len(there) < len(claims):
+        return None
+    less, not_more = torch.einsum("k,kin->in", shares, torch.stack(there))
+    need = torch.maximum(1 - 2 * not_more, 2 * less - 1).clamp(min=0.0)
+    weight = torch.ones_like(need) if problem.weight is None else problem.weight.double()
+    known = ~need.isnan() & (weight > 0)
+    if int(known.sum()) < ENOUGH_FOR_A_TEMPERATURE:
+        return None
+    need, order = need[known].sort()
+    weight = weight[known][order] / weight[known].mean()
+    reached = weight.cumsum(0) / (weight.sum() + 1)
+    wanted = torch.linspace(0, 1, 101, dtype=torch.float64)
+    levels = torch.cat((need, torch.ones(1, dtype=torch.float64)))[torch.searchsorted(reached, wanted)]
+    levels[0], levels[-1] = 0.0, 1.0
+    return levels

@@ -388,9 +388,8 @@ class BoundedRegressor(_Regressor, _Estimator):
     def predict_interval(self, X: Any, coverage: float = 0.9) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The lower and upper ends (n,) of intervals that hold the numbers with probability ``coverage``.
 
-        As much is left out below as above, at the level at which as many of the rows held out were held. ``code`` must
-        learn a distribution, as hlgauss, twohot, ordinal and continuous_bernoulli do; for others, fraction and mse
-        among them, TypeError, a sentence.
+        As much is left out below as above, at the level at which as many rows held out were held. ``code`` must learn a
+        distribution, as hlgauss, twohot, ordinal and continuous_bernoulli do; for others TypeError, a sentence.
         """
         network, x = self._prepared(X)
         return interval_of(network, self._found.learned.objective, x, coverage)

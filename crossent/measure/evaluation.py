@@ -71,7 +71,7 @@ def evaluate(
     length of what was predicted (``bytes``) are names of columns for a file; for arrays they are the values (n,)
     themselves, ``by`` a mapping of names to them.
 
-    ``engine="ray"`` reads files on the workers of Ray (engine.py), with the same numbers to 10⁻¹². ``progress`` is told
+    ``engine="ray"`` reads files on the workers of Ray (engine.py), with the same record. ``progress`` is told
     what share of the files has been read.
 
     Entropies are in nats or bits, as each number says. Intervals are 95 %, and without ``group`` they take rows for

@@ -93,8 +93,7 @@ def state(tally: Tally) -> dict[str, np.ndarray]:
 
 
 def histograms(name: str, of: Histograms) -> dict[str, np.ndarray]:
-    found = {f"{name} {what}": getattr(of.cells, what) for what in ("weight", "label", "prediction", "squares")}
-    return found | {f"{name} keys": of.keys, f"{name} bits dropped": of.drop}
+    return {f"{name} sums": of.cells.sums.value, f"{name} keys": of.keys, f"{name} bits dropped": of.drop}
 
 
 def apart(one: Tally, other: Tally) -> float:

@@ -88,9 +88,7 @@ def _apart(x, y) -> float:
 
 
 def same(one: Record, other: Record) -> bool:
-    """Numbers to 1e-12; all else to 1e-10, which the ends of a class's miscalibration need: a root of a difference."""
-    numbers = [one[name].value - other[name].value for name in one]
-    return max(map(abs, numbers)) < 1e-12 and apart(one, other) < 1e-10
+    return apart(one, other) < 1e-12
 
 
 COLUMNS = {"weight": "weight", "group": "game", "by": "city", "bytes": "length"}

@@ -107,7 +107,7 @@ def probabilities(
         np.minimum(p, 1.0, out=both[1])
         np.subtract(1.0, both[1], out=both[0])
         return both.T, None
-    total = p.sum(axis=1)
+    total = _row_sums(p)
     if scores:
         if not (total > 0).all():
             raise DataError(f"{place(int(np.argmin(total)))} is all zeros and cannot be divided by its sum.")
@@ -118,12 +118,13 @@ def probabilities(
         i = int(np.argmax(off > tolerance))
         raise DataError(
             f"the probabilities of a row should add up to 1 (within {tolerance:.3g}), and those of {place(i)} add up "
-            f"to {total[i]:.6g} ({in_all(np.sum(off > tolerance))}). If a column is missing, add it; if "
+            f"to {total[i]:.6g} ({in_all(int(np.sum(off > tolerance)))}). If a column is missing, add it; if "
             "these are scores that only need dividing by their sum, ask for that with normalise=True (--normalise)."
         )
     if worst <= (exact := _exact(p.shape[1])):
         return (np.minimum(p, 1.0) if most > 1 else p), None
-    return np.where((off > exact)[:, None], p / total[:, None], p), rounded(tolerance)
+    found = np.where((off > exact)[:, None], p / total[:, None], p)
+    return np.minimum(found, 1.0, out=found), rounded(tolerance)
 
 
 def log_probabilities(
@@ -141,14 +142,14 @@ def log_probabilities(
         with np.errstate(divide="ignore"):
             rest = np.where(p > -math.log(2), np.log(-np.expm1(p)), np.log1p(-np.exp(p)))
         return np.stack([rest, p], axis=1), None
-    total = np.exp(p).sum(axis=1)
+    total = _row_sums(np.exp(p))
     off = np.abs(total - 1)
     worst = float(off.max())
     if worst > tolerance:
         i = int(np.argmax(off > tolerance))
         raise DataError(
             f"the exponentials of a row of log-probabilities should add up to 1 (within {tolerance:.3g}), and those of "
-            f"{place(i)} add up to {total[i]:.6g} ({in_all(np.sum(off > tolerance))}). If these are logits, "
+            f"{place(i)} add up to {total[i]:.6g} ({in_all(int(np.sum(off > tolerance)))}). If these are logits, "
             "say so: form='logits' (--form logits); that divides by the sum."
         )
     if worst <= (exact := _exact(p.shape[1])):
@@ -173,7 +174,7 @@ def logits(p: _Grid, place: Place, columns: list[str]) -> _Grid:
     if (none := peak[:, 0] == -np.inf).any():
         raise DataError(f"{place(int(np.argmax(none)))} has −inf in every column: one class at least must be possible.")
     shifted = p - peak
-    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    shifted -= np.log(_row_sums(np.exp(shifted)))[:, None]
     return shifted
 
 
@@ -184,6 +185,12 @@ def unclear(p: _Grid) -> DataError:
         f"go from {p.min():.4g} to {p.max():.4g}, and rows do not add up to 1, nor do their exponentials. Name the "
         "form: form='probabilities', 'log-probabilities' or 'logits' (--form)."
     )
+
+
+def _row_sums(p: _Grid) -> NDArray[np.float64]:
+    """The sums of rows, column by column as they lie in memory. A single row lies otherwise, and NumPy would add it up
+    in another order: a row has to be worth the same in every batch."""
+    return p.sum(axis=1) if len(p) > 1 else np.asfortranarray(np.repeat(p, 2, axis=0)).sum(axis=1)[:1]
 
 
 def _exact(classes: int) -> float:

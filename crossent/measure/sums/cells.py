@@ -4,7 +4,7 @@
 or of a ``Grid``, which is fixed: below 1/2 the exponent and the leading bits of the mantissa of p, above 1/2 those of 1
 − p, so that its cells are about equally wide in log-odds, 1/``steps`` at most, down to 2^−``octaves``.
 
-Sums over cells are exact for rows that count 1 and labels that are 0 or 1, whatever the order.
+Sums over cells are the same to the last bit, whatever the order of the rows (``compensated``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossent.measure.sums.compensated import summed
+from crossent.measure.sums.compensated import Compensated, summed, summed_each
 
 _MANTISSA = 52
 
@@ -68,101 +68,98 @@ def grid_for(classes: int) -> Grid:
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """Sums over the rows of each cell, arrays of one shape whose last axis is the cell.
+    """Sums over the rows of each cell: ``sums`` (2, 3 or 6, …), whose last axis is the cell.
 
-    ``weight`` Σ w, ``label`` Σ w y and ``prediction`` Σ w p; ``square`` is Σ w², Σ w² y, Σ w² y², one more axis in
-    front, and None while every weight is 1 and every label 0 or 1: then it is weight, label, label.
+    They are ``weight`` Σ w, ``label`` Σ w y and ``prediction`` Σ w p, which is left out where nobody asks for it, and
+    ``square``, Σ w², Σ w² y, Σ w² y², which is None while every weight is 1 and every label 0 or 1: then it is weight,
+    label, label.
     """
 
-    weight: NDArray[np.float64]
-    label: NDArray[np.float64]
-    prediction: NDArray[np.float64]
-    square: NDArray[np.float64] | None = None
+    sums: Compensated
 
     @classmethod
     def zeros(cls, *shape: int) -> Cells:
         """Give cells without rows."""
-        return cls(np.zeros(shape), np.zeros(shape), np.zeros(shape))
+        return cls(Compensated.zeros(3, *shape))
 
     @classmethod
     def of(
         cls,
         place: NDArray[np.int64],
         size: int,
-        p: NDArray[np.float64],
+        p: NDArray[np.float64] | None,
         y: NDArray[np.float64] | NDArray[np.bool_],
         w: NDArray[np.float64] | None,
     ) -> Cells:
-        """Count rows (n,) into ``size`` cells; ``y`` are truth values, or float64 shares."""
-        hard = y.dtype.kind != "f"
-        if hard and w is None:
-            weight = np.bincount(place, minlength=size).astype(np.float64)
-            label = np.bincount(place[np.flatnonzero(y)], minlength=size).astype(np.float64)
-            return cls(weight, label, summed(place, p, size))
+        """Count rows (n,) into ``size`` cells; ``y`` are truth values, or float64 shares. Without ``p`` nothing is kept
+        but weight and label.
+        """
+        if y.dtype.kind != "f" and w is None:
+            found = [summed(place, None, size), summed(place, y, size)]
+            return cls(Compensated.stack(found if p is None else [*found, summed(place, p, size)]))
         one = np.ones(place.size) if w is None else w
+        came = one * y
+        if p is None:
+            return cls(Compensated.stack(summed_each(place, (w, came), size)))
+        two = None if w is None else w * w
+        return cls(Compensated.stack(summed_each(place, (w, came, one * p, two, one * came, came * came), size)))
 
-        def total(x: NDArray[np.float64]) -> NDArray[np.float64]:
-            return summed(place, x, size)
+    @property
+    def weight(self) -> NDArray[np.float64]:
+        """Σ w."""
+        return self.sums.value[0]
 
-        two = one * one
-        square = np.stack([total(two), total(two * y), total(two * y * y)])
-        return cls(total(one), total(one * y), total(one * p), square)
+    @property
+    def label(self) -> NDArray[np.float64]:
+        """Σ w y."""
+        return self.sums.value[1]
+
+    @property
+    def prediction(self) -> NDArray[np.float64]:
+        """Σ w p."""
+        return self.sums.value[2]
+
+    @property
+    def square(self) -> NDArray[np.float64] | None:
+        """Σ w², Σ w² y, Σ w² y², where they had to be kept."""
+        return self.sums.value[3:] if len(self.sums.value) > 3 else None
 
     @property
     def squares(self) -> NDArray[np.float64]:
-        """Σ w², Σ w² y, Σ w² y², whether or not they had to be kept."""
-        return np.stack([self.weight, self.label, self.label]) if self.square is None else self.square
+        """The same, whether or not they had to be kept."""
+        return self.sums.value[_SQUARES] if self.square is None else self.sums.value[3:]
 
     def __add__(self, other: Cells) -> Cells:
-        kept = self.square is not None or other.square is not None
-        return Cells(
-            self.weight + other.weight,
-            self.label + other.label,
-            self.prediction + other.prediction,
-            self.squares + other.squares if kept else None,
-        )
+        columns = max(len(self.sums.value), len(other.sums.value))
+        return Cells(self._of(columns) + other._of(columns))
+
+    def _of(self, columns: int) -> Compensated:
+        return self.sums if len(self.sums.value) == columns else self.sums[[*range(3), *_SQUARES]]
 
     def __getitem__(self, which: int) -> Cells:
-        square = None if self.square is None else self.square[:, which]
-        return Cells(self.weight[which], self.label[which], self.prediction[which], square)
+        return Cells(self.sums[:, which])
 
     @staticmethod
     def stack(cells: list[Cells]) -> Cells:
         """Put histograms of one shape side by side."""
-        kept = any(one.square is not None for one in cells)
-        return Cells(
-            np.stack([one.weight for one in cells]),
-            np.stack([one.label for one in cells]),
-            np.stack([one.prediction for one in cells]),
-            np.stack([one.squares for one in cells], axis=1) if kept else None,
-        )
+        columns = max(len(one.sums.value) for one in cells)
+        return Cells(Compensated.stack([one._of(columns) for one in cells], axis=1))
 
     def take(self, which: NDArray[np.int64]) -> Cells:
         """Some cells of one histogram."""
-        square = None if self.square is None else self.square[:, which]
-        return Cells(self.weight[which], self.label[which], self.prediction[which], square)
+        return Cells(self.sums[:, which])
 
     def spread(self, at: NDArray[np.int64], size: int) -> Cells:
-        """The same cells at these places, all different, among ``size``."""
-
-        def wide(x: NDArray[np.float64]) -> NDArray[np.float64]:
-            found = np.zeros((*x.shape[:-1], size))
-            found[..., at] = x
-            return found
-
-        square = None if self.square is None else wide(self.square)
-        return Cells(wide(self.weight), wide(self.label), wide(self.prediction), square)
+        """The same cells of one histogram at these places, all different, among ``size``."""
+        return Cells(self.sums.placed(at, size, axis=1))
 
     def reshape(self, *shape: int) -> Cells:
         """The same cells as arrays of this shape."""
-        square = None if self.square is None else self.square.reshape(3, *shape)
-        return Cells(self.weight.reshape(shape), self.label.reshape(shape), self.prediction.reshape(shape), square)
+        return Cells(self.sums.reshape(len(self.sums.value), *shape))
 
     def gathered(self, at: NDArray[np.int64], size: int) -> Cells:
         """Cells added up by a code from 0 to ``size`` − 1."""
-        square = None if self.square is None else np.stack([summed(at, x, size) for x in self.square])
-        weight, label, prediction = (summed(at, x, size) for x in (self.weight, self.label, self.prediction))
-        return Cells(weight, label, prediction, square)
+        return Cells(self.sums.gathered(at, size))
 
     @property
     def hard(self) -> bool:
@@ -180,6 +177,9 @@ class Cells:
         return self.take(self.order())
 
 
+_SQUARES = [0, 1, 1]
+
+
 BINS = 15
 """Bins of equal width that the calibration error (ECE) is counted in."""
 
@@ -190,31 +190,32 @@ def calibration_bins(
     w: NDArray[np.float64] | None,
     code: NDArray[np.int64] | None = None,
     lines: int = 1,
-) -> NDArray[np.float64]:
+) -> Compensated:
     """Σ w, Σ w y and Σ w p in 15 bins of equal width, ((j − 1)/15, j/15], by lines: (lines, 3, BINS)."""
     place = np.clip(np.ceil(p * BINS).astype(np.int64) - 1, 0, BINS - 1)
     if code is not None:
         place += code * BINS
-    came, predicted = (y, p) if w is None else (w * y, w * p)
-    found = np.stack([np.bincount(place, x, minlength=lines * BINS) for x in (w, came, predicted)])
-    return np.swapaxes(found.astype(np.float64).reshape(3, lines, BINS), 0, 1)
+    cells = Cells.of(place, lines * BINS, None, y, w).sums
+    predicted = summed(place, p if w is None else w * p, lines * BINS)
+    return Compensated.stack([sums.reshape(lines, BINS) for sums in (cells[0], cells[1], predicted)], axis=1)
 
 
-def bins_by_class(p: NDArray[np.float64], labels: NDArray[Any], w: NDArray[np.float64] | None) -> NDArray[np.float64]:
+def bins_by_class(p: NDArray[np.float64], labels: NDArray[Any], w: NDArray[np.float64] | None) -> Compensated:
     """Σ w (p − y) of each class, one against the rest, in the same bins: (classes, BINS)."""
     classes = p.shape[1]
     place = np.ceil(p * BINS)
     np.clip(place, 1, BINS, out=place)
     place += np.arange(classes) * BINS - 1
     codes = place.astype(np.int64)
-    mass = p if w is None else p * w[:, None]
-    found = np.bincount(codes.ravel(), mass.ravel(), minlength=classes * BINS).astype(np.float64, copy=False)
+    off = p.copy(order="K")
     if labels.dtype.kind == "f":
-        came = labels if w is None else labels * w[:, None]
-        found -= np.bincount(codes.ravel(), came.ravel(), minlength=classes * BINS)
+        off -= labels
     else:
-        found -= np.bincount(codes[np.arange(labels.size), labels], w, minlength=classes * BINS)
-    return found.reshape(classes, BINS)
+        off[np.arange(labels.size), labels] -= 1
+    if w is not None:
+        off *= w[:, None]
+    # Both lie in memory as p does.
+    return summed(codes.ravel(order="K"), off.ravel(order="K"), classes * BINS).reshape(classes, BINS)
 
 
 COST_GRID = (16, 64)

@@ -90,9 +90,10 @@ class Distinct:
         lowest = int(codes.min())
         width = int(codes.max()) - lowest + 1
         if width <= _DENSE:
-            counted = Cells.of(codes - lowest, width, p, y, w)
-            here = np.flatnonzero(counted.weight > 0)
-            return Distinct(here + lowest, counted.take(here), self.drop, self.most)._fitting()
+            codes -= lowest
+            came = np.bincount(codes, minlength=width) > 0
+            keys, at = np.flatnonzero(came) + lowest, (np.cumsum(came) - 1)[codes]
+            return Distinct(keys, Cells.of(at, keys.size, p, y, w), self.drop, self.most)._fitting()
         at = np.minimum(np.searchsorted(self.keys, codes), max(len(self.keys) - 1, 0))
         if len(self.keys) and np.array_equal(self.keys[at], codes):  # nothing new, as where forecasts are round numbers
             keys = self.keys

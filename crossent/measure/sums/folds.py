@@ -16,13 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.measure.predictions.predictions import Predictions
-from crossent.measure.sums.compensated import Compensated, summed
+from crossent.measure.sums.compensated import Compensated, summed_each
 from crossent.measure.sums.groups import EXTRA, FOLDS, Groups, group_sums, row_extra
 from crossent.measure.sums.hashing import hashed
 from crossent.measure.sums.likelihood import Rows, distributions
 
 _LEAST = 16
-_Float = NDArray[np.float64]
 
 
 def folds_for(width: int) -> int:
@@ -41,7 +40,7 @@ class Folds:
         """Add up a batch by slice, ``code`` (n,), and by fold of its groups; rows without are a group each."""
         folds = folds_for(batch.probabilities.shape[1])
         found = group_sums(batch, rows, code * folds + _fold(batch, folds), lines * folds)
-        return cls(_exact(found.reshape(lines, folds, -1)))
+        return cls(found.reshape(lines, folds, -1))
 
     @classmethod
     def of_classes(cls, batch: Predictions, rows: Rows) -> Folds:
@@ -51,18 +50,18 @@ class Folds:
         fold, extra = _fold(batch, folds), row_extra(batch, rows)
         if batch.labels.dtype.kind != "f":
             code, size = batch.labels * folds + fold, classes * folds
-            lines = [summed(code, x if w is None else w * x, size) for x in (extra[0], *extra)]
-            return cls(_exact(np.stack(lines, axis=1).reshape(classes, folds, -1)))
-        found = np.zeros((classes, folds, 1 + len(EXTRA)))
+            lines = summed_each(code, [x if w is None else w * x for x in (extra[0], *extra)], size)
+            return cls(Compensated.stack(lines, axis=1).reshape(classes, folds, -1))
+        found = []
         with np.errstate(divide="ignore"):
             logs = np.log(batch.probabilities) if batch.log_probabilities is None else batch.log_probabilities
         for c, share in enumerate(distributions(batch.labels, classes).T):
             mass = share if w is None else w * share
             own = dict(zip(EXTRA, extra, strict=True)) | {"hit": (rows.predicted == c).astype(np.float64)}
             own["cost"] = np.where(np.isfinite(logs[:, c]), -logs[:, c], 0.0)
-            for place, x in enumerate((own["weight"], *own.values())):
-                found[c, :, place] = summed(fold, mass * x, folds)
-        return cls(_exact(found))
+            lines = summed_each(fold, [mass * x for x in (own["weight"], *own.values())], folds)
+            found.append(Compensated.stack(lines, axis=1))
+        return cls(Compensated.stack(found))
 
     def __add__(self, other: Folds) -> Folds:
         return Folds(self.sums + other.sums)
@@ -75,16 +74,9 @@ class Folds:
 
     def on(self, place: list[int], lines: int) -> Folds:
         """The same sums on these of ``lines`` lines."""
-        wide = Compensated.zeros(lines, *self.sums.high.shape[1:])
-        wide.high[place] = self.sums.high
-        np.asarray(wide.low)[place] = self.sums.low
-        return Folds(wide)
+        return Folds(self.sums.placed(place, lines))
 
 
 def _fold(batch: Predictions, folds: int) -> NDArray[np.int64]:
     who = batch.rows if batch.groups is None else batch.groups
     return (hashed(who) % np.uint64(folds)).astype(np.int64)
-
-
-def _exact(sums: _Float) -> Compensated:
-    return Compensated(sums, np.zeros_like(sums))

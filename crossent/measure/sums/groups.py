@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from crossent.measure.predictions.predictions import Predictions
 from crossent.measure.sums.cells import COARSE, Cells
-from crossent.measure.sums.compensated import Compensated, summed
+from crossent.measure.sums.compensated import Compensated, summed, summed_each
 from crossent.measure.sums.counted import how_many, smallest
 from crossent.measure.sums.hashing import hashed
 from crossent.measure.sums.histograms import Histograms
@@ -68,11 +68,15 @@ class Groups:
     def __add__(self, other: Groups) -> Groups:
         one, two = (self, other) if self.folded == other.folded else (self.fold(), other.fold())
         keys = np.union1d(one.keys, two.keys)
-        total = _spread(one, keys) + _spread(two, keys)
+        total = one._on(keys) + two._on(keys)
         folds = None if one.folds is None or two.folds is None else one.folds + two.folds
         came = None if one.came is None or two.came is None else smallest(one.came, two.came)
         joined = Groups(self.most, keys, total, one.folded, folds, came)
         return joined.fold() if keys.size > self.most else joined
+
+    def _on(self, keys: NDArray[np.uint64]) -> Compensated:
+        """The sums on the lines of ``keys``, which hold all of these."""
+        return self.sums.placed(np.searchsorted(keys, self.keys), keys.size)
 
     def fold(self) -> Groups:
         """Put the groups into buckets."""
@@ -80,18 +84,7 @@ class Groups:
             return self
         bucket = self.keys % np.uint64(self.most)
         keys, place = np.unique(bucket, return_inverse=True)
-        total = Compensated.zeros(keys.size, self.sums.high.shape[1])
-        # The groups of one bucket one after another: few meet, and each addition keeps its error.
-        rank = np.zeros(place.size, np.int64)
-        order = np.argsort(place, kind="stable")
-        starts = np.searchsorted(place[order], np.arange(keys.size))
-        rank[order] = np.arange(place.size) - starts[place[order]]
-        for turn in range(int(rank.max(initial=-1)) + 1):
-            here = np.flatnonzero(rank == turn)
-            part = Compensated.zeros(*total.high.shape)
-            part.high[place[here]] = self.sums.high[here]
-            np.asarray(part.low)[place[here]] = np.broadcast_to(self.sums.low, self.sums.high.shape)[here]
-            total = total + part
+        total = self.sums.turned().gathered(place, keys.size).turned()
         return replace(self, keys=keys, sums=total, folded=True, came=smallest(self.keys))
 
     @classmethod
@@ -104,7 +97,7 @@ class Groups:
         most = most_groups(k)
         sums = group_sums(batch, rows, code, keys.size)
         folds = fold_histograms(batch.probabilities, batch.labels, w, number) if k == 2 else None
-        found = cls(most, keys, Compensated(sums, np.zeros_like(sums)), False, folds)
+        found = cls(most, keys, sums, False, folds)
         return found.fold() if keys.size > found.most else found
 
 
@@ -129,18 +122,19 @@ def fold_histograms(
     came = labels if labels.ndim == 1 else labels[:, 1]
     came = came if came.dtype.kind == "f" else came == 1
     line = fold if code is None else code * folds + fold
-    return Histograms.of(line, COARSE.place(p[:, 1], p[:, 0]), lines * folds, p[:, 1], came, w, most=None)
+    return Histograms.of(line, COARSE.place(p[:, 1], p[:, 0]), lines * folds, None, came, w, most=None)
 
 
-def group_sums(batch: Predictions, rows: Rows, code: NDArray[np.int64], size: int) -> NDArray[np.float64]:
+def group_sums(batch: Predictions, rows: Rows, code: NDArray[np.int64], size: int) -> Compensated:
     """Sums over rows with the same ``code``, from 0 to ``size`` − 1: the label's weight by class, then EXTRA."""
     n, k = len(batch), batch.probabilities.shape[1]
     one = np.ones(n) if batch.weights is None else batch.weights
     if batch.labels.dtype.kind == "f":
-        labels = [summed(code, one * share, size) for share in distributions(batch.labels, k).T]
+        labels = summed_each(code, [one * share for share in distributions(batch.labels, k).T], size)
     else:
-        labels = list(np.bincount(code * k + batch.labels, one, minlength=size * k).reshape(-1, k).T)
-    return np.stack([*labels, *(summed(code, one * x, size) for x in row_extra(batch, rows))], axis=1)
+        both = summed(code * k + batch.labels, batch.weights, size * k).reshape(size, k)
+        labels = [both[:, c] for c in range(k)]
+    return Compensated.stack([*labels, *summed_each(code, [one * x for x in row_extra(batch, rows)], size)], axis=1)
 
 
 def row_extra(batch: Predictions, rows: Rows) -> list[NDArray[np.float64]]:
@@ -158,12 +152,3 @@ def row_extra(batch: Predictions, rows: Rows) -> list[NDArray[np.float64]]:
         nothing if rows.truth is None else rows.truth,
         nothing if rows.truth is None else finite - rows.truth,
     ]
-
-
-def _spread(groups: Groups, keys: NDArray[np.uint64]) -> Compensated:
-    """The same sums on the lines of ``keys``, which hold all of the groups' own."""
-    place = np.searchsorted(keys, groups.keys)
-    wide = Compensated.zeros(keys.size, groups.sums.high.shape[1])
-    wide.high[place] = groups.sums.high
-    np.asarray(wide.low)[place] = groups.sums.low
-    return wide

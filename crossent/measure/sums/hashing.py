@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 _STEP, _FIRST, _SECOND = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
+_NOTHING = np.uint64(0x2545F4914F6CDD1D)
+"""The number of an empty text."""
+
 
 def mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Scatter numbers over all of 2⁶⁴, one to one."""
@@ -32,11 +35,14 @@ def stream(seed: int, word: str) -> np.random.Generator:
 
 
 def hashed(values: NDArray[Any]) -> NDArray[np.uint64]:
-    """Give each of ``values`` (n,), whole numbers, floats or text, its number.
+    """Give each of ``values`` (n,), whole numbers, floats or text, its number. Text that is a whole number, as Python
+    writes it, has that number's: a CSV knows nothing but text.
 
     >>> words = hashed(np.array(["a", "bb", "a"]))
     >>> bool(words[0] == words[2] != words[1]), bool(words[0] == hashed(np.array(["a", "a longer word"]))[0])
     (True, True)
+    >>> bool((hashed(np.array(["7", "-12", "007"])) == hashed(np.array([7, -12, 7])))[:2].all())
+    True
     """
     if values.dtype.kind in "iub":
         return mixed(values.astype(np.int64).view(np.uint64))
@@ -44,11 +50,36 @@ def hashed(values: NDArray[Any]) -> NDArray[np.uint64]:
         return mixed(values.astype(np.float64).view(np.uint64))
     text = np.ascontiguousarray(values.astype(str))
     if not text.size or not text.dtype.itemsize:
-        return mixed(np.zeros(text.shape, np.uint64))
+        return np.full(text.shape, _NOTHING)
     letters = text.view(np.uint32).reshape(text.size, -1)
     found = np.zeros(text.size, np.uint64)
     for place in range(letters.shape[1]):
         letter = letters[:, place].astype(np.uint64)
         # A shorter text in a longer batch is padded with zeros, and those must not count.
         found = np.where(letter != 0, mixed(found ^ (letter << np.uint64(20))), found)
-    return mixed(found)
+    found = np.where(letters[:, 0] != 0, mixed(found), _NOTHING)
+    whole, numbers = _whole(letters)
+    found[whole] = mixed(numbers.view(np.uint64))
+    return found
+
+
+def _whole(letters: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which of the texts, code points (n, length) filled up with zeros, are whole numbers, and which ones:
+    up to 18 digits without a leading 0, or a single 0, and perhaps a minus sign before what is not 0."""
+    first = letters[:, 0]
+    below = first == ord("-")
+    here = np.flatnonzero(below | (first - np.uint32(ord("0")) < 10))  # what is less wraps round
+    if not here.size:
+        return here, here
+    letters, below = letters[here], below[here]
+    length = np.count_nonzero(letters, axis=1)
+    number, fits = np.zeros(here.size, np.int64), length - below <= 18
+    for place in range(min(letters.shape[1], 19)):
+        digit = letters[:, place] - np.uint32(ord("0"))
+        used = (place < length) & ~(below & (place == 0))
+        fits &= ~used | (digit < 10)
+        number = np.where(used & fits, 10 * number + digit, number)
+    leading = np.where(below, letters[:, min(1, letters.shape[1] - 1)], letters[:, 0])
+    fits &= (leading != ord("0")) | ((length == 1) & ~below)
+    fits &= (length > 1) | ~below
+    return here[fits], np.where(below, -number, number)[fits]

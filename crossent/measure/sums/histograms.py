@@ -66,12 +66,12 @@ class Histograms:
         line: _Codes,
         codes: _Codes,
         lines: int,
-        p: NDArray[np.float64],
+        p: NDArray[np.float64] | None,
         y: NDArray[np.float64] | NDArray[np.bool_],
         w: NDArray[np.float64] | None,
         most: int | None = MOST_OF_A_LINE,
     ) -> Histograms:
-        """Count rows (n,) by their line, 0 to ``lines`` − 1, and their code. Cost: a sort."""
+        """Count rows (n,) by their line, 0 to ``lines`` − 1, and their code; ``p`` as in ``Cells``. Cost: a sort."""
         keys, at = np.unique((line << BITS) | codes, return_inverse=True)
         return cls(keys, Cells.of(at, keys.size, p, y, w), np.zeros(lines, np.int64), most)._fitting()
 

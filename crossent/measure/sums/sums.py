@@ -18,14 +18,16 @@ weighed by their shares of the labels, add up to those of all rows.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossent.measure.predictions.predictions import Predictions
-from crossent.measure.sums.compensated import Compensated, summed, summed_each
+from crossent.measure.sums.compensated import Column, Compensated, of_columns, summed, summed_each
 from crossent.measure.sums.likelihood import TOPS, Rows, distributions
 
 POWERS = ((1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (3, 0), (3, 1), (3, 2), (3, 3))
@@ -158,7 +160,7 @@ class Sums:
         weighed = seen[:, 0] * (self.count("weighted") > 0)
         measured = seen[:, 0] * (self.count("measured in bytes") == self.count("rows"))
         counts = np.stack([*seen.T[:2], np.zeros(k, np.int64), weighed, measured], axis=1)
-        return Sums(own, Compensated(floats, np.zeros_like(floats)), counts)
+        return Sums(own, Compensated.exact(floats), counts)
 
     def count(self, name: str, which: int = 0) -> int:
         """One of the counts of one set."""
@@ -171,21 +173,17 @@ class Sums:
         Cost: some thirty passes over n and a few over (n, classes).
         """
         n, k, w = len(batch), layout.classes, batch.weights
-        floats = np.zeros((sets, layout.width))
+        floats = Compensated.zeros(sets, layout.width)
         counts = np.zeros((sets, len(COUNTS)), np.int64)
         places = layout.places()
 
-        def put(name: str, values: _Float) -> None:
-            floats[:, places[name]] = values.reshape(sets, -1)
+        def put(name: str, values: Compensated) -> None:
+            floats.put((slice(None), places[name]), values.reshape(sets, -1))
 
-        def over(x: _Float) -> _Float:
-            if code is None:
-                return np.sum(x, axis=0, keepdims=True)
-            if x.ndim == 1:
-                return summed(code, x, sets)
-            return np.stack([summed(code, column, sets) for column in x.T], axis=1)
+        def over(x: _Float) -> Compensated:
+            return of_columns(x) if code is None else Compensated.stack(summed_each(code, list(x.T), sets), axis=1)
 
-        def by(which: NDArray[np.int64], size: int, x: _Float | None) -> _Float:
+        def by(which: NDArray[np.int64], size: int, x: Column) -> Compensated:
             """Sums by set and by another code."""
             both = which if code is None else code * size + which
             return summed(both, x, sets * size).reshape(sets, size)
@@ -199,29 +197,37 @@ class Sums:
         zero = np.zeros(n, np.int64) if code is None else code
         line = both if lines > 1 else zero
 
-        def on_lines(x: _Float | None) -> _Float:
+        def on_lines(x: Column) -> Compensated:
             return summed(line, x, sets * lines)
 
-        touched = rows.floored != rows.cost
-        cost = np.zeros((sets, 3, apart, len(POWERS)))
+        def on_all_lines(columns: Sequence[Column]) -> Compensated:
+            return Compensated.stack(summed_each(line, columns, sets * lines), axis=1)
 
-        def moments(of: _Float, here: NDArray[np.int64]) -> _Float:
+        touched = rows.floored != rows.cost
+        cost = Compensated.zeros(sets, 3, apart, len(POWERS))
+
+        def moments(of: _Float, here: NDArray[np.int64]) -> Compensated:
             found = _moments(of[here], None if w is None else w[here], both[here], sets * apart)
             return found.reshape(sets, apart, -1)
 
         if touched.any():
             few = np.flatnonzero(touched)
             finite = np.isfinite(rows.cost[few])
-            cost[:, USUAL] = moments(rows.cost, np.flatnonzero(~touched))
-            cost[:, RARE] = moments(rows.cost, few[finite])
-            cost[:, FLOORED] = moments(rows.floored, few)
+            cost.put(np.s_[:, USUAL], moments(rows.cost, np.flatnonzero(~touched)))
+            cost.put(np.s_[:, RARE], moments(rows.cost, few[finite]))
+            cost.put(np.s_[:, FLOORED], moments(rows.floored, few))
             never = few[~finite]
             counts[:, 1] = never.size if code is None else np.bincount(code[never], minlength=sets)
         else:
-            cost[:, USUAL] = _moments(rows.cost, w, both, sets * apart).reshape(sets, apart, -1)
+            cost.put(np.s_[:, USUAL], _moments(rows.cost, w, both, sets * apart).reshape(sets, apart, -1))
         put("cost", cost)
 
-        seen, first = on_lines(None), on_lines(weighted(rows.hit))
+        def counted(x: NDArray[Any]) -> NDArray[Any]:
+            """The same of what is 0 or 1."""
+            return x > 0 if w is None else w * x
+
+        hit = rows.hit
+        seen, first = on_lines(None), on_lines(weighted(hit) if layout.soft else counted(hit))
         if layout.soft:
             shares = distributions(batch.labels, k)
             put("label", over(weighted(shares)))
@@ -230,31 +236,27 @@ class Sums:
         else:
             alone = lines > 1  # then the lines are the classes
             put("label", seen if alone and w is None else by(rows.label, k, w))
-            put("right", first if alone else by(rows.label, k, weighted(rows.hit)))
+            put("right", first if alone else by(rows.label, k, counted(hit)))
             put("own", by(rows.label, k, weighted(batch.probabilities[np.arange(n), rows.label])))
         put("predicted", by(rows.predicted, k, w))
-        plain = w is None and code is None
-        put("probability", _columns(batch.probabilities) if plain else over(weighted(batch.probabilities)))
+        put("probability", over(weighted(batch.probabilities)))
         put("squared", _moments(rows.squared, w, line, sets * lines))
         if rows.absolute is not None:
             put("absolute", _moments(rows.absolute, w, zero, sets))
         if rows.truth is not None:
             put("truth", _moments(rows.truth, w, zero, sets))
             put("divergence", _moments(_finite(rows.cost) - rows.truth, w, zero, sets))
-        hit = rows.hit
         second = first if w is None else on_lines(w * w * hit)
-        put(
-            "hit", np.stack([first, second, on_lines(weighted(weighted(hit * hit))) if layout.soft else second], axis=1)
-        )
+        third = on_lines(weighted(weighted(hit * hit))) if layout.soft else second
+        put("hit", Compensated.stack([first, second, third], axis=1))
         if rows.top is not None:
-            put("top", np.stack([on_lines(weighted(top)) for top in rows.top.T.astype(np.float64)], axis=1))
+            put("top", on_all_lines([counted(top) for top in rows.top.T]))
         if batch.bytes is not None:
             b = batch.bytes.astype(np.float64)
             sums = (b, weighted(b * b), weighted(b * _finite(rows.cost)))
-            put("bytes", np.stack([on_lines(weighted(x)) for x in sums], axis=1))
-        impossible = np.isinf(rows.cost) if touched.any() else None
-        lost = np.zeros(sets * lines) if impossible is None else on_lines(impossible.astype(np.float64))
-        put("seen", np.stack([seen, lost], axis=1))
+            put("bytes", on_all_lines([weighted(x) for x in sums]))
+        impossible = np.isinf(rows.cost) if touched.any() else np.zeros(n, np.bool_)
+        put("seen", on_all_lines([None, impossible]))
         if layout.soft and layout.by_class:
             for name, values in _of_shares(batch, rows, shares, w).items():
                 put(name, values)
@@ -262,7 +264,7 @@ class Sums:
         counts[:, 2] = rows.tied if code is None else 0
         counts[:, 3] = 0 if w is None else counts[:, 0]
         counts[:, 4] = 0 if batch.bytes is None else counts[:, 0]
-        return cls(layout, Compensated(floats, np.zeros_like(floats)), counts)
+        return cls(layout, floats, counts)
 
 
 def _finite(cost: _Float) -> _Float:
@@ -270,7 +272,7 @@ def _finite(cost: _Float) -> _Float:
     return np.where(np.isfinite(cost), cost, 0.0)
 
 
-def _of_shares(batch: Predictions, rows: Rows, shares: _Float, w: _Float | None) -> dict[str, _Float]:
+def _of_shares(batch: Predictions, rows: Rows, shares: _Float, w: _Float | None) -> dict[str, Compensated]:
     """The sums of each class over rows that belong to it by their shares (n, classes)."""
     mass = shares if w is None else shares * w[:, None]
     powers = {1: mass, 2: mass * mass, 3: mass**3}
@@ -279,40 +281,35 @@ def _of_shares(batch: Predictions, rows: Rows, shares: _Float, w: _Float | None)
     never = np.isneginf(logs) & (mass > 0)
     cost = np.where(np.isfinite(logs), -logs, 0.0)
 
-    def over(x: _Float, power: int = 1) -> _Float:
-        return np.einsum("nk,n->k" if x.ndim == 1 else "nk,nk->k", powers[power], x)
+    def over(x: _Float, power: int = 1) -> Compensated:
+        return of_columns(powers[power] * (x[:, None] if x.ndim == 1 else x))
 
-    def moments(x: _Float) -> _Float:
-        return np.stack([over(x**i, j) for j, i in POWERS], axis=1)
+    def moments(x: _Float) -> Compensated:
+        return Compensated.stack([over(x**i, j) for j, i in POWERS], axis=1)
 
     seen = (mass, never, mass * np.isinf(rows.cost)[:, None])
     chosen = rows.predicted[:, None] == np.arange(mass.shape[1])
-    hits = [np.sum(part, axis=0, where=chosen) for part in (powers[1], powers[2], powers[2])]
+    hits = [of_columns(part * chosen) for part in (powers[1], powers[2], powers[2])]
     found = {
         "class_cost": moments(cost),
         "class_squared": moments(rows.squared),
-        "class_hit": np.stack(hits, axis=1),
-        "class_seen": np.stack([np.count_nonzero(x, axis=0) for x in seen], axis=1).astype(np.float64),
+        "class_hit": Compensated.stack(hits, axis=1),
+        "class_seen": Compensated.exact(np.stack([np.count_nonzero(x, axis=0) for x in seen], axis=1) * 1.0),
     }
     if rows.truth is not None:
         found["class_divergence"] = moments(_finite(rows.cost) - rows.truth)
     if rows.top is not None:
-        found["class_top"] = np.stack([over(top) for top in rows.top.T.astype(np.float64)], axis=1)
+        found["class_top"] = Compensated.stack([over(top) for top in rows.top.T.astype(np.float64)], axis=1)
     if batch.bytes is not None:
         b = batch.bytes.astype(np.float64)
-        found["class_bytes"] = np.stack([over(b), over(b * b, 2), over(cost * b[:, None], 2)], axis=1)
+        found["class_bytes"] = Compensated.stack([over(b), over(b * b, 2), over(cost * b[:, None], 2)], axis=1)
     return found
 
 
-def _columns(p: _Float) -> _Float:
-    """Sums of the columns; of two, each by itself, which does not stride."""
-    return np.array([[np.sum(p[:, 0]), np.sum(p[:, 1])]]) if p.shape[1] == 2 else np.sum(p, axis=0, keepdims=True)
-
-
-def _moments(x: _Float, w: _Float | None, code: NDArray[np.int64], sets: int) -> _Float:
+def _moments(x: _Float, w: _Float | None, code: NDArray[np.int64], sets: int) -> Compensated:
     """Σ w^j x^i by set, (sets, len(POWERS))."""
     if w is None:
         square = x * x
         powers = summed_each(code, (None, x, square, square * x), sets)
-        return np.stack([powers[i] for _, i in POWERS], axis=1)
-    return np.stack(summed_each(code, [w**j * x**i for j, i in POWERS], sets), axis=1)
+        return Compensated.stack([powers[i] for _, i in POWERS], axis=1)
+    return Compensated.stack(summed_each(code, [w**j * x**i for j, i in POWERS], sets), axis=1)

@@ -7,9 +7,9 @@
     together        share after share in the files' order, whatever order workers end in: ``merge``
 
 Rows are read by this package's readers and not by those of Ray Data, whose blocks forget which row of which file a row
-was; so that a file is worth the same here and there, and a bad row is refused in the same sentence. Shares and the
-order of merging depend on the files alone: the same files give the same bits on two cores and on a thousand, and the
-numbers of one process to 10⁻¹². What workers send back for a share is its tally, some hundred kB (of several classes
+was; so that a file is worth the same here and there, and a bad row is refused in the same sentence. A tally's sums do
+not depend on how rows were split (``sums.compensated``): the same files give the same bits on two cores, on a thousand,
+and in one process. What workers send back for a share is its tally, some hundred kB (of several classes
 some MB), and the row ids of 8,388,608 rows at most if there is a column of them.
 """
 

@@ -1,8 +1,8 @@
 """One pass over any number of rows, and all that is said of them: a value of fixed size that adds up.
 
 A ``Tally`` of no rows, one for each batch, ``merge``: in any order, in any grouping, in several processes, the numbers
-are the same to 10⁻¹². Whatever is not a sum was made into one. Moments of cost and weight by class give every mean and
-its interval (``sums``, ``means``); a histogram of predictions gives the calibrated curve and with it the decomposition
+are the same to the last bit (``sums.compensated``). Whatever is not a sum was made into one. Moments of cost and weight
+by class give every mean and its interval (``sums``, ``means``); a histogram of predictions gives the calibrated curve and with it the decomposition
 (``cells``, ``isotonic``); a histogram of costs gives the concentration; the costliest rows and a sample of rows drawn
 by a hash are the largest, and the smallest, of a union (``slices``, ``sample``); rows in groups are summed by group
 (``groups``), those of a slice or a class by few folds of groups (``folds``).
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from crossent.errors import DataError
 from crossent.measure.predictions.predictions import Predictions
 from crossent.measure.sums.cells import BINS, COST_GRID, Cells, bins_by_class, calibration_bins, grid_for, place_of_cost
-from crossent.measure.sums.compensated import Compensated
+from crossent.measure.sums.compensated import Compensated, summed_each
 from crossent.measure.sums.distinct import MOST, Distinct
 from crossent.measure.sums.folds import Folds
 from crossent.measure.sums.groups import Groups
@@ -136,7 +136,7 @@ class Tally:
             labels = distributions(labels, p.shape[1])
             labels = labels[:, 1] if p.shape[1] == 2 else labels
         sums = Sums.of(self.sums.layout, batch, rows, None)
-        predicted, by_class, class_bins, sample, bins = None, None, None, None, np.zeros((1, 3, BINS))
+        predicted, by_class, class_bins, sample, bins = None, None, None, None, Compensated.zeros(1, 3, BINS)
         claimed = claims(batch, rows, labels)
         if claimed is not None:
             assert self.predicted is not None
@@ -151,15 +151,13 @@ class Tally:
                     came = labels[:, c] if self.soft else labels == c
                     each.append(Cells.of(grid.place(column, 1 - column), len(grid), column, came, w))
                 by_class = Cells.stack(each)
-                off = bins_by_class(p, labels, w)
-                class_bins = Compensated(off, np.zeros_like(off))
+                class_bins = bins_by_class(p, labels, w)
             assert self.sample is not None
             kept = batch if not self.soft else replace(batch, labels=labels)
             sample = Sample.of(self.sample.capacity, kept, rows.cost, rows.floored, self.sample.highest)
         finite = rows.cost if not sums.count("impossible") else np.where(np.isfinite(rows.cost), rows.cost, 0.0)
         place = place_of_cost(finite)
-        weight = np.bincount(place, w, minlength=math.prod(COST_GRID)).astype(np.float64)
-        cost = np.bincount(place, finite if w is None else w * finite, minlength=weight.size)
+        by_cost = summed_each(place, (w, finite if w is None else w * finite), math.prod(COST_GRID))
         least = -self.costliest[-1][0] if len(self.costliest) == COSTLIEST else -math.inf
         return replace(
             self,
@@ -167,8 +165,8 @@ class Tally:
             predicted=predicted,
             by_class=by_class,
             class_bins=class_bins,
-            bins=Compensated(bins[0], np.zeros_like(bins[0])),
-            by_cost=Compensated(np.stack([weight, cost]), np.zeros((2, weight.size))),
+            bins=bins[0],
+            by_cost=Compensated.stack(by_cost),
             costliest=costliest_of(batch, rows, least),
             sample=sample,
             groups=None if batch.groups is None else Groups.of(batch, rows),

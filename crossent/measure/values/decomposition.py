@@ -39,7 +39,6 @@ from crossent.measure.calibration.rows import rows_of
 from crossent.measure.calibration.scaling import KINDS, Scaling, fit_scaling
 from crossent.measure.intervals import interval
 from crossent.measure.sums.cells import COARSE, Cells
-from crossent.measure.sums.compensated import summed
 from crossent.measure.sums.hashing import stream
 from crossent.measure.sums.likelihood import costs_of_logs, distributions
 from crossent.measure.sums.sample import Sample
@@ -364,7 +363,7 @@ def _of_rows(terms: _Float, scale: _Float, sample: Sample, of: Evidence) -> inte
     w = sample.weights
     if of.groups is not None:
         bucket, place = np.unique(sample.groups, return_inverse=True)
-        weight = summed(place, w, bucket.size)
+        weight = np.bincount(place, w, minlength=bucket.size).astype(np.float64)
         mean = float(np.average(terms, weights=w))
         sums = np.bincount(place, w * terms, minlength=bucket.size)
         spread = clustered(sums - mean * weight, weight, float(np.sum(np.bincount(place, w * scale) ** 2)))

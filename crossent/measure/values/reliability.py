@@ -19,7 +19,6 @@ from scipy.fft import dct, idct
 
 from crossent.measure.intervals import interval
 from crossent.measure.sums.cells import Cells
-from crossent.measure.sums.compensated import summed
 from crossent.measure.values.decomposition import Calibrated
 from crossent.measure.values.isotonic import stated
 from crossent.record import Curve
@@ -56,7 +55,7 @@ def reliability(calibrated: Calibrated, names: tuple[str, str], shares: bool) ->
     group = np.unique((middle * wanted / rows.sum()).astype(np.int64), return_inverse=True)[1]
 
     def total(x: NDArray[np.float64]) -> NDArray[np.float64]:
-        return summed(group, x, int(group[-1]) + 1)
+        return np.bincount(group, x, minlength=int(group[-1]) + 1).astype(np.float64)
 
     weight, label, squares = total(cells.weight), total(cells.label), total(cells.squares[0])
     n, observed = weight**2 / squares, np.minimum(label / weight, 1.0)

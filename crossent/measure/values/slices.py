@@ -129,7 +129,6 @@ class Slices:
         if claimed is None:
             return found
         p, rest, came = claimed
-        counted = calibration_bins(p, came, w, code, values.size)
         curves = None
         if batch.groups is not None and two:
             numbers = hashed(batch.groups)
@@ -138,7 +137,7 @@ class Slices:
             )
         return replace(
             found,
-            bins=Compensated(counted, np.zeros_like(counted)),
+            bins=calibration_bins(p, came, w, code, values.size),
             predicted=Histograms.of(code, narrow_code(p, rest), values.size, p, came, w),
             curves=curves,
         )
@@ -156,7 +155,7 @@ class Slices:
 
         bins = curves = None
         if self.bins is not None and other.bins is not None:
-            bins = _placed(self.bins, mine, len(values)) + _placed(other.bins, theirs, len(values))
+            bins = self.bins.placed(mine, len(values)) + other.bins.placed(theirs, len(values))
         if self.curves is not None and other.curves is not None:
             size = len(values) * CURVE_FOLDS
             curves = self.curves.on(_folds_of(mine), size) + other.curves.on(_folds_of(theirs), size)
@@ -202,14 +201,7 @@ def _folds_of(place: list[int]) -> list[int]:
 def _wide(sums: Sums, place: list[int], size: int) -> Sums:
     counts = np.zeros((size, sums.counts.shape[1]), np.int64)
     counts[place] = sums.counts
-    return Sums(sums.layout, _placed(sums.floats, place, size), counts)
-
-
-def _placed(sums: Compensated, place: list[int], size: int) -> Compensated:
-    wide = Compensated.zeros(size, *sums.high.shape[1:])
-    wide.high[place] = sums.high
-    np.asarray(wide.low)[place] = sums.low
-    return wide
+    return Sums(sums.layout, sums.floats.placed(place, size), counts)
 
 
 def slices(

@@ -287,25 +287,23 @@ def test_two_processes_merge_to_what_one_makes():
 
 
 def test_it_stays_small_whatever_comes():
+    """Pickled: ten slices in very many groups under 500 kB, and no more for ten times the rows but longer counts."""
     rng = np.random.default_rng(0)
-    sizes = {}
-    for n in (1_000, 200_000):
-        rows = replace(drawn("classes", n, 0, True), groups=rng.integers(10**9, size=n))
-        sizes[n] = len(pickle.dumps(Tally.like(rows).add(rows)))
-    assert sizes[200_000] < 4_000_000  # four classes: cells 200 kB and their squares, a sample of 8,192 rows, groups
-    rows = drawn("binary", 200_000, 0)
-    assert len(pickle.dumps(Tally.like(rows).add(rows))) < 350_000
-    more = replace(rows, groups=rng.integers(10**9, size=200_000), slices={"s": np.arange(200_000).astype("U3")})
-    grown = {}  # a thousand values of a column, each with its cells, 64 folds of groups and 32 curves
-    for name, one in (
-        ("plain", rows),
-        ("in groups", replace(more, slices={})),
-        ("sliced", part(more, slice(0, 100_000))),
-    ):
-        grown[name] = len(pickle.dumps(Tally.like(one).add(one)))
-    assert grown["in groups"] - grown["plain"] < 700_000
-    values = np.unique(more.slices["s"][:100_000]).size
-    assert (grown["sliced"] - grown["in groups"]) / values < 25_000
+
+    def size(rows: Predictions) -> int:
+        return len(pickle.dumps(Tally.like(rows).add(rows)))
+
+    for kind, n in (("binary", 200_000), ("classes", 100_000)):
+        rows = drawn(kind, n, 0)
+        rows = replace(rows, groups=rng.integers(10**9, size=n), slices={"s": (np.arange(n) % 10).astype("U1")})
+        few = part(rows, slice(n // 10))
+        assert size(rows) < min(500_000, 1.5 * size(few))
+        assert size(replace(rows, slices={}, groups=None)) < 300_000
+        weighted = replace(rows, weights=rng.gamma(2.0, size=n))
+        assert size(rows) < size(weighted) < 1_100_000
+    more = replace(few, groups=rng.integers(10**9, size=len(few)), slices={"s": np.arange(len(few)).astype("U2")})
+    values = np.unique(more.slices["s"]).size
+    assert (size(more) - size(replace(more, slices={}))) / values < 12_000
 
 
 def test_many_groups_go_into_buckets_and_tell_the_same():

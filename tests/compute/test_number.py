@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import mpmath
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from crossent import cross_entropy
 from crossent.compute import functional, number
-from crossent.compute.losses import LOSSES, NLL, LogZ, Smoothed
+from crossent.compute.backends.cpu.precision import log1p
+from crossent.compute.losses import LOSSES, NLL, Focal, LogZ, Smoothed
 from tests.laws.test_losses import KNOBS
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -105,6 +108,12 @@ def test_who_takes_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not asked(monkeypatch, target=torch.rand(4, 6), weight=torch.ones(6))
     assert not asked(monkeypatch, target=torch.rand(4, 6).requires_grad_())
     assert not asked(monkeypatch, target=torch.rand(4, 6), loss=KNOBS["Focal"])
+    assert asked(monkeypatch, target=y, loss=Focal(0.5))
+    assert not asked(monkeypatch, target=y, loss=Focal(2.0), sample_weight=torch.ones(4))
+    assert not asked(monkeypatch, target=y, loss=Focal(2.0), weight=torch.ones(6))
+    assert not asked(monkeypatch, loss=Focal(0.0))
+    assert not asked(monkeypatch, loss=2 * Focal(2.0))
+    assert not asked(monkeypatch, loss=type("Other", (Focal,), {})(2.0))
     assert not asked(monkeypatch, loss=NLL() + LogZ())
     assert not asked(monkeypatch, loss=Smoothed(0.1, over="others"))
     assert not asked(monkeypatch, target=torch.full((4,), -100))
@@ -131,6 +140,87 @@ def test_an_untruthful_loss_would_be_noticed(monkeypatch: pytest.MonkeyPatch) ->
     found = seen(z, y, loss=Liar(2.0))
     ordinary(monkeypatch)
     assert not torch.allclose(found[1], seen(z, y, loss=Liar(2.0))[1], rtol=1e-3)
+
+
+def rows_of_all_kinds(classes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Rows of float32 or less: any, sure of the label, sure of another, with ties, with a class that cannot be."""
+    g = torch.Generator().manual_seed(classes)
+    z, y = 4 * torch.randn(300, classes, generator=g), torch.randint(classes, (300,), generator=g)
+    sure, wrong = torch.arange(0, 300, 5), torch.arange(1, 300, 5)
+    z[sure, y[sure]] += 10 + 30 * torch.rand(60, generator=g)
+    z[wrong, (y[wrong] + 1) % classes] += 40
+    z[2::50] = z[2, 0]
+    z[3::50, 0] = -torch.inf  # of which some are labels, that cost infinity
+    return z.to(dtype), y
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0, 3.7])
+@pytest.mark.parametrize("classes", [2, 10, 65, 300])
+def test_focal_losses_keep_their_digits(monkeypatch: pytest.MonkeyPatch, classes: int, gamma: float) -> None:
+    """Truth: the ordinary way in float64, which tests/laws holds to mpmath.
+
+    A sure row's loss is a power of rest, γ + 1, and as many times as far off. Rounding to a subnormal adds 2^-149; what
+    powers are multiplied by is 2^32 times too small, and adds 2^-117.
+    """
+    z, y = rows_of_all_kinds(classes, torch.float32)
+    dz = seen(z, y, loss=Focal(gamma), reduction="sum")[1]
+    each = [seen(z[i : i + 1], y[i : i + 1], loss=Focal(gamma), reduction="sum")[0] for i in range(100)]
+    half, *_ = rows_of_all_kinds(classes, torch.bfloat16)
+    dz_half = seen(half, y, loss=Focal(gamma), reduction="sum")[1]
+    ordinary(monkeypatch)
+    leaf = z.double().requires_grad_()
+    rows = cross_entropy(leaf, y, loss=Focal(gamma), reduction="none")
+    (true,) = torch.autograd.grad(rows.sum(), leaf)
+    ulp = 2.0**-23
+    found = torch.stack(each).double()
+    finite = rows[:100].isfinite()
+    assert torch.equal(found.isinf(), ~finite)
+    assert ((found - rows[:100])[finite].abs() <= (gamma + 2) * ulp * rows[:100][finite] + 2.0**-149).all()
+    assert ((dz.double() - true).abs() <= (gamma + 2) * ulp * true.abs() + 2.0**-117).all()
+    true_half = seen(half.double(), y, loss=Focal(gamma), reduction="sum")[1]
+    assert ((dz_half.double() - true_half).abs() <= 0.51 * 2.0**-7 * true_half.abs() + 1e-40).all()
+    assert not ((dz.double() * (1 + 1e-5) - true).abs() <= (gamma + 2) * ulp * true.abs() + 2.0**-117).all()
+
+
+def test_focal_losses_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the upstream gradient is not 1, or the gradient is wanted once more, or has a graph."""
+    z, y = rows_of_all_kinds(21, torch.float32)
+    y[::7] = -100
+    leaf = z.clone().requires_grad_()
+    value = cross_entropy(leaf, y, loss=Focal(2.0))
+    first, second = (torch.autograd.grad(value, leaf, retain_graph=True)[0] for _ in range(2))
+    (tripled,) = torch.autograd.grad(3.0 * value, leaf, retain_graph=True)
+    (graphed,) = torch.autograd.grad(value, leaf, create_graph=True)
+    counts = graphed[1:3].square().sum()
+    (moved,) = torch.autograd.grad(counts, leaf)
+    ordinary(monkeypatch)
+    value = cross_entropy(leaf, y, loss=Focal(2.0))
+    (dz,) = torch.autograd.grad(value, leaf, retain_graph=True)
+    for found in (first, second, graphed.detach()):
+        torch.testing.assert_close(found, dz, rtol=1e-6, atol=0)
+    torch.testing.assert_close(tripled, torch.autograd.grad(3.0 * value, leaf, retain_graph=True)[0], rtol=1e-6, atol=0)
+    (graphed,) = torch.autograd.grad(value, leaf, create_graph=True)
+    (again,) = torch.autograd.grad(graphed[1:3].square().sum(), leaf)
+    torch.testing.assert_close(moved, again, rtol=1e-5, atol=0)
+    assert again.any()
+    assert not torch.allclose(tripled, dz, rtol=1e-3, atol=0)
+
+
+def test_log1p_is_right_to_an_ulp() -> None:
+    g = np.random.default_rng(0)
+    x = np.concatenate(
+        [10 ** g.uniform(-30, 6, 2000), g.uniform(0, 30, 2000), 2.0 ** np.arange(-60, 20), [5e-324, 0.0]]
+    )
+    worst = {"ours": 0.0, "log(1 + x)": 0.0}
+    with mpmath.workprec(120):
+        for at in x.tolist():
+            true = mpmath.log1p(mpmath.mpf(at))
+            for name, found in (("ours", log1p(at)), ("log(1 + x)", np.log(1.0 + at))):
+                off = abs(mpmath.mpf(float(found)) - true) / np.spacing(float(true))
+                worst[name] = max(worst[name], float(off))
+    assert worst["ours"] <= 1.0
+    assert worst["log(1 + x)"] > 1e6
+    assert np.isnan(log1p(np.nan))
 
 
 @pytest.mark.parametrize("soft", [False, True])

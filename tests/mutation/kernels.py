@@ -10,10 +10,12 @@ LAYOUT = ("compute/test_planted.py::test_the_kernels_are_the_reference_in_every_
 BOTH_DTYPES = ("compute/test_planted.py::test_no_digit_is_lost_in_either_dtype",)
 POWERS = ("compute/test_planted.py::test_powers_are_right_to_an_ulp",)
 PLANTED = ("compute/test_planted.py",)
+FOCAL = ("compute/test_number.py::test_focal_losses_keep_their_digits",)
+LOG1P = ("compute/test_number.py::test_log1p_is_right_to_an_ulp",)
 
 _PRECISION, _TARGET = "backends/cpu/precision.py", "backends/cpu/target.py"
 _NARROW, _WIDE, _SOFT = "backends/cpu/narrow.py", "backends/cpu/wide.py", "backends/cpu/soft.py"
-_REFERENCE = "backends/reference.py"
+_REFERENCE, _FOCAL = "backends/reference.py", "backends/cpu/focal.py"
 
 # fmt: off
 KERNELS = (
@@ -51,7 +53,7 @@ KERNELS = (
     Fault("lse has no slope at the target", _TARGET, " + row.b * p", "", "the other columns have it", PLANTED, "entry"),
     Fault("second target column not added", _TARGET, "range(1, a.shape[1])", "range(2, a.shape[1])",
           "off by one", PLANTED, "entry"),
-    Fault("divided by Σ u instead of the count", _TARGET, "fields[uniform + 1, r + t]", "fields[uniform + 2, r + t]",
+    Fault("divided by Σ u instead of the count", _TARGET, "rows] / fields[uniform + 1]", "rows] / fields[uniform + 2]",
           "the same without class weights", PLANTED, "entry"),
     Fault("smoothing missing in the factor", _TARGET, " + c_row[t] * measure[t])", ")",
           "it is 0 for the NLL", PLANTED, "entry"),
@@ -66,12 +68,29 @@ KERNELS = (
           "off by one", FORMULA, "NLL and cpu"),
     Fault("last column not added up", _NARROW, "for j in range(tile.shape[0]):\n        column, power_of",
           "for j in range(tile.shape[0] - 1):\n        column, power_of", "off by one", FORMULA, "NLL and cpu"),
-    Fault("powers added up in 16 bits", _NARROW, "sums[t] += np.float64(nothing",
-          "sums[t] = np.float64(np.int64(sums[t] / 2.0**24)) * 2.0**24 + np.float64(nothing",  # the 8 bits of bfloat16
+    Fault("powers added up in 16 bits", _NARROW, "below += np.float64(nothing",
+          "below = np.float64(np.int64(below / 2.0**24)) * 2.0**24 + np.float64(nothing",  # the 8 bits of bfloat16
           "an accumulator of the input's dtype", FORMULA, "NLL and cpu"),
-    Fault("powers added up in float32", _NARROW, "sums[t] += np.float64(nothing",
-          "sums[t] = np.float64(np.float32(sums[t])) + np.float64(nothing",
+    Fault("powers added up in float32", _NARROW, "below += np.float64(nothing",
+          "below = np.float64(np.float32(below)) + np.float64(nothing",
           "float32 in, float32 out", BOTH_DTYPES, "float32-64"),
+    Fault("columns behind the last four not added up", _NARROW, "sums[t] += np.float64(nothing", "np.float64(nothing",
+          "whole blocks only", LAYOUT, "narrow and label"),
+    Fault("two peaks of four counted as one", _NARROW, "ones += np.int32(x == one)",
+          "ones = max(ones, np.int32(x == one))", "ties are rare", FORMULA, "NLL and cpu and flat"),
+    Fault("soft columns behind the last four not added up", _SOFT,
+          "for j in range(rest.shape[0]):\n            column, share", "for j in range(0):\n            column, share",
+          "whole blocks only", LAYOUT, "narrow and dense"),
+    Fault("peaks behind the last four not seen", _NARROW, "peak[t] = column[t] if column[t] > peak[t] else peak[t]",
+          "peak[t] = peak[t]", "whole blocks only", LAYOUT, "narrow and label"),
+    # --- focal losses
+    Fault("focal slope without its second term", _FOCAL, "slope[t] *= miss[t] + surprise", "slope[t] *= miss[t]",
+          "(1 - p)^γ taken for a constant", FOCAL),
+    Fault("focal with 1 - p as it is written", _FOCAL, "(rest[t] + (1.0 - e)) / whole", "1.0 - e / whole",
+          "it is the formula", FOCAL),
+    Fault("focal with γ for γ - 1", _FOCAL, "miss[t] ** (gamma - 1.0)", "miss[t] ** gamma", "off by one", FOCAL),
+    Fault("what 1 + x lost is dropped", _PRECISION, "_LOW_64, lost * (1.0 - f + f * f))", "_LOW_64, 0.0)",
+          "it is far below an ulp of 1", LOG1P),
     Fault("two peaks counted as one", _NARROW, "np.float64(ties[t] - 1)", "0.0", "ties are rare", FORMULA,
           "NLL and cpu and flat"),
     Fault("infinity is no longer NaN", _NARROW, " + np.float64(peak[t] - peak[t])", "", "x - x is 0",
@@ -81,16 +100,16 @@ KERNELS = (
     Fault("class weights missing in held", _SOFT, "held[t] += np.float64(share[t]) * w",
           "held[t] += np.float64(share[t])", "mass and held look alike", LAYOUT,
           "narrow and dense"),
-    Fault("one-hot divided by itself", _SOFT, "if there[t] == 1:\n            gap",
-          "if there[t] == -1:\n            gap",
+    Fault("one-hot divided by itself", _SOFT, "if there[t] == 1:\n                gap",
+          "if there[t] == -1:\n                gap",
           "w d / w is d", PLANTED, "one_hot_row"),
     Fault("the first class is taken for the only one", _SOFT, "if several == TILE:", "if several >= 0:",
           "soft targets have several classes", PLANTED, "one_hot_row"),
     Fault("ignored rows silenced by 0 only", _NARROW, "        silence(live, r, rows, tile)\n        turn_out",
           "        turn_out", "0 · p is 0", LAYOUT, "narrow and label"),
-    Fault("a column named twice counts once", _NARROW, "alpha[t] += a[r + t, other]", "alpha[t] += 0.0",
+    Fault("a column named twice counts once", _NARROW, "alpha[t] += a[t, other]", "alpha[t] += 0.0",
           "mixup of two different labels is tested", LAYOUT, "narrow and sparse"),
-    Fault("soft weights not normalised", _SOFT, "a[t] / held[t] if there", "a[t] if there",
+    Fault("soft weights not normalised", _SOFT, "of_one = a[t] / held[t] if", "of_one = a[t] if",
           "probabilities sum to 1", LAYOUT,
           "narrow and dense"),
     Fault("entropy's slope turned round", _NARROW, "((peak[t] - logits[t]) + beyond", "((logits[t] - peak[t]) + beyond",

@@ -39,6 +39,11 @@ class Loss:
         return False
 
     @property
+    def focus(self) -> float | None:
+        """γ of a loss that is (1 - p)^γ nll for a label, whose slope a backend may know beforehand; None of others."""
+        return None
+
+    @property
     def class_weight(self) -> Tensor | None:
         """The weight (v,) of each class that the pass over the columns must know, or None."""
         return None

@@ -45,6 +45,11 @@ class Focal(Loss):
         if not self.gamma >= 0:
             raise ValueError(f"gamma must be 0 or more, and is {self.gamma}.")
 
+    @property
+    def focus(self) -> float | None:
+        """γ itself, but of a subclass that may be another loss."""
+        return self.gamma if type(self) is Focal else None
+
     def __call__(self, s: Stats) -> Tensor:
         """Σ_k q_k (1 - p_k)^γ nll_k."""
         return s.over_targets(_focused(s.nll, self.gamma))

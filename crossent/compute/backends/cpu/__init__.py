@@ -115,11 +115,13 @@ def both(
     c: float,
     out: Tensor | None = None,
     q: Tensor | None = None,
+    focal: tuple[float, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Fields, gaps and gradient of rows with a label (r, 1) each or a soft target q, whose cotangents are known.
 
-    Those of all rows are a and c, of a soft target times its weights there. The gradient goes where ``out`` says, which
-    may be z: its rows are then written over, each once it has been read.
+    Those of all rows are a and c, of a soft target times its weights there. ``focal`` (γ, where the losses (r,) of
+    labels are to go) asks for focal losses, whose nll has a slope in each row that a is multiplied by. The gradient
+    goes where ``out`` says, which may be z: its rows are then written over, each once it has been read.
     """
     names = field_names(dense=q is not None, uniform=uniform, entropy=False)
     rows = z.shape[0] * z.shape[2]
@@ -129,8 +131,9 @@ def both(
     read, soft = strided(z), strided(_nothing_like(z) if q is None else q)
     dz = gradient_like(z) if out is None else out
     total = names.index("total") if uniform else -1
-    given = (read, _rows_that_count(live), columns, soft, total, a, c)
-    into = values(fields), values(gap), strided(dz)
+    gamma, value = (0.0, _NOTHING) if focal is None else (focal[0], values(focal[1]))
+    given = (read, _rows_that_count(live), columns, soft, total, a, c, gamma)
+    into = values(fields), values(gap), value, strided(dz)
 
     def work(start: int, stop: int) -> None:
         if z.shape[1] <= narrow.NARROW:

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.compute.backends.cpu.memory import Strided
-from crossent.compute.backends.cpu.precision import UNSHIFT, as_worked, kernel, power, stored, widened
+from crossent.compute.backends.cpu.precision import ONE, UNSHIFT, as_worked, kernel, power, stored, widened
 from crossent.compute.backends.cpu.soft import classes_of_tile, exact_of_tile, gaps_of_tile, less_shares, sums_of_tile
 from crossent.compute.backends.cpu.target import at_target, collect, row_of
-from crossent.compute.backends.cpu.tree import TILE
+from crossent.compute.backends.cpu.tree import FOUR, TILE, in_fours
 
 NARROW = 64  # columns; more are a wide row
 
@@ -93,25 +93,45 @@ def silence(live: NDArray, r: int, rows: int, tile: NDArray) -> None:
 def peaks(tile: NDArray, peak: NDArray) -> None:
     """The greatest logit of each row."""
     peak[:] = tile[0]
-    for j in range(1, tile.shape[0]):
-        column = tile[j]
+    fours, rest = in_fours(tile[1:])
+    for b in range(fours.shape[0]):
+        four = fours[b]
+        for t in range(TILE):
+            most = peak[t]
+            for k in range(FOUR):
+                most = four[k, t] if four[k, t] > most else most
+            peak[t] = most
+    for j in range(rest.shape[0]):
+        column = rest[j]
         for t in range(TILE):
             peak[t] = column[t] if column[t] > peak[t] else peak[t]
 
 
 @kernel
 def powers(tile: NDArray, peak: NDArray, kept: NDArray, sums: NDArray, ties: NDArray) -> None:
-    """Keep all powers; add up those below the peak, and count the columns that equal it."""
-    sums[:] = 0.0
-    ties[:] = 0
-    nothing = as_worked(0.0, tile[0, 0])
+    """Keep all powers; add up those below 1, and count those that are 1: of the peak, and of what is as good as it."""
     for j in range(tile.shape[0]):
         column, power_of = tile[j], kept[j]
         for t in range(TILE):
             power_of[t] = power(column[t], peak[t])
+    sums[:] = 0.0
+    ties[:] = 0
+    nothing, one = as_worked(0.0, tile[0, 0]), as_worked(ONE, tile[0, 0])
+    fours, rest = in_fours(kept)
+    for b in range(fours.shape[0]):
+        four = fours[b]
         for t in range(TILE):
-            sums[t] += np.float64(nothing if column[t] == peak[t] else power_of[t])
-            ties[t] += np.int32(column[t] == peak[t])
+            below, ones = sums[t], ties[t]
+            for k in range(FOUR):
+                x = four[k, t]
+                below += np.float64(nothing if x == one else x)
+                ones += np.int32(x == one)
+            sums[t], ties[t] = below, ones
+    for j in range(rest.shape[0]):
+        column = rest[j]
+        for t in range(TILE):
+            sums[t] += np.float64(nothing if column[t] == one else column[t])
+            ties[t] += np.int32(column[t] == one)
 
 
 @kernel
@@ -169,19 +189,30 @@ def uniform_of(tile: NDArray, peak: NDArray, weight: NDArray, sums: NDArray) -> 
     total, count, measure = sums[0], sums[1], sums[2]
     allowed = np.zeros(TILE, np.int32)
     nothing, half = as_worked(0.0, peak[0]), as_worked(0.5, peak[0])  # half: the whole may be too large for a float32
+    fours, rest = in_fours(tile)
     for j in range(tile.shape[0]):
         column = tile[j]
+        for t in range(TILE):
+            allowed[t] += np.int32(column[t] > -np.inf)
         if weight.size:
             u = weight[j]
             for t in range(TILE):
                 total[t] += u * np.float64(half * column[t] - half * peak[t] if column[t] > -np.inf else nothing)
             for t in range(TILE):
                 measure[t] += u if column[t] > -np.inf else 0.0
-        else:
+    if not weight.size:
+        fours, rest = in_fours(tile)
+        for b in range(fours.shape[0]):
+            four = fours[b]
+            for t in range(TILE):
+                even = total[t]
+                for k in range(FOUR):
+                    even += np.float64(half * four[k, t] - half * peak[t] if four[k, t] > -np.inf else nothing)
+                total[t] = even
+        for j in range(rest.shape[0]):
+            column = rest[j]
             for t in range(TILE):
                 total[t] += np.float64(half * column[t] - half * peak[t] if column[t] > -np.inf else nothing)
-        for t in range(TILE):
-            allowed[t] += np.int32(column[t] > -np.inf)
     total *= 2.0
     count[:] = allowed
     if not weight.size:
@@ -212,7 +243,7 @@ def part(
     """
     peak = np.empty(TILE, tile.dtype)
     power_sum, ties = np.empty(TILE), np.empty(TILE, np.int32)
-    sums, there, alone = np.empty((3, TILE)), np.empty(TILE, tile.dtype), np.empty(TILE, tile.dtype)
+    sums, there, alone = np.empty((3, TILE)), np.empty(TILE, np.int32), np.empty(TILE, np.int32)
     tile[:] = 0
     shares[:] = 0
     r = start
@@ -233,7 +264,7 @@ def part(
             turn_in(q, r, rows, shares)
             sums_of_tile(tile, peak, shares, weight, sums)
             classes_of_tile(shares, there, alone)
-            gaps_of_tile(tile, peak, sums, there, alone, gap[r : r + rows], rows)
+            gaps_of_tile(tile, peak, sums, there, alone, gap[r : r + rows, 0])
             copied(sums[1:], rows, fields[2:4], r)
         if uniform >= 0:
             uniform_of(tile, peak, weight, sums)
@@ -307,23 +338,27 @@ def _more_entropy(tile: NDArray, z: NDArray, peak: NDArray, known: NDArray) -> N
 
 @kernel
 def _targets(
-    k: int, r: int, rows: int, tile: NDArray, index: NDArray, a: NDArray, weight: NDArray,
-    hit: NDArray, alpha: NDArray, u: NDArray,
-) -> None:  # fmt: skip
+    k: int, tile: NDArray, index: NDArray, a: NDArray, weight: NDArray, hit: NDArray, alpha: NDArray, u: NDArray
+) -> None:
     """The k-th target columns of the rows: their logits, the cotangents that meet there, their class weights."""
-    for t in range(rows):
-        column = np.uint64(index[r + t, k] if index.shape[1] else k)
-        hit[t] = tile[column, t]
+    rows = a.shape[0]
+    if index.shape[1]:
+        entries_in(tile, index[:, k], hit)
         if weight.size:
-            u[t] = weight[column]
+            for t in range(rows):
+                u[t] = weight[np.uint64(index[t, k])]
+    else:
+        hit[:] = tile[k]
+        if weight.size:
+            u[:] = weight[k]
     for t in range(rows):
-        alpha[t] = a[r + t, k]
+        alpha[t] = a[t, k]
     if index.shape[1] > 1:
         for t in range(rows):
             alpha[t] = 0.0  # in the order of the sum over all, so that nothing is left where all are one column
             for other in range(index.shape[1]):
-                if index[r + t, other] == index[r + t, k]:
-                    alpha[t] += a[r + t, other]
+                if index[t, other] == index[t, k]:
+                    alpha[t] += a[t, other]
 
 
 @kernel
@@ -354,7 +389,7 @@ def pull(
     """
     peak, factor = np.zeros(TILE, tile.dtype), np.zeros(TILE, tile.dtype)
     hit, alpha, u, known = np.zeros(TILE, tile.dtype), np.zeros(TILE), np.ones(TILE), np.zeros((8, TILE))
-    column_of, there, each = np.zeros(TILE, tile.dtype), np.zeros(TILE, tile.dtype), np.zeros(TILE)
+    column_of, there, each = np.zeros(TILE, np.int32), np.zeros(TILE, np.int32), np.zeros(TILE)
     tile[:] = 0
     shares[:] = 0
     r = start
@@ -364,8 +399,7 @@ def pull(
         silence(live, r, rows, tile)
         collect(r, rows, fields, uniform, dot, a, b, c, d, known)
         factor[:] = known[7]
-        for t in range(rows):
-            peak[t] = fields[0, r + t]
+        peak[:rows] = fields[0, r : r + rows]
         if q.v:
             turn_in(q, r, rows, shares)
             classes_of_tile(shares, there, column_of)
@@ -374,7 +408,7 @@ def pull(
             exact(hit, peak, alpha, u, known, entries[0])
         else:
             for k in range(a.shape[1]):
-                _targets(k, r, rows, tile, index, a, weight, hit, alpha, u)
+                _targets(k, tile, index[r : r + rows], a[r : r + rows], weight, hit, alpha, u)
                 exact(hit, peak, alpha, u, known, entries[k])
         if uniform >= 0 or dot >= 0:
             kept[:] = tile
@@ -386,12 +420,10 @@ def pull(
         if dot >= 0:
             _more_entropy(tile, kept, peak, known)
         if q.v:
-            for t in range(rows):
-                tile[int(column_of[t]), t] = entries[0, t]
+            entries_out(entries[0], column_of[:rows], tile)
         elif index.shape[1]:
             for k in range(index.shape[1]):
-                for t in range(rows):
-                    tile[index[r + t, k], t] = entries[k, t]
+                entries_out(entries[k], index[r : r + rows, k], tile)
         else:
             for j in range(z.v):
                 for t in range(rows):

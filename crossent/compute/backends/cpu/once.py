@@ -1,9 +1,9 @@
 """Loss and gradient from one reading of the logits, where the cotangents are known before the loss is.
 
 The mean of a loss that is linear in its statistics has the same cotangents in every row, whatever the logits are: a of
-nll, c of the uniform cross-entropy, of a soft target times its weight there. So a row's gradient can be made while it
-is in cache, and its powers need not be made again. The arithmetic is that of ``part`` and ``pull``, step by step, and
-so are the bits.
+nll, c of the uniform cross-entropy, of a soft target times its weight there. Those of a focal loss are known as soon as
+the row's powers are added up. So a row's gradient can be made while it is in cache, and its powers need not be made
+again. The arithmetic is that of ``part`` and ``pull``, step by step, and so are the bits.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.compute.backends.cpu import narrow, wide
+from crossent.compute.backends.cpu.focal import focal
 from crossent.compute.backends.cpu.memory import Strided
 from crossent.compute.backends.cpu.precision import UNSHIFT, as_worked, greatest, kernel
 from crossent.compute.backends.cpu.soft import (
@@ -29,16 +30,17 @@ TILE = narrow.TILE
 
 
 @kernel
-def _collect(fields: NDArray, r: int, rows: int, soft: bool, uniform: int, a: float, c: float, known: NDArray) -> None:
-    """As ``target.collect``, of cotangents that are the same for all rows."""
+def _collect(fields: NDArray, soft: bool, uniform: int, a: float, c: float, slope: NDArray, known: NDArray) -> None:
+    """As ``target.collect``, of cotangents that are the same for all rows but for a ``slope``, if it has a size."""
     rest, measure, a_row, c_row, factor = known[0], known[1], known[3], known[5], known[7]
+    rows = fields.shape[1]
+    rest[:rows] = fields[1]
     for t in range(rows):
-        rest[t] = fields[1, r + t]
-        a_row[t] = a * fields[3, r + t] if soft else a
+        a_row[t] = a * (fields[3, t] if soft else slope[t] if slope.size else 1.0)
     if uniform >= 0:
         for t in range(rows):
-            c_row[t] = (c * fields[2, r + t] if soft else c) / fields[uniform + 1, r + t]
-            measure[t] = fields[uniform + 2, r + t]
+            c_row[t] = (c * fields[2, t] if soft else c) / fields[uniform + 1, t]
+        measure[:rows] = fields[uniform + 2]
     for t in range(rows):
         factor[t] = (a_row[t] + c_row[t] * measure[t]) / (1.0 + rest[t]) * UNSHIFT
 
@@ -69,21 +71,27 @@ def of_narrow(
     uniform: int,
     a: float,
     c: float,
+    gamma: float,
     tile: NDArray,
     kept: NDArray,
     shares: NDArray,
     fields: NDArray,
     gap: NDArray,
+    value: NDArray,
     out: Strided,
     start: int,
     stop: int,
 ) -> None:
-    """``narrow.part`` and ``narrow.pull`` of rows start … stop, whose targets are labels or, if there is a q, soft."""
+    """``narrow.part`` and ``narrow.pull`` of rows start … stop, whose targets are labels or, if there is a q, soft.
+
+    A ``value`` with a size asks for focal losses, with an exponent of ``gamma``, of labels.
+    """
     peak, hit, exact = np.zeros(TILE, tile.dtype), np.zeros(TILE, tile.dtype), np.zeros(TILE)
     sums, ties, known = np.empty(TILE), np.empty(TILE, np.int32), np.zeros((8, TILE))
-    there, column_of = np.zeros(TILE, tile.dtype), np.zeros(TILE, tile.dtype)
+    there, column_of = np.zeros(TILE, np.int32), np.zeros(TILE, np.int32)
     alpha, each, ones = np.zeros(TILE), np.zeros(TILE), np.ones(TILE)
     nothing, evens, masses = known[0, :0], np.empty((3, TILE)), np.empty((3, TILE))
+    slope = np.empty(TILE if value.size else 0)
     tile[:] = 0
     shares[:] = 0
     r = start
@@ -98,20 +106,23 @@ def of_narrow(
             narrow.turn_in(q, r, rows, shares)
             sums_of_tile(tile, peak, shares, nothing, masses)
             classes_of_tile(shares, there, column_of)
-            gaps_of_tile(tile, peak, masses, there, column_of, gap[r : r + rows], rows)
+            gaps_of_tile(tile, peak, masses, there, column_of, gap[r : r + rows, 0])
             narrow.copied(masses[1:], rows, fields[2:4], r)
         else:
             narrow.gaps(tile, peak, index[r : r + rows, 0], gap[r : r + rows, 0])
         if uniform >= 0:
             narrow.uniform_of(tile, peak, nothing, evens)
             narrow.copied(evens, rows, fields[uniform : uniform + 3], r)
-        _collect(fields, r, rows, q.v > 0, uniform, a, c, known)
+        if not q.v:
+            narrow.entries_in(tile, index[r : r + rows, 0], hit)
+        if value.size:
+            focal(hit[:rows], peak, fields[1, r : r + rows], gamma, value[r : r + rows], slope)
+        _collect(fields[:, r : r + rows], q.v > 0, uniform, a, c, slope, known)
         if q.v:
             held = fields[3, r : r + rows]
             exact_of_tile(tile, peak, shares, nothing, known[3], held, there, column_of, alpha, hit, ones, each)
             narrow.exact(hit, peak, alpha, ones, known, exact)
         else:
-            narrow.entries_in(tile, index[r : r + rows, 0], hit)
             narrow.exact(hit, peak, known[3], ones, known, exact)
         _scaled(kept, tile, known, uniform)
         if q.v:
@@ -134,11 +145,13 @@ def of_wide(
     uniform: int,
     a: float,
     c: float,
+    gamma: float,
     rows: NDArray,
     grads: NDArray,
     shares: NDArray,
     fields: NDArray,
     gap: NDArray,
+    value: NDArray,
     out: Strided,
     over: bool,
     start: int,
@@ -147,8 +160,8 @@ def of_wide(
     """``wide.part`` and ``wide.pull`` of rows start … stop, of the same targets; ``over``: out is z itself."""
     powers = np.empty(2 * LANES, rows.dtype)
     lanes, tree = np.empty(LANES), np.empty(LANES)
-    nothing = lanes[:0]
-    share = shares[0, :0]
+    nothing, slope = lanes[:0], np.empty(1 if value.size else 0)
+    share, greatest_of = shares[0, :0], np.empty(1, rows.dtype)
     r = start
     while r < stop:
         many = wide.together(z, r, stop)
@@ -165,6 +178,7 @@ def of_wide(
                 x = rows[t]
                 x[:] = 0
             peak = greatest(x)
+            greatest_of[0] = peak
             rest = wide.rest_of(x, peak, dz, powers, lanes, tree)
             fields[0, r], fields[1, r] = peak, rest
             a_row, c_row, measure, held = a, 0.0, 0.0, 0.0
@@ -174,7 +188,11 @@ def of_wide(
                 fields[2, r], fields[3, r] = mass, held
                 a_row = a * held
             else:
-                gap[r, 0] = np.float64(peak) - np.float64(x[index[r, 0]])
+                y = index[r, 0]
+                gap[r, 0] = np.float64(peak) - np.float64(x[y])
+                if value.size:
+                    focal(x[y : y + 1], greatest_of, fields[1, r : r + 1], gamma, value[r : r + 1], slope)
+                    a_row = a * slope[0]
             if uniform >= 0:
                 total, count, measure = wide.uniform_of(x, peak, nothing, lanes, tree)
                 fields[uniform, r], fields[uniform + 1, r], fields[uniform + 2, r] = total, count, measure
@@ -190,7 +208,7 @@ def of_wide(
                     if uniform >= 0:
                         wide.all_columns(x, peak, share, nothing, row, 0.0, dz)
                     y = index[r, 0]
-                    dz[y] = at_target(x[y], peak, a, 1.0, row)
+                    dz[y] = at_target(x[y], peak, a_row, 1.0, row)
             else:
                 dz[:] = 0
             if many == 1:

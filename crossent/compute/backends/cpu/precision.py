@@ -118,6 +118,15 @@ L32 = tuple(
     for c in (0.00198669659365, -0.0131878265656, 0.041006573694, -0.0818804092358, 0.123779958679, -0.160876230093,
               0.19885820285, -0.249864964594, 0.333324975435, -0.499999794914, 0.999999999156)
 )  # fmt: skip
+L64 = (
+    0.1479819860511658591,
+    0.1531383769920937332,
+    0.1818357216161805012,
+    0.2222219843214978396,
+    0.2857142874366239149,
+    0.3999999999940941908,
+    0.6666666666666735130,
+)
 Q64 = (
     2.09147553258932022e-9,
     2.5105312729622101787e-8,
@@ -192,6 +201,29 @@ def _log1p_ratio(x: Any) -> Any:
         return ratio32
 
     return lambda x: np.log1p(x) / x if x > 1e-300 else 1.0
+
+
+@kernel
+def log1p(x: Any) -> Any:
+    """log(1 + x) of a float64 x ≥ 0 to an ulp, on all lanes at once (Tang 1990; the polynomial is that of fdlibm).
+
+    1 + x = 2^n (1 + f) with f in [√½ - 1, √2 - 1] and with what its rounding lost, which is put back at the end.
+    """
+    w = 1.0 + x
+    back = w - 1.0
+    lost = (1.0 - (w - back)) + (x - back)
+    bits = _key_of_64(w)
+    n = (bits - np.int64(0x3FE6A09E667F3BCD)) >> np.int64(52)
+    f = _of_key_64(bits - (n << np.int64(52))) - 1.0
+    lost *= _of_key_64((np.int64(1023) - n) << np.int64(52))
+    s = f / (2.0 + f)
+    square = s * s
+    tail = L64[0]
+    for k in range(1, 7):
+        tail = fma(tail, square, L64[k])
+    half = 0.5 * f * f
+    small = fma(np.float64(n), _LOW_64, lost * (1.0 - f + f * f))
+    return fma(np.float64(n), _HIGH_64, f - (half - fma(s, fma(tail, square, half), small))) + (x - x)
 
 
 @for_kernels

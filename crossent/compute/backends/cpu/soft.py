@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.compute.backends.cpu.precision import as_worked, kernel
-from crossent.compute.backends.cpu.tree import LANES, TILE, add_row, in_blocks, tree_sum
+from crossent.compute.backends.cpu.tree import FOUR, LANES, TILE, add_row, in_blocks, in_fours, tree_sum
 
 # --- rows side by side: tile and q are (v, TILE) ------------------------------------------------------------------
 
@@ -23,57 +23,71 @@ def sums_of_tile(tile: NDArray, peak: NDArray, q: NDArray, weight: NDArray, sums
     sums[:] = 0.0
     aim, mass, held = sums[0], sums[1], sums[2]
     nothing, half = as_worked(0.0, peak[0]), as_worked(0.5, peak[0])  # half: the whole may be too large for a float32
-    for j in range(tile.shape[0]):
-        column, share = tile[j], q[j]
-        if weight.size:
-            w = weight[j]
+    if weight.size:
+        for j in range(tile.shape[0]):
+            column, share, w = tile[j], q[j], weight[j]
             for t in range(TILE):
                 gap = half * peak[t] - half * column[t] if share[t] * w != 0 else nothing
                 aim[t] += np.float64(share[t]) * w * np.float64(gap)
             for t in range(TILE):
                 held[t] += np.float64(share[t]) * w
-        else:
+            for t in range(TILE):
+                mass[t] += np.float64(share[t])
+    else:
+        fours, rest = in_fours(tile)
+        shares, others = in_fours(q)
+        for b in range(fours.shape[0]):
+            four, share_of = fours[b], shares[b]
+            for t in range(TILE):
+                aimed, whole = aim[t], mass[t]
+                for k in range(FOUR):
+                    gap = half * peak[t] - half * four[k, t] if share_of[k, t] != 0 else nothing
+                    aimed += np.float64(share_of[k, t]) * np.float64(gap)
+                    whole += np.float64(share_of[k, t])
+                aim[t], mass[t] = aimed, whole
+        for j in range(rest.shape[0]):
+            column, share = rest[j], others[j]
             for t in range(TILE):
                 gap = half * peak[t] - half * column[t] if share[t] != 0 else nothing
                 aim[t] += np.float64(share[t]) * np.float64(gap)
-        for t in range(TILE):
-            mass[t] += np.float64(share[t])
-    aim *= 2.0
-    if not weight.size:
+            for t in range(TILE):
+                mass[t] += np.float64(share[t])
         held[:] = mass
+    aim *= 2.0
 
 
 @kernel
 def classes_of_tile(q: NDArray, there: NDArray, alone: NDArray) -> None:
-    """How many classes have a weight, and the last of them: small whole numbers, kept as floats beside floats."""
-    zero, one = as_worked(0.0, there[0]), as_worked(1.0, there[0])
-    there[:] = zero
-    alone[:] = zero
+    """How many classes have a weight (or 2 for more), and the last of them where that is one."""
+    there[:] = 0
+    alone[:] = 0
     for j in range(q.shape[0]):
         share = q[j]
         for t in range(TILE):
-            there[t] += one if share[t] != zero else zero
+            there[t] += np.int32(share[t] != 0)
         several = np.int32(0)
         for t in range(TILE):
-            several += np.int32(there[t] > one)
+            several += np.int32(there[t] > 1)
         if several == TILE:  # whichever is the last of them, it is not alone
             return
     for j in range(q.shape[0]):
-        share, here = q[j], as_worked(j, zero)
+        share, here = q[j], np.int32(j)
         for t in range(TILE):
-            alone[t] = here if share[t] != zero else alone[t]
+            alone[t] = here if share[t] != 0 else alone[t]
 
 
 @kernel
-def gaps_of_tile(
-    tile: NDArray, peak: NDArray, sums: NDArray, there: NDArray, alone: NDArray, gap: NDArray, rows: int
-) -> None:
+def gaps_of_tile(tile: NDArray, peak: NDArray, sums: NDArray, there: NDArray, alone: NDArray, gap: NDArray) -> None:
     """The mean of peak - z under each target; where one class is alone its own, to the bit."""
-    for t in range(rows):
-        if there[t] == 1:
-            gap[t, 0] = np.float64(peak[t]) - np.float64(tile[int(alone[t]), t])
-        else:
-            gap[t, 0] = sums[0, t] / sums[2, t] if sums[2, t] != 0.0 else 0.0
+    aim, held, single = sums[0], sums[2], np.int32(0)
+    for t in range(gap.size):
+        gap[t] = aim[t] / held[t] if held[t] != 0.0 else 0.0
+    for t in range(gap.size):
+        single += np.int32(there[t] == 1)
+    if single:
+        for t in range(gap.size):
+            if there[t] == 1:
+                gap[t] = np.float64(peak[t]) - np.float64(tile[np.uint64(alone[t]), t])
 
 
 @kernel
@@ -85,10 +99,10 @@ def exact_of_tile(
 
     ``column_of`` comes as a class that has a weight, and is kept where that is alone; else it is the peak.
     """
-    first = np.zeros(TILE, peak.dtype)
+    first = np.zeros(TILE, np.int32)
     for step in range(tile.shape[0]):
         j = tile.shape[0] - 1 - step
-        column, here = tile[j], as_worked(j, peak[0])
+        column, here = tile[j], np.int32(j)
         for t in range(TILE):
             first[t] = here if column[t] == peak[t] else first[t]
     for t in range(TILE):
@@ -101,9 +115,9 @@ def exact_of_tile(
         for t in range(TILE):
             u[t] = weight[np.uint64(column_of[t])]
     for t in range(held.size):
-        share = alpha[t] * u[t] / held[t] if held[t] != 0.0 else 0.0
-        alpha[t] = a[t] * (1.0 if there[t] == 1 else share)
-        each[t] = a[t] / held[t] if there[t] > 1 and held[t] != 0.0 else 0.0
+        of_one = a[t] / held[t] if held[t] != 0.0 else 0.0
+        alpha[t] = a[t] if there[t] == 1 else of_one * (alpha[t] * u[t])
+        each[t] = of_one if there[t] > 1 else 0.0
 
 
 @kernel

@@ -38,23 +38,20 @@ def collect(
     """
     rest, measure, beyond = known[0], known[1], known[2]
     a_row, b_row, c_row, d_row, factor = known[3], known[4], known[5], known[6], known[7]
-    for t in range(rows):
-        rest[t] = fields[1, r + t]
-        a_row[t] = a[r + t, 0]
+    fields, a = fields[:, r : r + rows], a[r : r + rows]
+    rest[:rows] = fields[1]
+    a_row[:rows] = a[:, 0]
     for k in range(1, a.shape[1]):
         for t in range(rows):
-            a_row[t] += a[r + t, k]
+            a_row[t] += a[t, k]
     if b.size:
-        for t in range(rows):
-            b_row[t] = b[r + t]
+        b_row[:rows] = b[r : r + rows]
     if uniform >= 0:
-        for t in range(rows):
-            c_row[t] = c[r + t] / fields[uniform + 1, r + t]
-            measure[t] = fields[uniform + 2, r + t]
+        c_row[:rows] = c[r : r + rows] / fields[uniform + 1]
+        measure[:rows] = fields[uniform + 2]
     if dot >= 0:
-        for t in range(rows):
-            d_row[t] = d[r + t]
-            beyond[t] = fields[dot, r + t] / (1.0 + rest[t])
+        d_row[:rows] = d[r : r + rows]
+        beyond[:rows] = fields[dot] / (1.0 + rest[:rows])
     for t in range(rows):
         factor[t] = (a_row[t] + b_row[t] + c_row[t] * measure[t]) / (1.0 + rest[t]) * UNSHIFT
 

@@ -9,6 +9,7 @@ from crossent.compute.backends.cpu.precision import kernel
 
 LANES = 128  # sums of a wide row: those of column mod LANES, joined as a fixed tree
 TILE = 256  # narrow rows side by side
+FOUR = 4  # columns of a tile that are added up in one go: their sums are fetched and put back once
 
 
 @kernel
@@ -33,6 +34,13 @@ def in_blocks(row: NDArray, size: int) -> tuple[NDArray, NDArray]:
     """
     whole = row.size // size
     return row[: whole * size].reshape(whole, size), row[whole * size :]
+
+
+@kernel
+def in_fours(tile: NDArray) -> tuple[NDArray, NDArray]:
+    """The columns of a tile four by four, (fours, FOUR, TILE), and what is left of them, (rest, TILE)."""
+    whole = tile.shape[0] // FOUR * FOUR
+    return tile[:whole].reshape(whole // FOUR, FOUR, TILE), tile[whole:]
 
 
 @kernel

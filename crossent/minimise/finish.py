@@ -83,7 +83,7 @@ def finish(
         learned.history,
         calibrator.choice.table if calibrator.choice else None,
         numbers={
-            "training_cross_entropy": Number(learned.history.train[learned.history.best_epoch - 1], "nats"),
+            "training_cross_entropy": Number(learned.history.learnt, "nats"),
             "validation_cross_entropy": held_out.mean(log_p[0]),
             "uncalibrated_cross_entropy": test.mean(test.log_p),
             **_covered(learned, test_x, test),

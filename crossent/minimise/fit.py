@@ -23,10 +23,12 @@ from crossent.minimise.finish import finish
 from crossent.minimise.left import with_left
 from crossent.minimise.recipe import Recipe, model_asked
 from crossent.minimise.run import Run
+from crossent.minimise.training.judge import blas_alone
 from crossent.minimise.training.learn import Factory, learn, learn_from_loader
 from crossent.minimise.training.train import Progress
 
 
+@blas_alone()
 def fit(
     x: Any,
     y: Any = None,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import threadpoolctl
 import torch
 from torch import nn
 
@@ -283,3 +284,17 @@ def test_with_refit_fresh_networks_learn_from_all_rows_and_held_out_rows_stay_th
         same = learn(problem, replace(FEW, refit=True, stop="none"))
         for mine, theirs in zip(same.network.networks[0].weights[0], other.network.networks[0].weights[0], strict=True):
             assert not torch.equal(mine, theirs)
+
+
+def test_products_of_numpy_and_scipy_have_one_thread_while_networks_learn_and_theirs_back_afterwards():
+    def seen():
+        return [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+
+    while_learning = []
+    with threadpoolctl.threadpool_limits(2, "blas"):
+        before = seen()
+        learn(rows(), FEW, progress=lambda _: while_learning.append(seen()))
+        after = seen()
+    assert before == after
+    assert set(before) == {2}  # the control: there is a pool, and it has threads to lose
+    assert {count for pools in while_learning for count in pools} == {1}

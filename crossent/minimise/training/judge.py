@@ -11,12 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from crossent.errors import require
 from crossent.measure.calibration.rows import rows_of
 from crossent.measure.calibration.scaling import Scaling, fit_scaling
 from crossent.minimise.data.problem import Problem
 from crossent.minimise.objective.objective import Objective, OfRange
 
-MOST_ROWS_FOR_THE_CURVE = 4_000
+MOST_ROWS_FOR_THE_CURVE = 1_000
+MOST_ROWS_LEARNT = 20_000
+"""By which the cross-entropy of what was learnt is told in the end."""
 MOST_FOR_A_TEMPERATURE = 5_000_000
 """Probabilities that a temperature is fitted to at most: it is one number, which some hundred rows settle."""
 LEAST_WORK_FOR_THREADS = 2e8
@@ -155,9 +158,9 @@ def claims_of(network: nn.Module, objective: Objective, problem: Problem, member
     return torch.where(times > 0, total / times, math.nan)
 
 
-def learnt_of(network: nn.Module, objective: Objective, problem: Problem, members: Members) -> float:
-    """Cross-entropy on a sample of the rows, by members that learned from them."""
-    sample = torch.linspace(0, len(problem) - 1, min(len(problem), MOST_ROWS_FOR_THE_CURVE)).long()
+def learnt_of(network: nn.Module, objective: Objective, problem: Problem, members: Members, most: int) -> float:
+    """Cross-entropy on a sample of the rows, at ``most`` so many, by members that learned from them."""
+    sample = torch.linspace(0, len(problem) - 1, min(len(problem), most)).long()
     with threads(network, len(sample)):
         log_p = objective.log_probabilities(logits_of(network, problem.x[sample], 8192 // len(members) + 1))
     learnt = torch.ones(len(members), len(problem), dtype=torch.bool)
@@ -196,6 +199,17 @@ def cooling(log_p: Tensor, problem: Problem) -> Scaling:
         truth = truth / truth.sum(1, keepdims=True)
     weight = None if problem.weight is None else problem.weight[some].double().numpy()
     return fit_scaling(rows_of(log_p[some].numpy(), truth, weight), "temperature")
+
+
+@contextlib.contextmanager
+def blas_alone() -> Iterator[None]:
+    """NumPy's and SciPy's products on one thread.
+
+    Here they are of a few numbers, and threads that wait for the next one, awake, took as much of a processor as the
+    training itself (LOG.md).
+    """
+    with require("threadpoolctl", "cli", "training").threadpool_limits(1, "blas"):
+        yield
 
 
 @contextlib.contextmanager

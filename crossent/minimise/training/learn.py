@@ -26,7 +26,15 @@ from crossent.minimise.networks.tabular import Tabular
 from crossent.minimise.objective.objective import Objective
 from crossent.minimise.recipe import Recipe
 from crossent.minimise.training import boost
-from crossent.minimise.training.judge import Ends, averaged, interval_of, logits_of, shares_of, temperatures_of
+from crossent.minimise.training.judge import (
+    Ends,
+    averaged,
+    blas_alone,
+    interval_of,
+    logits_of,
+    shares_of,
+    temperatures_of,
+)
 from crossent.minimise.training.mix import Cooled, cooled_by_itself, mixed
 from crossent.minimise.training.outlook import Outlook, outlook
 from crossent.minimise.training.state import BY_HAND, History
@@ -80,6 +88,7 @@ def launched(devices: int | str = "auto", accelerator: str = "cpu", precision: s
     return made
 
 
+@blas_alone()
 def learn(
     problem: Problem,
     recipe: Recipe,
@@ -203,6 +212,7 @@ class _Job:
             return _stopped(trained)
 
 
+@blas_alone()
 def learn_from_loader(
     network: nn.Module,
     loader: Any,

@@ -29,7 +29,8 @@ SLOWER = 0.3
 class History:
     """What happened: cross-entropy on learnt and held-out rows after each epoch, the best epoch, why it ended.
 
-    ``most`` are the epochs that were allowed.
+    ``most`` are the epochs that were allowed; ``learnt`` is the cross-entropy after the best one on more of the rows
+    learnt than the curve looks at.
     """
 
     train: list[float] = field(default_factory=list)
@@ -39,6 +40,7 @@ class History:
     seconds: float = 0.0
     trouble: list[str] = field(default_factory=list)
     most: int = 0
+    learnt: float = math.nan
 
     @property
     def best(self) -> float:

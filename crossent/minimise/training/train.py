@@ -32,7 +32,16 @@ from crossent.minimise.data.problem import Problem
 from crossent.minimise.objective.objective import Objective
 from crossent.minimise.recipe import Recipe
 from crossent.minimise.training.augment import Augment
-from crossent.minimise.training.judge import Members, held_out_of, learnt_of, members_of, score, threads
+from crossent.minimise.training.judge import (
+    MOST_ROWS_FOR_THE_CURVE,
+    MOST_ROWS_LEARNT,
+    Members,
+    held_out_of,
+    learnt_of,
+    members_of,
+    score,
+    threads,
+)
 from crossent.minimise.training.optimiser import sharpen
 from crossent.minimise.training.state import BY_HAND, MOST_ROLLBACKS, OVER, SLOWER, History, State
 
@@ -121,6 +130,9 @@ def train(
         history.seconds = already + time.monotonic() - began
         progress(_progress(history, epoch, share, epochs, patience))
 
+    def learnt(trained: nn.Module, loss: float, most: int = MOST_ROWS_FOR_THE_CURVE) -> float:
+        return loss if loader is not None else learnt_of(trained, objective, problem, members, most)
+
     held_out = held_out_of(state.best, objective, problem, members) if history.best_epoch else torch.empty(0)
     try:
         while len(history.train) < epochs and not history.stopped:
@@ -134,8 +146,7 @@ def train(
             said, losses = held_out, (loss, math.nan)
             if math.isfinite(loss):
                 said = held_out_of(state.judged(problem.x, batch), objective, problem, members)
-                learnt = loss if loader is not None else learnt_of(state.average.module, objective, problem, members)
-                losses = (learnt, score(said, problem, members, recipe.stop))
+                losses = (learnt(state.average.module, loss), score(said, problem, members, recipe.stop))
             if any(map(math.isnan, losses)):  # the last step of an epoch may be the one too far
                 if not state.roll_back():
                     break
@@ -154,9 +165,12 @@ def train(
                 state.save(checkpoint)
                 saved = time.monotonic()
         history.stopped = history.stopped or f"the most epochs allowed, {epochs}, were done"
+        if history.best_epoch:
+            history.learnt = learnt(state.best, history.train[history.best_epoch - 1], MOST_ROWS_LEARNT)
     except KeyboardInterrupt:
         if not history.best_epoch:
             raise
+        history.learnt = history.train[history.best_epoch - 1]
         history.stopped = BY_HAND
         interrupted = True
     if not history.best_epoch:

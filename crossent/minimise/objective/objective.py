@@ -117,6 +117,10 @@ class Objective(ABC):
     def log_score(self, logits: Tensor, target: Tensor) -> Tensor:
         """The log-probability (…) that labels were given; of a range the log-density at them, in the target's unit."""
 
+    def claimed(self, logits: Tensor, target: Tensor) -> Tensor | None:
+        """The probabilities (2, …, n) of less, and of not more, than numbers (n,); None if it has no distribution."""
+        return None
+
     @abstractmethod
     def starting_bias(self, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Logits (columns,) float32 that say what the training targets are on average, whatever the features.
@@ -291,16 +295,19 @@ class OfRange(Objective):
         """The ends (n,) of that interval of what members (members, n, columns) believe together, by their shares."""
         return interval_of_mean(self._distribution("intervals"), self._linked(logits), share, level)
 
-    def claimed(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The probabilities (2, …, n) of less, and of not more, than the shares f (n,) of the range.
+    def claimed(self, logits: Tensor, target: Tensor) -> Tensor | None:
+        """The probabilities (2, …, n) of less, and of not more, than the shares f (n,) of the range, or None.
 
         ``logits`` (…, n, columns). The two differ where the number has mass; a millionth of the range is allowed for
         the rounding of shares.
         """
-        code, f = self._distribution("probabilities"), target.double()
         z, width = self._linked(logits), self.task.high - self.task.low
-        ends = (self.task.low + (f + off) * width for off in (-1e-6, 1e-6))
-        return torch.stack([code.cdf(z, y.expand(z.shape[:-1])) for y in ends])
+        ends = [self.task.low + (target.double() + off) * width for off in (-1e-6, 1e-6)]
+        try:
+            code = self._distribution("probabilities")
+            return torch.stack([code.cdf(z, y.expand(z.shape[:-1])) for y in ends])
+        except TypeError:  # a mean or a median is all that it learns
+            return None
 
     def log_score(self, logits: Tensor, target: Tensor) -> Tensor:
         """The log-density at the shares f (…), per unit of the target, or the log mass for "ordinal"."""

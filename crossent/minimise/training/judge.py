@@ -149,12 +149,11 @@ def claims_of(network: nn.Module, objective: Objective, problem: Problem, member
     if not isinstance(objective, OfRange):
         return None
     total, times = torch.zeros(2, len(problem), dtype=torch.float64), torch.zeros(len(problem), dtype=torch.float64)
-    try:
-        for (_, held), said in zip(members, _held_out_logits(network, problem, members), strict=True):
-            total[:, held] += objective.claimed(said, problem.target[held])
-            times[held] += 1
-    except TypeError:
-        return None
+    for (_, held), said in zip(members, _held_out_logits(network, problem, members), strict=True):
+        if (claimed := objective.claimed(said, problem.target[held])) is None:
+            return None
+        total[:, held] += claimed
+        times[held] += 1
     return torch.where(times > 0, total / times, math.nan)
 
 

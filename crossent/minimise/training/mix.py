@@ -30,7 +30,7 @@ from torch import Tensor
 from crossent.measure.calibration.families import mixing_weights
 from crossent.minimise.data.problem import Problem
 from crossent.minimise.networks.several import Even, Mixture
-from crossent.minimise.objective.objective import Objective, OfRange
+from crossent.minimise.objective.objective import Objective
 from crossent.minimise.training.judge import answers_of, averaged, claims_of, cooling, members_of
 from crossent.minimise.training.train import Trained
 
@@ -109,7 +109,8 @@ def mixed(
     held_out = torch.full_like(done[0].held_out, math.nan)
     held_out[known] = averaged(said[kept], found)
     networks = [*(each.network for each in done), Even(objective.columns)]
-    claims = [*(each.claims for each in cooled), _claims_of_nothing(objective, problem)]
+    of_nothing = objective.claimed(torch.zeros(len(problem), objective.columns), problem.target)
+    claims = [*(each.claims for each in cooled), of_nothing]
     levels = _levels([claims[part] for part in kept], found, problem)
     mixture = Mixture([networks[part] for part in kept], found.tolist(), [many[part] for part in kept], levels)
     return mixture, held_out
@@ -129,16 +130,6 @@ def _of_all_members(kinds: Sequence[Cooled], together: float) -> list[float]:
     alone = sum(each.repeats * each.alone for each in kinds) / repeats
     b = 0.0 if repeats == 1 else (alone - together) / (1 - 1 / repeats)
     return [max(1.0, min(each.few, each.few - b * (1 / each.repeats - 1 / each.members))) for each in kinds]
-
-
-def _claims_of_nothing(objective: Objective, problem: Problem) -> Tensor | None:
-    """What the even distribution claims (2, n) of the rows' numbers."""
-    if not isinstance(objective, OfRange):
-        return None
-    try:
-        return objective.claimed(torch.zeros(len(problem), objective.columns), problem.target)
-    except TypeError:
-        return None
 
 
 def _levels(claims: Sequence[Tensor | None], shares: Tensor, problem: Problem) -> Tensor | None:

@@ -10,8 +10,9 @@
 Each model draws its log-odds, then labels from the true probabilities, and claims the log-odds times a sharpness: 1 is
 calibrated, above it too sure of itself; "wavy" claims log-odds that no beta curve mends. The truth is an integral over
 the log-odds, taken on a fine grid of their quantiles, with no sampling. Misses are counted on each side: an interval
-that says 95 % should have 2.5 % each; an interval that could not be given counts as one that lies below. Of p % counted
-in r repetitions the simulation's own standard error is √(p (100 − p) / r): 0.3 at 5000, 1.4 at 250.
+that says 95 % should have 2.5 % each. An interval that could not be given counts as one that lies below; but skill,
+which is 0/0 where one class came alone, is counted where there is one, and the share of samples with one is said. Of
+p % counted in r repetitions the simulation's own standard error is √(p (100 − p) / r): 0.3 at 5000, 1.4 at 250.
 """
 
 from __future__ import annotations
@@ -91,8 +92,11 @@ def of_means(repetitions: int) -> None:
                 sides["hall"].append(side(ends_of(found["cross_entropy"]), loss))
                 sides["entropy"].append(side(ends_of(found["label_entropy"].to("nats")), entropy))
                 sides["gained"].append(side(ends_of(found["information_gained"].to("nats")), entropy - loss))
-                sides["skill"].append(side(ends_of(found.get("skill")), 1 - loss / entropy))
-            print(f"| {name} | {n} | " + " | ".join(shown(found) for found in sides.values()) + " |", flush=True)
+                if "skill" in found:
+                    sides["skill"].append(side(ends_of(found["skill"]), 1 - loss / entropy))
+            there = 100 * len(sides["skill"]) / repetitions
+            said = " | ".join(shown(found) for found in sides.values())
+            print(f"| {name} | {n} | {said}{f', of {there:.0f} %' if there < 99.5 else ''} |", flush=True)
 
 
 def _binary(rng: np.random.Generator, true: np.ndarray, stated: np.ndarray, groups=None, cut=None) -> Tally:

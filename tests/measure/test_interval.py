@@ -5,9 +5,10 @@ import math
 import mpmath
 import numpy as np
 import pytest
+from scipy.special import entr
 
 from crossent.measure.intervals import interval
-from crossent.measure.values.spread import freedom_by_class
+from crossent.measure.values.spread import clustered, freedom_by_class
 
 
 def hall_by_bisection(rows: list[float], t: float) -> tuple[float, float]:
@@ -153,3 +154,41 @@ def test_entropys_interval_holds_the_entropy_of_even_and_uneven_classes():
             assert found.low <= found.value <= found.high
             held += found.low - 1e-12 <= truth <= found.high + 1e-12
         assert held >= 930, shares
+
+
+@pytest.mark.parametrize("shares", [[1 / 3] * 3, [0.36, 0.33, 0.31], [0.45, 0.3, 0.25], [0.1] * 10])
+def test_an_entropy_near_even_classes(shares):
+    """At even classes, the end of the range, they miss on one side only."""
+    rng = np.random.default_rng(0)
+    f, n, k = np.array(shares), 100, len(shares)
+    truth, held, spoilt = float(entr(f).sum()), 0, 0
+    for _ in range(600):
+        q = rng.multinomial(n, f) / n
+        q = q[q > 0]
+        estimate = float(entr(q).sum())
+        error = math.sqrt(max(float(np.sum(q * np.log(q) ** 2)) - estimate**2, 0.0) / n)
+        bias = (q.size - 1) / (2 * n)
+        low, high = interval.of_entropy(estimate, error, bias, q.size, k)
+        assert 0 <= low <= estimate <= high <= math.log(k)
+        held += low - 1e-12 <= truth <= high + 1e-12
+        low, high = interval.of_entropy(estimate, 0.5 * error, 0.3 * bias, q.size, k)
+        spoilt += low - 1e-12 <= truth <= high + 1e-12
+    even = max(shares) == min(shares)
+    room = 3 * math.sqrt(0.05 * 0.95 / 600)
+    assert abs(held / 600 - (0.975 if even else 0.95)) <= room
+    assert spoilt / 600 < 0.93  # it can fail
+
+
+def test_groups_that_make_most_of_the_scatter_are_the_degrees_of_freedom():
+    rng = np.random.default_rng(0)
+    weight, normal = np.ones(400), rng.normal(size=400)
+    few = np.where(np.arange(400) < 4, 1.0, 1e-3) * normal
+    for residual, expected in ((normal, 400), (few, 4)):
+        found, usual = (clustered(residual, weight, 1.0, differences=way) for way in (True, False))
+        assert usual.freedom == pytest.approx(399)
+        v = residual / math.sqrt(1 - 1 / 400)
+        variance = np.sum(v**4) - np.sum(v**2) ** 2 / 400
+        nu = 2 * np.sum(v**2) ** 2 / variance
+        assert found.freedom == pytest.approx(min(399, max(nu, 4)), rel=1e-6)
+        assert expected / 2 < nu < 2 * expected
+        assert found.second * (1 + 1 / found.freedom) == pytest.approx(usual.second * (1 + 1 / usual.freedom))

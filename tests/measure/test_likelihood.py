@@ -232,3 +232,39 @@ def test_rows_of_one_class_alone_scatter_as_the_model_claims():
 def _claim(p):
     """The mean cost that a model claims to have."""
     return np.mean(entr(p) + entr(1 - p))
+
+
+@pytest.mark.parametrize("sharpness", [1.0, 2.0])
+def test_what_hardly_came_is_in_the_intervals(sharpness):
+    """Of a model twice too sure rows of one class know nothing, nor does the model; of a class that came once its one
+    row does not know how it scatters."""
+    rng = np.random.default_rng(1)
+    grid = rng.normal(-4, 1.5, 400_000)
+    p, claims = expit(grid), expit(sharpness * grid)
+    truth = float(np.mean(-p * np.log(claims) - (1 - p) * np.log1p(-claims)))
+    entropy = float(entr(p.mean()) + entr(1 - p.mean()))
+    none, once, claimed, delta = [], [], [], []
+    for _ in range(250):
+        z = rng.normal(-4, 1.5, 30)
+        y = (rng.random(30) < expit(z)).astype(int)
+        rows = Predictions.from_arrays(expit(sharpness * z), y)
+        of = Tally.like(rows).add(rows).evidence()
+        if y.sum() == 0:
+            number = means.cross_entropy(of)
+            none.append(number.low <= truth <= number.high)
+            low, high = of.claimed().interval(number.value)
+            claimed.append(low <= truth <= high)
+        elif y.sum() == 1:
+            assert of.lonely
+            number, h = means.likelihood(of, of)["skill"], of.entropy
+            once.append(number.low <= 1 - truth / entropy <= number.high)
+            low, high = of.spread(-1 / h, of.cost_under_frequencies() * of.cross_entropy / h**2, 0.0).interval(
+                number.value
+            )
+            delta.append(low <= 1 - truth / entropy <= high)
+        else:
+            assert not of.lonely
+    assert min(len(none), len(once)) > 40
+    assert min(np.mean(none), np.mean(once)) >= 0.95
+    assert np.mean(delta) < 0.9  # it can fail: what was said of a class that came once
+    assert sharpness == 1 or np.mean(claimed) < 0.5  # and what the model says of one that never came

@@ -10,7 +10,8 @@ rows share one draw u, the label of each being u < p, the sum is a step function
 h_i a row's share of the weight, D the claimed mean, ρ how much labels of a cluster go together: the mean of r_i r_j
 over its pairs beside that of r², r = (y − p) / √(p (1 − p)) (the moments' estimate of the correlation within
 clusters). It is asked for where the rows are worth fewer than ``FEW_LABELS`` independent ones, n / (1 + (m − 1) ρ) with
-m the rows of a cluster that a row is in, on average; and the interval takes it for the error where it is the larger.
+m the rows of a cluster that a row is in, on average; and the interval takes it for the error where it is the larger,
+with ``CLAIMED_FREEDOM`` more degrees of freedom.
 How often that holds: docs/guides/compare.md.
 """
 
@@ -22,6 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 FEW_LABELS = 30
+CLAIMED_FREEDOM = 4
+"""Degrees of freedom of a claimed error beyond those of the clusters, on whose scatter it does not rest: with so many
+intervals of five clusters of very unequal size hold 97 %, and not 98 to 99."""
 _Float = NDArray[np.float64]
 
 

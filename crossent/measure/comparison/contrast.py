@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossent.measure.comparison.claimed import claimed_error
+from crossent.measure.comparison.claimed import CLAIMED_FREEDOM, claimed_error
 from crossent.measure.comparison.rival import Rival
 from crossent.measure.intervals.cluster import ROUNDING, ClusterMean, cluster_mean
 from crossent.measure.intervals.interval import FEW
@@ -85,7 +85,9 @@ def _of_few_labels(ground: Ground, baseline: Rival, model: Rival, mean: ClusterM
     if ground.clusters is None or baseline.came is None or mean.error is None or mean.freedom >= FEW:
         return mean
     error = claimed_error(baseline.floored, model.floored, baseline.came, ground.share(), ground.clusters)
-    return mean if error is None else replace(mean, error=max(mean.error, error))
+    if error is None or error <= mean.error:
+        return mean
+    return replace(mean, error=error, freedom=mean.freedom + CLAIMED_FREEDOM)
 
 
 def per_byte(ground: Ground, baseline: Rival, model: Rival) -> ClusterMean | None:

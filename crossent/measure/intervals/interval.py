@@ -34,15 +34,17 @@ one photograph), the intervals are too narrow, and no formula can tell from the 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import entr, ndtri, stdtrit
+from scipy.special import chndtr, entr, ndtri, stdtrit
 
 Interval = tuple[float, float] | None
 """The ends, low first; None where the rows cannot tell (fewer than two, all equal, or infinite)."""
 
 _TAIL = 0.975
+_FAR = 3000  # so many roundings of an entropy, 1/(2n), from even classes its estimate is normal
 FEW = 20
 """With fewer degrees of freedom than this skewness may make an interval longer, but not shorter."""
 
@@ -138,16 +140,46 @@ def as_wilson(rows: float, freedom: float) -> float:
     return rows * (float(ndtri(_TAIL)) / float(stdtrit(freedom, _TAIL))) ** 2
 
 
-def of_entropy(entropy: float, error: float, bias: float, spread: float, most: float) -> tuple[float, float]:
-    """Give the 95 % interval of an entropy of more than two classes estimated from frequencies (the plug-in estimate),
-    in its own unit.
+def of_entropy(entropy: float, error: float, bias: float, came: int, classes: int) -> tuple[float, float]:
+    """Give the 95 % interval of an entropy of more than two ``classes``, of which so many ``came``, estimated from
+    frequencies (the plug-in estimate), nats.
 
-    With Σ over classes, the plug-in estimate is H + (mean of −log f(label) − H) − χ²/(2n) + …: a linear part,
-    with the standard ``error`` of a mean, and a part that is never positive, whose mean is −``bias`` and
-    whose standard deviation is ``spread`` (Miller 1955 gave the bias). For even classes the linear part is
-    zero and the second one is all there is. The interval stands about the corrected estimate, ends at
-    ``most`` and is stretched downwards, where it must be, to hold the estimate itself.
+    The estimate falls short of log k by X = log k − estimate, and the truth by D = log k − H. Near even classes 2nX is
+    noncentral χ² with k − 1 degrees of freedom about 2nD (Wilks 1938), of the mean 2nD + k − 1, which is where the
+    ``bias``, (k − 1)/(2n), comes from. Farther off it is normal, with the standard ``error`` of the mean of −log f.
+    Both are had by a noncentral χ² whose distance from its mean is stretched so that its variance is
+
+        bias² · 2 / (k − 1) + error² · D / X ,
+
+    the second, that of the linear part, being 0 where classes are even. The interval is all D under which X is neither
+    among the 2.5 % smallest nor among the 2.5 % largest, and holds the estimate itself. A class that never came may
+    come: the upper end reckons with the bias of all classes, the lower one with that of those that came.
+
+    >>> low, high = of_entropy(math.log(3) - 0.01, 0.014, 0.01, came=3, classes=3)  # 100 rows
+    >>> round(low, 3), high == math.log(3)
+    (1.051, True)
     """
-    half = float(ndtri(_TAIL)) * math.sqrt(error**2 + spread**2)
-    low = min(max(entropy + bias - half, 0.0), entropy)
-    return low, max(min(entropy + bias + half, most), entropy)
+    most = math.log(classes)
+    x, unit = most - entropy, bias / (came - 1)
+    if x > _FAR * unit:
+        half = float(ndtri(_TAIL)) * math.hypot(error, bias * math.sqrt(2 / (came - 1)))
+        return min(max(entropy + bias - half, 0.0), entropy), max(min(entropy + bias + half, most), entropy)
+
+    def below(d: float, k: int) -> float:
+        """The probability of an X no larger than that which came, were it d."""
+        mean, second = d + unit * (k - 1), 2 * unit**2 * (k - 1)
+        stretch = math.sqrt((second + 4 * unit * d) / (second + error**2 * d / x)) if x > 0 else 1.0
+        at = mean + (x - mean) * stretch
+        return float(chndtr(at / unit, k - 1, d / unit)) if at > 0 else 0.0
+
+    def last(holds: Callable[[float], bool], end: float) -> float:
+        """The last d up to ``end`` for which it holds."""
+        begin = 0.0
+        for _ in range(50):
+            middle = (begin + end) / 2
+            begin, end = (middle, end) if holds(middle) else (begin, middle)
+        return end
+
+    least = 0.0 if below(0.0, classes) < _TAIL else last(lambda d: below(d, classes) > _TAIL, x)
+    greatest = last(lambda d: below(d, came) > 1 - _TAIL, most)
+    return max(most - max(greatest, x), 0.0), most - min(least, x)

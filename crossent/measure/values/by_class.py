@@ -167,7 +167,7 @@ class Gathered:
 
         return of
 
-    def spread(self, c: int, cells: Cells, a: _Float, b: _Float, alone: Spread | None) -> Spread | None:
+    def spread(self, c: int, cells: Cells, a: _Float, b: _Float, alone: Spread | None, labels: bool) -> Spread | None:
         """The spread of terms that are ``a`` (cells,) for rows of other classes and ``b`` for those of this one, in
         groups; ``alone`` is that of all rows by themselves.
         """
@@ -178,7 +178,7 @@ class Gathered:
         many = int(self.group.max()) + 1
         r = w * (terms - float(np.sum(w * terms) / np.sum(w)))
         sums, weight = (np.bincount(self.group, x, minlength=many).astype(np.float64) for x in (r, w))
-        found = clustered(sums, weight, float(np.sum((w * terms) ** 2)))
+        found = clustered(sums, weight, float(np.sum((w * terms) ** 2)), differences=labels and cells.hard)
         if found is None or alone is None or self.fraction >= 1:
             return found
         single = float(np.sum(r * r))
@@ -205,9 +205,9 @@ def one_class(cells: Cells, c: int, floor: float | None, drawn: Gathered | None)
     own = -np.log(np.array([1 - share, share]), out=np.zeros(2), where=np.array([share < 1, share > 0]))
     effective = float(total**2 / cells.squares[0].sum())
 
-    def spread(a: _Float, b: _Float) -> Spread | None:
+    def spread(a: _Float, b: _Float, labels: bool) -> Spread | None:
         alone = spread_on(cells, a, b, effective - 1)
-        return alone if drawn is None else drawn.spread(c, cells, a, b, alone)
+        return alone if drawn is None else drawn.spread(c, cells, a, b, alone, labels)
 
     entropy, loss = float(own @ [1 - share, share]), cost(cells.weight, cells.label, p) / total
     return parts_on(found, loss, entropy, own, floor, spread, round(effective), DRAWS)[0]

@@ -126,7 +126,7 @@ def isotonic_parts(of: Evidence, calibrated: Calibrated, draws: int = DRAWS) -> 
         entropy.value,
         of.cost_under_frequencies(),
         of.floor,
-        lambda a, b: _spread(of, calibrated.cells, a, b),
+        lambda a, b, labels: _spread(of, calibrated.cells, a, b, labels),
         of.n,
         draws,
     )
@@ -139,14 +139,15 @@ def parts_on(
     entropy: float,
     own: _Float,
     floor: float | None,
-    spread: Callable[[_Float, _Float], Spread | None],
+    spread: Callable[[_Float, _Float, bool], Spread | None],
     n: int,
     draws: int = DRAWS,
 ) -> tuple[dict[str, Number], Best]:
     """Give discrimination and miscalibration by an isotonic curve, nats, and what the calibrated self costs.
 
     ``loss`` is the model's cross-entropy, ``entropy`` the labels', ``own`` (2,) the costs of the labels 0 and 1 under
-    their frequencies; ``spread`` gives that of terms that are ``a`` (cells,) for a label of 0 and ``b`` for one of 1.
+    their frequencies; ``spread`` gives that of terms that are ``a`` (cells,) for a label of 0 and ``b`` for one of 1,
+    and is told whether they are differences between what the labels cost (``spread.clustered``).
     """
     cells, best = calibrated.cells, best_of(calibrated, draws)
     zero, one = best.costs()
@@ -158,7 +159,7 @@ def parts_on(
         ("discrimination", entropy - best.cost, own[0] - zero, own[1] - one),
         ("miscalibration", loss - best.cost, my_zero - zero, my_one - one),
     ):
-        low, high = _ends_of(value, spread(a, b), best.variance)
+        low, high = _ends_of(value, spread(a, b, name == "discrimination"), best.variance)
         parts[name] = Number(value, "nats", low, high, n)
     nothing = calibrated.null.as_high_as(loss - best.fitted) > _LEVEL
     parts["miscalibration"] = _bounded(parts["miscalibration"], nothing)
@@ -209,7 +210,7 @@ def _costs(q: _Float) -> tuple[_Float, _Float]:
         return -np.log1p(-q), -np.log(q)
 
 
-def _spread(of: Evidence, cells: Cells, a: _Float, b: _Float) -> Spread | None:
+def _spread(of: Evidence, cells: Cells, a: _Float, b: _Float, labels: bool) -> Spread | None:
     """The spread of terms that are ``a`` (cells,) for a label of 0 and ``b`` for one of 1."""
     total = float(cells.weight.sum())
     mean = float(np.sum(a * (cells.weight - cells.label) + b * cells.label)) / total
@@ -218,7 +219,7 @@ def _spread(of: Evidence, cells: Cells, a: _Float, b: _Float) -> Spread | None:
         at_one = _on_folds(cells, [b * cells.label], cells.label)[0]
         sums = (at_zero * (folds.weight - folds.label) + at_one * folds.label).sum(axis=1)
         weight = folds.weight.sum(axis=1)
-        return clustered(sums - mean * weight, weight, float(np.sum(sums**2)))
+        return clustered(sums - mean * weight, weight, float(np.sum(sums**2)), differences=labels and cells.hard)
     return spread_on(cells, a, b, of.effective - 1)
 
 
@@ -265,7 +266,7 @@ def joint_parts(of: Evidence, seed: int = 0) -> tuple[dict[str, Number], str]:
         ("discrimination", gained, base - calibrated, base),
         ("miscalibration", lost, own - calibrated, own),
     ):
-        ends = _of_rows(terms, scale, sample, of)
+        ends = _of_rows(terms, scale, sample, of, name == "discrimination")
         mean = float(np.average(terms, weights=w))
         low, high = (None, None) if ends is None else _ends(value, ends[0] - mean, ends[1] - mean, scatter)
         parts[name] = Number(value, "nats", low, high, of.n)
@@ -356,7 +357,7 @@ def _folds(sample: Sample, seed: int) -> NDArray[np.int64]:
     return (stream(seed, "folds").permutation(names.size) % min(PARTS_FOLDS, names.size))[of]
 
 
-def _of_rows(terms: _Float, scale: _Float, sample: Sample, of: Evidence) -> interval.Interval:
+def _of_rows(terms: _Float, scale: _Float, sample: Sample, of: Evidence, labels: bool) -> interval.Interval:
     """The 95 % interval of the mean of the sample's terms."""
     if not np.isfinite(terms).all():
         return None
@@ -366,7 +367,8 @@ def _of_rows(terms: _Float, scale: _Float, sample: Sample, of: Evidence) -> inte
         weight = np.bincount(place, w, minlength=bucket.size).astype(np.float64)
         mean = float(np.average(terms, weights=w))
         sums = np.bincount(place, w * terms, minlength=bucket.size)
-        spread = clustered(sums - mean * weight, weight, float(np.sum(np.bincount(place, w * scale) ** 2)))
+        size = float(np.sum(np.bincount(place, w * scale) ** 2))
+        spread = clustered(sums - mean * weight, weight, size, differences=labels and sample.labels.ndim == 1)
         return None if spread is None else spread.interval(mean)
     if np.all(w == w[0]):
         return interval.of_mean(terms, scale=float(np.max(scale)))

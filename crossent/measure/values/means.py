@@ -23,7 +23,7 @@ the model claims they do, if that is more (``Evidence.claimed``).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -172,9 +172,28 @@ class Evidence:
         third = two * two / weight * (p * (one - mean) ** 3 + (1 - p) * (zero - mean) ** 3)
         return Spread(float(second.sum()), float(third.sum()), self.weight, self.effective - 1)
 
+    def unseen(self) -> float:
+        """What a class that never came may add to the cost of a row, nats: its share, at most the upper end of
+        Wilson's interval of 0 rows in so many, times what its label would have cost more, a mean over the rows. That is
+        the most, if the class comes no more often where the model gives it less.
+        """
+        assert self.cells is not None
+        zero, one = costs_of_cells(self.cells)
+        more = float(np.sum(self.cells.weight * (one - zero))) / self.weight
+        high = interval.of_share(np.array(0.0), np.array(self.effective))[1]
+        return float(high) * max(more if self.frequencies[1] == 0 else -more, 0.0)
+
+    @property
+    def lonely(self) -> bool:
+        """Whether one of two classes came once, counted in independent rows: nothing tells how it scatters."""
+        if self.groups is not None or self.sums.layout.soft or self.sums.layout.classes != 2:
+            return False
+        m = self.moments
+        return bool(np.any(m[:, 0] ** 2 < 1.5 * m[:, 2]))
+
     def _spread_of(self, groups: Groups, alpha: float, v: _Float, mean: float) -> Spread | None:
         cost = groups.column("cost" if self.floor is None else "floored")
-        return of_groups(alpha * cost + groups.labels() @ v, groups, mean)
+        return of_groups(alpha * cost + groups.labels() @ v, groups, mean, bool(v.any()) and not self.sums.layout.soft)
 
     def _cost_of_sample(self) -> _Float:
         assert self.sample is not None
@@ -223,7 +242,10 @@ def cross_entropy(of: Evidence) -> Number:
     spread, claimed = of.spread(1.0, np.zeros(of.sums.layout.classes), value), of.claimed()
     if claimed is not None and claimed.second > (0.0 if spread is None else spread.second):
         spread = claimed
-    return _number(value, "nats", spread, of.n, least=0.0)
+    found = _number(value, "nats", spread, of.n, least=0.0)
+    if claimed is None or found.high is None:
+        return found
+    return replace(found, high=max(found.high, value + of.unseen()))
 
 
 def label_entropy(of: Evidence) -> Number:
@@ -246,8 +268,7 @@ def label_entropy(of: Evidence) -> Number:
     error = 0.0
     if spread := of.spread(0.0, of.cost_under_frequencies(), value):
         error = math.sqrt(spread.second) / spread.total
-    room = bias * math.sqrt(2 / (np.count_nonzero(came) - 1))
-    low, high = interval.of_entropy(value, error, bias, room, most=math.log(shares.size))
+    low, high = interval.of_entropy(value, error, bias, int(np.count_nonzero(came)), shares.size)
     return Number(value, "nats", low, high, of.n)
 
 
@@ -282,17 +303,20 @@ def likelihood(of: Evidence, floored: Evidence) -> dict[str, Number]:
     own, finite = of.cost_under_frequencies(), math.isfinite(loss.value)
     gain = entropy.value - loss.value
     found["information_gained"] = _number(gain, "nats", of.spread(-1.0, own, gain) if finite else None, n).to("bits")
-    if None not in (loss.low, loss.high, entropy.high) and of.claimed() is not None:
+    known = None not in (loss.low, loss.high, entropy.low, entropy.high)
+    if known and of.claimed() is not None:
         # The two do not go together where one of the classes never came: every difference of what both may be.
         apart = Number(gain, "nats", -(loss.high or 0.0), (entropy.high or 0.0) - (loss.low or 0.0), n)
         found["information_gained"] = apart.to("bits")
     if entropy.value > 0:
         value, h = 1 - loss.value / entropy.value, entropy.value
         terms = own * (loss.value / h**2) if finite else own
-        ends = None
-        if finite and (spread := of.spread(-1 / h, terms, 0.0)):
-            ends = spread.interval(value)
-        low, high = ends or (None, None)
+        share: interval.Interval = None
+        if known and entropy.low and of.lonely:  # every ratio of what both may be
+            share = 1 - (loss.high or 0.0) / entropy.low, 1 - (loss.low or 0.0) / (entropy.high or h)
+        elif finite and (spread := of.spread(-1 / h, terms, 0.0)):
+            share = spread.interval(value)
+        low, high = share or (None, None)
         found["skill"] = Number(value, "share", low, high, n)
     found["perplexity"] = perplexity(loss)
     return found

@@ -18,6 +18,7 @@ from crossent.measure.sums.cells import Cells
 from crossent.measure.sums.groups import Groups
 
 _Float = NDArray[np.float64]
+_LEAST_FREEDOM = 4.0
 AGREE = 64 * float(np.finfo(float).eps)
 """A variance below this share of the mean square is rounding."""
 
@@ -79,17 +80,22 @@ def spread_on(cells: Cells, a: _Float, b: _Float, freedom: float) -> Spread | No
     return Spread(second, third, total, freedom)
 
 
-def of_groups(sums: _Float, groups: Groups, mean: float) -> Spread | None:
+def of_groups(sums: _Float, groups: Groups, mean: float, differences: bool = False) -> Spread | None:
     """Give the spread of a quantity whose weighted sums by group are ``sums``: the estimator CR2 (``cluster``)."""
-    return clustered(sums - mean * groups.column("weight"), groups.column("weight"), float(np.sum(sums**2)))
+    weight = groups.column("weight")
+    return clustered(sums - mean * weight, weight, float(np.sum(sums**2)), differences)
 
 
-def clustered(residual: _Float, weight: _Float, size: float) -> Spread | None:
+def clustered(residual: _Float, weight: _Float, size: float, differences: bool = False) -> Spread | None:
     """Give the spread of independent groups with these residuals and weights; ``size`` is what rounding is held to.
 
     What rows of a group have in common is not known here, and is taken for all they have: means of groups then scatter
     alike, however many rows they have (``cluster`` with τ_g² = 1). Of all ways in which rows may go together that
-    leaves the fewest degrees of freedom.
+    leaves the fewest degrees of freedom. Of ``differences`` between what labels that are classes cost, the few groups
+    with a rare class may make most of the scatter: with pulls v_g, S = Σ v² has the variance Σ v⁴ − S² / G of a sum of
+    G independent terms, and the degrees of freedom are at most ν = 2 S² / Var S (Satterthwaite 1946, as in
+    ``freedom_by_class``), for normal pulls G; but not fewer than 4 for that, as ν is itself an estimate, and one group
+    far out would make it 2.
     """
     total = float(weight.sum())
     here = weight > 0
@@ -98,8 +104,11 @@ def clustered(residual: _Float, weight: _Float, size: float) -> Spread | None:
         return None
     correction, freedom = leverages(h, np.ones(h.size))
     pulls = residual * np.sqrt(correction)
+    scatter = float(np.sum(pulls**2))
+    if differences and (variance := float(np.sum(pulls**4)) - scatter**2 / h.size) > 0:
+        freedom = min(freedom, max(2 * scatter**2 / variance, _LEAST_FREEDOM))
     # of_sums widens by one degree of freedom, which the leverages have done already.
-    second = float(np.sum(pulls**2)) / (1 + 1 / freedom)
+    second = scatter / (1 + 1 / freedom)
     third = float(np.sum(pulls**3)) / (1 + 1 / freedom) ** 1.5
     return Spread(second, third, total, freedom)
 

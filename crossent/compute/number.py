@@ -5,8 +5,9 @@ cotangents (of a soft target: times the sum of its weights), and they are known 
 labels follow from the row's own statistics, in closed form. Then the gradient is made while a row is in cache, and
 handed over in the backward pass: nearly half of the work and of the memory traffic is saved. What it is multiplied by
 there is 1 as a rule; if it is not, or the gradient is wanted twice or with a graph, the ordinary way through ``rows``
-is taken: the numbers, and the bits, are the same. (Focal losses differ in the last digits of float64, which rounding to
-the narrower dtype takes away but for some cases in 10⁸; float64 logits take the ordinary way.)
+is taken: the numbers, and the bits, are the same. (Losses of logits that are narrower than float64 are worked out by
+the kernel too, in another order than the loss itself has. That moves the last digits of float64, and rounding to
+float32 takes them away again, but for some cases in 10⁸.)
 """
 
 from __future__ import annotations
@@ -105,10 +106,16 @@ class _Number(torch.autograd.Function):
             ctx.save_for_backward(z, None, fields, gap)
             return _reduced(value, target, reduction, dtype, divisor)
         uniform = "uniform" in loss.reads
-        a, c = (slope * (1.0 / divisor) for slope in slopes(loss))
-        given = {} if soft is None else {"q": soft}
+        rises = slopes(loss)
+        a, c = (slope * (1.0 / divisor) for slope in rises)
+        given: dict[str, Any] = {} if soft is None else {"q": soft}
+        rounded = not nobody_waits(z) and z.dtype != torch.float64 and not _at_zeros(loss)[0]
+        if rounded:
+            given["slopes"] = rises
         fields, gap, ctx.dz = backends.of(z).both(z, target.live, labels, uniform, a, c, **given)
         ctx.save_for_backward(z, soft, fields, None)
+        if rounded:
+            return _reduced(gap.squeeze(-1), target, reduction, dtype, divisor)
         part = unpack(fields, gap, dense=soft is not None, uniform=uniform, entropy=False)
         nll, lse, even, _ = finish(part)
         s = plain_stats(nll, lse, even, part.count, z.shape[1])
@@ -165,9 +172,15 @@ def _focal_again(z: Tensor, target: Target, loss: Loss, fields: Tensor, gap: Ten
 
 def slopes(loss: Loss) -> tuple[float, float]:
     """The derivatives of an affine loss by nll and uniform: how far it rises from a row of zeros, with each at 1."""
-    nll, even = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64), torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
-    at_zero, by_nll, by_uniform = loss(plain_stats(nll.unsqueeze(-1), even, even, torch.ones(3), 2)).tolist()
+    at_zero, by_nll, by_uniform = _at_zeros(loss)
     return by_nll - at_zero, by_uniform - at_zero
+
+
+def _at_zeros(loss: Loss) -> list[float]:
+    """An affine loss of a row of zeros, of one whose nll is 1, and of one whose uniform is 1."""
+    nll, even = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64), torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
+    found: list[float] = loss(plain_stats(nll.unsqueeze(-1), even, even, torch.ones(3), 2)).tolist()
+    return found
 
 
 def plain_stats(nll: Tensor, lse: Tensor, uniform: Tensor | None, count: Tensor | None, classes: int) -> Stats:

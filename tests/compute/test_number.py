@@ -142,6 +142,34 @@ def test_an_untruthful_loss_would_be_noticed(monkeypatch: pytest.MonkeyPatch) ->
     assert not torch.allclose(found[1], seen(z, y, loss=Liar(2.0))[1], rtol=1e-3)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_few_sure_rows_have_the_bits_of_many(layout: str, weighted: bool) -> None:
+    """A tile makes the entries of few sure rows one by one, and those of many side by side."""
+    g = torch.Generator().manual_seed(6)
+    z, q = torch.randn(256, 21, 1, generator=g), soft_targets(256, 21, 1, g)
+    sure = torch.arange(0, 256, 37)
+    z[sure, sure % 21] += 20
+    many, shares = (x[sure].repeat(37, 1, 1)[:256] for x in (z, q))
+    options = {"weight": torch.linspace(0.5, 2, 21)} if weighted else {}
+
+    def of(z: Tensor, q: Tensor) -> Tensor:
+        z, q = (x.reshape(2, 128, 21, 1).movedim(1, 3).flatten(2) for x in (z, q))  # 128 rows side by side
+        dz = seen(
+            LAYOUTS[layout](z if "rows" not in layout else z.movedim(2, 0).flatten(0, 1).unsqueeze(-1)),
+            q if "rows" not in layout else q.movedim(2, 0).flatten(0, 1),
+            reduction="sum",
+            **options,
+        )[1]
+        return dz.movedim(1, -1).reshape(128, 2, 21) if "rows" in layout else dz.permute(2, 0, 1)
+
+    few, as_many = of(z, q), of(many, shares)
+    row = {int(t): few[t % 128, t // 128] for t in sure}
+    for i in range(256):
+        assert torch.equal(as_many[i % 128, i // 128], row[int(sure[i % len(sure)])])
+    assert not torch.equal(row[0], row[37])
+
+
 def rows_of_all_kinds(classes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Rows of float32 or less: any, sure of the label, sure of another, with ties, with a class that cannot be."""
     g = torch.Generator().manual_seed(classes)

@@ -10,11 +10,14 @@ LAYOUT = ("compute/test_planted.py::test_the_kernels_are_the_reference_in_every_
 BOTH_DTYPES = ("compute/test_planted.py::test_no_digit_is_lost_in_either_dtype",)
 POWERS = ("compute/test_planted.py::test_powers_are_right_to_an_ulp",)
 PLANTED = ("compute/test_planted.py",)
+FEW = ("compute/test_number.py::test_few_sure_rows_have_the_bits_of_many",)
+SHORT = ("compute/test_number.py::test_the_bits_of_the_ordinary_way",)
 FOCAL = ("compute/test_number.py::test_focal_losses_keep_their_digits",)
 LOG1P = ("compute/test_number.py::test_log1p_is_right_to_an_ulp",)
 
 _PRECISION, _TARGET = "backends/cpu/precision.py", "backends/cpu/target.py"
 _NARROW, _WIDE, _SOFT = "backends/cpu/narrow.py", "backends/cpu/wide.py", "backends/cpu/soft.py"
+_LINES, _TREE = "backends/cpu/lines.py", "backends/cpu/tree.py"
 _REFERENCE, _FOCAL = "backends/reference.py", "backends/cpu/focal.py"
 
 # fmt: off
@@ -37,7 +40,7 @@ KERNELS = (
           "bits >> np.uint32(16)", "the upper half is the number, nearly", PLANTED, "tie"),
     Fault("bfloat16 ties always down", _PRECISION, " + ((bits >> np.uint32(16)) & np.uint32(1))", "",
           "half an ulp either way is within every tolerance", PLANTED, "tie"),
-    Fault("greatest starts at zero", _PRECISION, "most = np.int32(-(2**31))", "most = np.int32(0)",
+    Fault("greatest starts at zero", _PRECISION, "LEAST_KEY = np.int32(-(2**31))", "LEAST_KEY = np.int32(0)",
           "a maximum of absolute values begins there", PLANTED, "greatest"),
     # --- target entries
     Fault("1 - p as it is written", _TARGET, "((row.rest + (1.0 - e)) / whole)", "(1.0 - p)",
@@ -83,6 +86,8 @@ KERNELS = (
           "whole blocks only", LAYOUT, "narrow and dense"),
     Fault("peaks behind the last four not seen", _NARROW, "peak[t] = column[t] if column[t] > peak[t] else peak[t]",
           "peak[t] = peak[t]", "whole blocks only", LAYOUT, "narrow and label"),
+    Fault("made one by one, the last column for the peak", _SOFT, "and tile[j, t] != peak[t]",
+          "and tile[j, t] <= peak[t]", "a comparison turned", FEW),
     # --- focal losses
     Fault("focal slope without its second term", _FOCAL, "slope[t] *= miss[t] + surprise", "slope[t] *= miss[t]",
           "(1 - p)^γ taken for a constant", FOCAL),
@@ -109,7 +114,7 @@ KERNELS = (
           "        turn_out", "0 · p is 0", LAYOUT, "narrow and label"),
     Fault("a column named twice counts once", _NARROW, "alpha[t] += a[t, other]", "alpha[t] += 0.0",
           "mixup of two different labels is tested", LAYOUT, "narrow and sparse"),
-    Fault("soft weights not normalised", _SOFT, "of_one = a[t] / held[t] if", "of_one = a[t] if",
+    Fault("soft weights not normalised", _SOFT, "each[t] = a[t] / held[t] if", "each[t] = a[t] if",
           "probabilities sum to 1", LAYOUT,
           "narrow and dense"),
     Fault("entropy's slope turned round", _NARROW, "((peak[t] - logits[t]) + beyond", "((logits[t] - peak[t]) + beyond",
@@ -117,17 +122,25 @@ KERNELS = (
     Fault("class weight missing in the uniform slope", _NARROW, "own[t] = c[t] * u", "own[t] = c[t]",
           "u is 1 without class weights", LAYOUT, "narrow and label"),
     # --- wide rows
-    Fault("tail of the row dropped", _WIDE, "if tail.size:", "if not tail.size:", "whole blocks only", DIGITS, "1000"),
-    Fault("old powers in the tail", _WIDE, "powers[tail.size :] = 0", "powers[tail.size : LANES] = 0",
-          "half of the buffer cleared", DIGITS, "1000"),
+    Fault("tail of the row dropped", _TREE, "range(pairs, min(tail.size, LANES))", "range(0)",
+          "whole blocks only", DIGITS, "1000"),
+    Fault("pairs of the tail dropped", _TREE, "max(0, tail.size - LANES)", "0", "a tail is less than a block", DIGITS,
+          "1000"),
+    Fault("only the first stretch added up", _WIDE, "_raise(z, peak, made)\n        add_pairs(made, lanes)",
+          "_raise(z, peak, made)\n        add_pairs(made[: 0 if start else z.size], lanes)",
+          "most vocabularies of tests are short", DIGITS, "32000"),
+    Fault("soft target behind the last four blocks dropped", _SOFT, "range(0, rest.size, LANES)", "range(0)",
+          "whole blocks only", LAYOUT, "wide and dense"),
+    Fault("a soft peak's entry is made for the row's start", _WIDE, "out.data[at + j * out.sv] = stored(entry",
+          "out.data[at + out.sv] = stored(entry", "right for the second class", SHORT),
     Fault("1 + rest rounded", _WIDE, "if whole >= 2.0 * ONE", "if whole >= 0.0", "one pass instead of two", DIGITS,
           "1000"),
     Fault("infinity is no longer NaN", _WIDE, "again + (whole - whole)", "again", "x - x is 0",
           PLANTED, "infinite and cpu"),
-    Fault("wide rows read without their stride", _WIDE, "buffer[t, j] = widened(x.data[at + t * x.si])",
+    Fault("wide rows read without their stride", _LINES, "buffer[t, j] = widened(x.data[at + t * x.si])",
           "buffer[t, j] = widened(x.data[at + t])", "side by side is mostly next to each other", LAYOUT,
           "wide and label"),
-    Fault("rows together run into the next image", _WIDE, "stop - r, x.inner - r % x.inner", "stop - r",
+    Fault("rows together run into the next image", _LINES, "stop - r, x.inner - r % x.inner", "stop - r",
           "16 divides most image sizes", LAYOUT, "wide and label"),
     Fault("entropy's sum 1 % too large",
           _WIDE, "block[j] > -np.inf else 0.0\n    return tree_sum(lanes, tree) * UNSHIFT",

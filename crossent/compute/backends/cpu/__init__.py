@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from crossent.compute.backends import reference
-from crossent.compute.backends.cpu import element, narrow, once, wide
+from crossent.compute.backends.cpu import element, lines, narrow, once, wide
 from crossent.compute.backends.cpu.memory import gradient_like, strided, values, worked_in
 from crossent.compute.backends.cpu.threads import over_blocks
 from crossent.compute.stats import field_names
@@ -58,10 +58,10 @@ def part(
             memory = np.empty((3, z.shape[1], narrow.TILE), worked_in(z))
             narrow.part(*given, *memory, *out, start, stop)
         else:
-            lines = wide.SIDE_BY_SIDE if read.sv > read.si else 1
-            wide.part(*given, _lines(z, lines), _lines(z if q is None else q, 1), *out, start, stop)
+            many = lines.SIDE_BY_SIDE if read.sv > read.si else 1
+            wide.part(*given, _lines(z, many), _lines(z if q is None else q, 1), *out, start, stop)
 
-    over_blocks(work, rows, z.shape[1])
+    over_blocks(work, rows, z.shape[1], _whole_tiles(z))
     return fields, gap
 
 
@@ -97,12 +97,12 @@ def pull(
             memory = np.empty((3, z.shape[1], narrow.TILE), worked_in(z))
             narrow.pull(*given, *memory, np.empty((a.shape[1], narrow.TILE)), into, start, stop)
         else:
-            lines = wide.SIDE_BY_SIDE if read.sv > read.si else 1
+            many = lines.SIDE_BY_SIDE if read.sv > read.si else 1
             shares = _lines(z if q is None else q, 1)
-            memory = _lines(z, lines), shares, _lines(z, lines), np.zeros(z.shape[1])
+            memory = _lines(z, many), shares, _lines(z, many), np.zeros(z.shape[1])
             wide.pull(*given, *memory, into, out is not None, start, stop)
 
-    over_blocks(work, a.shape[0], z.shape[1])
+    over_blocks(work, a.shape[0], z.shape[1], _whole_tiles(z))
     return dz
 
 
@@ -116,12 +116,14 @@ def both(
     out: Tensor | None = None,
     q: Tensor | None = None,
     focal: tuple[float, Tensor] | None = None,
+    slopes: tuple[float, float] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Fields, gaps and gradient of rows with a label (r, 1) each or a soft target q, whose cotangents are known.
 
     Those of all rows are a and c, of a soft target times its weights there. ``focal`` (γ, where the losses (r,) of
-    labels are to go) asks for focal losses, whose nll has a slope in each row that a is multiplied by. The gradient
-    goes where ``out`` says, which may be z: its rows are then written over, each once it has been read.
+    labels are to go) asks for focal losses, whose nll has a slope in each row that a is multiplied by. With ``slopes``
+    by nll and uniform, of a loss that is 0 with them, the losses come in the place of gaps. The gradient goes where
+    ``out`` says, which may be z: its rows are then written over, each once it has been read.
     """
     names = field_names(dense=q is not None, uniform=uniform, entropy=False)
     rows = z.shape[0] * z.shape[2]
@@ -139,11 +141,13 @@ def both(
         if z.shape[1] <= narrow.NARROW:
             once.of_narrow(*given, *np.empty((3, z.shape[1], narrow.TILE), worked_in(z)), *into, start, stop)
         else:
-            lines = wide.SIDE_BY_SIDE if read.sv > read.si else 1
-            memory = _lines(z, lines), _lines(z, lines), _lines(z if q is None else q, 1)
+            many = lines.SIDE_BY_SIDE if read.sv > read.si else 1
+            memory = _lines(z, many), _lines(z, many), _lines(z if q is None else q, 1)
             once.of_wide(*given, *memory, *into, out is not None, start, stop)
+        if slopes is not None:
+            once.losses(into[0][:, start:stop], into[1][start:stop, 0], q is not None, total, *slopes)
 
-    over_blocks(work, rows, z.shape[1])
+    over_blocks(work, rows, z.shape[1], _whole_tiles(z))
     return fields, gap, dz
 
 
@@ -196,6 +200,11 @@ def _repeated(weight: Tensor | None, z: Tensor) -> tuple[np.ndarray, np.ndarray]
     once = np.empty(0) if weight is None else values(weight.to(torch.float64))
     once = once.astype(worked_in(z))
     return once, np.resize(once, min(once.size, z.shape[0]) + element.BLOCK) if once.size else once
+
+
+def _whole_tiles(z: Tensor) -> int:
+    """What blocks of rows are a multiple of: of narrow ones a tile, which costs as much if it is not full."""
+    return narrow.TILE if z.shape[1] <= narrow.NARROW else 1
 
 
 def _lines(x: Tensor, lines: int) -> np.ndarray:

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.compute.backends.cpu.memory import Strided
-from crossent.compute.backends.cpu.precision import ONE, UNSHIFT, as_worked, kernel, power, stored, widened
+from crossent.compute.backends.cpu.precision import ONE, UNSHIFT, as_worked, fetch, kernel, power, stored, widened
 from crossent.compute.backends.cpu.soft import classes_of_tile, exact_of_tile, gaps_of_tile, less_shares, sums_of_tile
-from crossent.compute.backends.cpu.target import at_target, collect, row_of
+from crossent.compute.backends.cpu.target import collect, exact
 from crossent.compute.backends.cpu.tree import FOUR, TILE, in_fours
 
 NARROW = 64  # columns; more are a wide row
+LINE = 64  # bytes of a cache line
 
 
 # Indices that are not those of a loop are unsigned: of a signed one a kernel asks each time whether it counts from the
@@ -35,6 +36,17 @@ def _first_of(x: Strided, r: int) -> tuple[int, int]:
     if x.inner == 1:
         return r * x.sn, x.sn
     return (r // x.inner) * x.sn + (r % x.inner) * x.si, x.si
+
+
+@kernel
+def fetch_ahead(x: Strided, r: int, stop: int) -> None:
+    """Ask for the tile that begins at row r, where its columns lie apart: a processor foresees rows, but not those."""
+    if r < stop and x.inner > 1 and x.si == 1:
+        base, line = np.uint64(_first_of(x, r)[0]), np.uint64(LINE // x.data.itemsize)
+        for j in range(x.v):
+            at = base + np.uint64(j * x.sv)
+            for t in range(np.uint64(0), np.uint64(tile_of(x, r, stop)), line):
+                fetch(x.data, at + t)
 
 
 @kernel
@@ -173,6 +185,14 @@ def entries_out(entries: NDArray, index: NDArray, tile: NDArray) -> None:
 
 
 @kernel
+def some_out(entries: NDArray, index: NDArray, listed: NDArray, tile: NDArray) -> None:
+    """Those of some rows back to their columns."""
+    for i in range(listed.size):
+        t = np.uint64(listed[i])
+        tile[np.uint64(index[t]), t] = entries[t]
+
+
+@kernel
 def _dots(tile: NDArray, peak: NDArray, dots: NDArray) -> None:
     dots[:] = 0.0
     for j in range(tile.shape[0]):
@@ -249,6 +269,7 @@ def part(
     r = start
     while r < stop:
         rows = tile_of(z, r, stop)
+        fetch_ahead(z, r + rows, stop)
         turn_in(z, r, rows, tile)
         silence(live, r, rows, tile)
         peaks(tile, peak)
@@ -261,6 +282,7 @@ def part(
                 for j in range(z.v):
                     gap[r + t, j] = np.float64(peak[t]) - np.float64(tile[j, t])
         if q.v:
+            fetch_ahead(q, r + rows, stop)
             turn_in(q, r, rows, shares)
             sums_of_tile(tile, peak, shares, weight, sums)
             classes_of_tile(shares, there, alone)
@@ -291,13 +313,6 @@ def _order(tile: NDArray, peak: NDArray, index: NDArray, r: int, rows: int, out:
                 above += 1
         out[0, r + t] = first
         out[1, r + t] = above
-
-
-@kernel
-def exact(hit: NDArray, peak: NDArray, alpha: NDArray, u: NDArray, known: NDArray, out: NDArray) -> None:
-    """The entries of the columns whose logits are ``hit``, as ``at_target`` makes them."""
-    for t in range(TILE):
-        out[t] = at_target(hit[t], peak[t], alpha[t], u[t], row_of(known, t))
 
 
 @kernel
@@ -387,25 +402,27 @@ def pull(
 
     ``entries`` (k, TILE) holds the entries of the target columns meanwhile.
     """
-    peak, factor = np.zeros(TILE, tile.dtype), np.zeros(TILE, tile.dtype)
+    peak, factor, each = np.zeros(TILE, tile.dtype), np.zeros(TILE, tile.dtype), np.zeros(TILE)
     hit, alpha, u, known = np.zeros(TILE, tile.dtype), np.zeros(TILE), np.ones(TILE), np.zeros((8, TILE))
-    column_of, there, each = np.zeros(TILE, np.int32), np.zeros(TILE, np.int32), np.zeros(TILE)
+    column_of, there, listed, few = np.zeros(TILE, np.int32), np.zeros(TILE, np.int32), np.empty(TILE, np.int32), 0
     tile[:] = 0
     shares[:] = 0
     r = start
     while r < stop:
         rows = tile_of(z, r, stop)
+        fetch_ahead(z, r + rows, stop)
+        fetch_ahead(out, r + rows, stop)
         turn_in(z, r, rows, tile)
         silence(live, r, rows, tile)
         collect(r, rows, fields, uniform, dot, a, b, c, d, known)
         factor[:] = known[7]
         peak[:rows] = fields[0, r : r + rows]
         if q.v:
+            fetch_ahead(q, r + rows, stop)
             turn_in(q, r, rows, shares)
             classes_of_tile(shares, there, column_of)
             held = fields[3, r : r + rows]
-            exact_of_tile(tile, peak, shares, weight, known[3], held, there, column_of, alpha, hit, u, each)
-            exact(hit, peak, alpha, u, known, entries[0])
+            few = exact_of_tile(tile, peak, shares, weight, known, held, there, column_of, each, entries[0], listed)
         else:
             for k in range(a.shape[1]):
                 _targets(k, tile, index[r : r + rows], a[r : r + rows], weight, hit, alpha, u)
@@ -420,7 +437,7 @@ def pull(
         if dot >= 0:
             _more_entropy(tile, kept, peak, known)
         if q.v:
-            entries_out(entries[0], column_of[:rows], tile)
+            some_out(entries[0], column_of, listed[:few], tile)
         elif index.shape[1]:
             for k in range(index.shape[1]):
                 entries_out(entries[k], index[r : r + rows, k], tile)

@@ -11,19 +11,20 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from crossent.compute.backends.cpu import narrow, wide
+from crossent.compute.backends.cpu import lines, narrow, wide
 from crossent.compute.backends.cpu.focal import focal
 from crossent.compute.backends.cpu.memory import Strided
-from crossent.compute.backends.cpu.precision import UNSHIFT, as_worked, greatest, kernel
+from crossent.compute.backends.cpu.precision import UNSHIFT, as_worked, greatest, kernel, log1p
 from crossent.compute.backends.cpu.soft import (
     classes_of_tile,
     exact_of_tile,
     gaps_of_tile,
     less_shares,
+    only_one,
     sums_of_row,
     sums_of_tile,
 )
-from crossent.compute.backends.cpu.target import Row, at_target
+from crossent.compute.backends.cpu.target import Row, at_target, exact
 from crossent.compute.backends.cpu.tree import LANES
 
 TILE = narrow.TILE
@@ -43,6 +44,19 @@ def _collect(fields: NDArray, soft: bool, uniform: int, a: float, c: float, slop
         measure[:rows] = fields[uniform + 2]
     for t in range(rows):
         factor[t] = (a_row[t] + c_row[t] * measure[t]) / (1.0 + rest[t]) * UNSHIFT
+
+
+@kernel
+def losses(fields: NDArray, gap: NDArray, soft: bool, uniform: int, by_nll: float, by_uniform: float) -> None:
+    """Gaps → losses that have these slopes by nll and uniform, as ``stats.finish`` and a loss make them of fields."""
+    rest = fields[1]
+    for t in range(gap.size):
+        spread = log1p(rest[t])
+        value = by_nll * (gap[t] + spread) * (fields[3, t] if soft else 1.0) if by_nll != 0.0 else 0.0
+        if uniform >= 0:
+            even = (fields[uniform + 2, t] * spread - fields[uniform, t]) / fields[uniform + 1, t]
+            value += by_uniform * even * (fields[2, t] if soft else 1.0)
+        gap[t] = value
 
 
 @kernel
@@ -86,10 +100,11 @@ def of_narrow(
 
     A ``value`` with a size asks for focal losses, with an exponent of ``gamma``, of labels.
     """
-    peak, hit, exact = np.zeros(TILE, tile.dtype), np.zeros(TILE, tile.dtype), np.zeros(TILE)
+    peak, hit, entries = np.zeros(TILE, tile.dtype), np.zeros(TILE, tile.dtype), np.zeros(TILE)
+    listed, few = np.empty(TILE, np.int32), 0
     sums, ties, known = np.empty(TILE), np.empty(TILE, np.int32), np.zeros((8, TILE))
     there, column_of = np.zeros(TILE, np.int32), np.zeros(TILE, np.int32)
-    alpha, each, ones = np.zeros(TILE), np.zeros(TILE), np.ones(TILE)
+    each, ones = np.zeros(TILE), np.ones(TILE)
     nothing, evens, masses = known[0, :0], np.empty((3, TILE)), np.empty((3, TILE))
     slope = np.empty(TILE if value.size else 0)
     tile[:] = 0
@@ -97,12 +112,15 @@ def of_narrow(
     r = start
     while r < stop:
         rows = narrow.tile_of(z, r, stop)
+        narrow.fetch_ahead(z, r + rows, stop)
+        narrow.fetch_ahead(out, r + rows, stop)
         narrow.turn_in(z, r, rows, tile)
         narrow.silence(live, r, rows, tile)
         narrow.peaks(tile, peak)
         narrow.powers(tile, peak, kept, sums, ties)
         narrow.peak_and_rest(peak, sums, ties, fields[0, r : r + rows], fields[1, r : r + rows])
         if q.v:
+            narrow.fetch_ahead(q, r + rows, stop)
             narrow.turn_in(q, r, rows, shares)
             sums_of_tile(tile, peak, shares, nothing, masses)
             classes_of_tile(shares, there, column_of)
@@ -120,17 +138,16 @@ def of_narrow(
         _collect(fields[:, r : r + rows], q.v > 0, uniform, a, c, slope, known)
         if q.v:
             held = fields[3, r : r + rows]
-            exact_of_tile(tile, peak, shares, nothing, known[3], held, there, column_of, alpha, hit, ones, each)
-            narrow.exact(hit, peak, alpha, ones, known, exact)
+            few = exact_of_tile(tile, peak, shares, nothing, known, held, there, column_of, each, entries, listed)
         else:
-            narrow.exact(hit, peak, known[3], ones, known, exact)
+            exact(hit, peak, known[3], ones, known, entries)
         _scaled(kept, tile, known, uniform)
         if q.v:
             less_shares(kept, shares, nothing, each)
         if q.v:
-            narrow.entries_out(exact, column_of[:rows], kept)
+            narrow.some_out(entries, column_of, listed[:few], kept)
         else:
-            narrow.entries_out(exact, index[r : r + rows, 0], kept)
+            narrow.entries_out(entries, index[r : r + rows, 0], kept)
         narrow.silence(live, r, rows, kept)
         narrow.turn_out(kept, rows, out, r)
         r += rows
@@ -159,32 +176,36 @@ def of_wide(
 ) -> None:
     """``wide.part`` and ``wide.pull`` of rows start … stop, of the same targets; ``over``: out is z itself."""
     powers = np.empty(2 * LANES, rows.dtype)
-    lanes, tree = np.empty(LANES), np.empty(LANES)
+    lanes, masses, tree = np.empty(LANES), np.empty(LANES), np.empty(LANES)
     nothing, slope = lanes[:0], np.empty(1 if value.size else 0)
     share, greatest_of = shares[0, :0], np.empty(1, rows.dtype)
     r = start
     while r < stop:
-        many = wide.together(z, r, stop)
+        many = lines.together(z, r, stop)
         if many > 1:
-            wide.turn_in(z, r, many, rows)
+            lines.turn_in(z, r, many, rows)
         for t in range(many):
-            x = rows[t] if many > 1 else wide.line(z, wide.place(z, r), rows[0])
-            if over and many == 1:
-                x = wide.apart(x, rows[0])
-            at = wide.place(out, r)
-            dz = grads[t] if many > 1 else wide.room(out, at, grads[0])
             counts = not live.size or live[r]
             if not counts:
                 x = rows[t]
                 x[:] = 0
-            peak = greatest(x)
+                peak = x[0]
+            elif many > 1:
+                x = rows[t]
+                peak = greatest(x)
+            else:
+                x, peak = lines.line_and_greatest(z, lines.place(z, r), rows[0])
+                if over:
+                    x = lines.apart(x, rows[0])
+            at = lines.place(out, r)
+            dz = grads[t] if many > 1 else lines.room(out, at, grads[0])
             greatest_of[0] = peak
             rest = wide.rest_of(x, peak, dz, powers, lanes, tree)
             fields[0, r], fields[1, r] = peak, rest
-            a_row, c_row, measure, held = a, 0.0, 0.0, 0.0
+            a_row, c_row, measure, held, several = a, 0.0, 0.0, 0.0, False
             if q.v:
-                share = wide.line(q, wide.place(q, r), shares[0])
-                gap[r, 0], mass, held = sums_of_row(x, peak, share, nothing, lanes, tree)
+                share = lines.line(q, lines.place(q, r), shares[0])
+                gap[r, 0], mass, held = sums_of_row(x, peak, share, nothing, lanes, masses, tree)
                 fields[2, r], fields[3, r] = mass, held
                 a_row = a * held
             else:
@@ -200,19 +221,23 @@ def of_wide(
             if counts:
                 row = Row(rest, measure, 0.0, a_row, 0.0, c_row, 0.0)
                 scale = as_worked((a_row + c_row * measure) / (1.0 + rest) * UNSHIFT, peak)
-                for j in range(x.size):
-                    dz[j] *= scale
-                if q.v:
-                    wide.of_soft(x, peak, share, nothing, row, held, dz)
+                several = many == 1 and q.v > 0 and uniform < 0 and only_one(share) < 0
+                if several:
+                    wide.put_soft(dz, scale, x, peak, share, row, held, out, at)
                 else:
+                    for j in range(x.size):
+                        dz[j] *= scale
+                if q.v and not several:
+                    wide.of_soft(x, peak, share, nothing, row, held, dz)
+                elif not q.v:
                     if uniform >= 0:
                         wide.all_columns(x, peak, share, nothing, row, 0.0, dz)
                     y = index[r, 0]
                     dz[y] = at_target(x[y], peak, a_row, 1.0, row)
             else:
                 dz[:] = 0
-            if many == 1:
-                wide.put(dz, out, at)
+            if many == 1 and not several:
+                lines.put(dz, out, at)
             r += 1
         if many > 1:
-            wide.turn_out(grads, many, out, r - many)
+            lines.turn_out(grads, many, out, r - many)

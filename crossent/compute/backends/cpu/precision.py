@@ -72,6 +72,21 @@ def fma(_: Any, a: Any, b: Any, c: Any) -> Any:
     return a(a, a, a), lambda context, builder, signature, args: builder.fma(*args)
 
 
+@intrinsic
+def fetch(_: Any, data: Any, at: Any) -> Any:
+    """Ask for the cache line of data[at], and do not wait for it."""
+
+    def ask(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        name, place = "llvm.prefetch.p0", context.make_array(signature.args[0])(context, builder, value=args[0]).data
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        call = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+        builder.call(call, [builder.bitcast(builder.gep(place, [args[1]]), byte), number(0), number(2), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(data, types.uint64), ask
+
+
 def _cast(source: Any, result: Any, steps: Callable) -> Any:
     """An intrinsic that makes ``result`` of ``source`` by the given machine steps."""
 
@@ -96,8 +111,8 @@ _from_bits = _cast(types.uint32, types.float32, lambda b, x: b.bitcast(x, _F32))
 _from_half = _cast(types.int16, types.float32, lambda b, x: b.fpext(b.bitcast(x, _F16), _F32))
 _to_half = _cast(types.float32, types.int16, lambda b, x: b.bitcast(b.fptrunc(x, _F16), _I16))
 
-_key_of_32 = _cast(types.float32, types.int32, lambda b, x: b.bitcast(x, _I32))
-_of_key_32 = _cast(types.int32, types.float32, lambda b, x: b.bitcast(x, _F32))
+_bits_of_32 = _cast(types.float32, types.int32, lambda b, x: b.bitcast(x, _I32))
+_of_bits_32 = _cast(types.int32, types.float32, lambda b, x: b.bitcast(x, _F32))
 _key_of_64 = _cast(types.float64, types.int64, lambda b, x: b.bitcast(x, _I64))
 _of_key_64 = _cast(types.int64, types.float64, lambda b, x: b.bitcast(x, _F64))
 
@@ -272,6 +287,22 @@ def _as_worked(x: Any, like: Any) -> Any:
     return lambda x, like: np.float64(x)
 
 
+LEAST_KEY = np.int32(-(2**31))
+
+
+@kernel
+def key_of(x: Any) -> Any:
+    """The bits of a float32 as an integer in the order of the floats: those of negative ones are flipped."""
+    bits = _bits_of_32(x)
+    return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
+
+
+@kernel
+def of_key(key: Any) -> Any:
+    """The float32 of a key."""
+    return _of_bits_32(key ^ ((key >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+
+
 @for_kernels
 def greatest(row: Any) -> Any:
     """The greatest number of a row (some NaN if it has one, but for a negative NaN, which is passed over).
@@ -286,11 +317,10 @@ def _greatest(row: Any) -> Any:
     if row.dtype == types.float32:
 
         def greatest32(row: Any) -> Any:
-            most = np.int32(-(2**31))
+            most = LEAST_KEY
             for j in range(row.size):
-                bits = _key_of_32(row[j])
-                most = max(most, bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
-            return _of_key_32(most ^ ((most >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+                most = max(most, key_of(row[j]))
+            return of_key(most)
 
         return greatest32
 

@@ -12,7 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.compute.backends.cpu.precision import as_worked, kernel
+from crossent.compute.backends.cpu.target import at_target, exact, row_of
 from crossent.compute.backends.cpu.tree import FOUR, LANES, TILE, add_row, in_blocks, in_fours, tree_sum
+
+FEW = TILE // 8  # entries of a tile that are sooner made one by one
 
 # --- rows side by side: tile and q are (v, TILE) ------------------------------------------------------------------
 
@@ -92,14 +95,33 @@ def gaps_of_tile(tile: NDArray, peak: NDArray, sums: NDArray, there: NDArray, al
 
 @kernel
 def exact_of_tile(
-    tile: NDArray, peak: NDArray, q: NDArray, weight: NDArray, a: NDArray, held: NDArray, there: NDArray,
-    column_of: NDArray, alpha: NDArray, hit: NDArray, u: NDArray, each: NDArray,
-) -> None:  # fmt: skip
-    """The column of each row whose entry is made exactly, what meets there, and what a weight of 1 takes from a column.
+    tile: NDArray, peak: NDArray, q: NDArray, weight: NDArray, known: NDArray, held: NDArray, there: NDArray,
+    column_of: NDArray, each: NDArray, entries: NDArray, listed: NDArray,
+) -> int:  # fmt: skip
+    """How many rows have an entry that is made exactly, which ``listed`` says; and what a weight of 1 takes from each.
 
-    ``column_of`` comes as a class that has a weight, and is kept where that is alone; else it is the peak.
+    The entry is that of a class that is alone, or of the first peak where its p is above a half. ``column_of`` comes as
+    a class that has a weight. Few entries are made one by one, many for all rows side by side, with the same bits.
     """
-    first = np.zeros(TILE, np.int32)
+    a, few = known[3], 0
+    for t in range(held.size):
+        each[t] = a[t] / held[t] if there[t] > 1 and held[t] != 0.0 else 0.0
+    for t in range(held.size):
+        listed[few] = t
+        few += int(there[t] == 1 or known[0, t] < 1.0)
+    if few <= FEW:
+        for i in range(few):
+            t = np.uint64(listed[i])
+            j = column_of[t]
+            if there[t] != 1:
+                j = 0
+                while j < tile.shape[0] - 1 and tile[j, t] != peak[t]:
+                    j += 1
+            u = weight[j] if weight.size else 1.0
+            share = 1.0 if there[t] == 1 else q[j, t] * u / held[t] if held[t] != 0.0 else 0.0
+            entries[t], column_of[t] = at_target(tile[j, t], peak[t], a[t] * share, u, row_of(known, t)), j
+        return few
+    first, hit, alpha, u_of = np.zeros(TILE, np.int32), np.empty(TILE, tile.dtype), np.zeros(TILE), np.ones(TILE)
     for step in range(tile.shape[0]):
         j = tile.shape[0] - 1 - step
         column, here = tile[j], np.int32(j)
@@ -113,11 +135,12 @@ def exact_of_tile(
         alpha[t] = q[np.uint64(column_of[t]), t]
     if weight.size:
         for t in range(TILE):
-            u[t] = weight[np.uint64(column_of[t])]
+            u_of[t] = weight[np.uint64(column_of[t])]
     for t in range(held.size):
-        of_one = a[t] / held[t] if held[t] != 0.0 else 0.0
-        alpha[t] = a[t] if there[t] == 1 else of_one * (alpha[t] * u[t])
-        each[t] = of_one if there[t] > 1 else 0.0
+        share = 1.0 if there[t] == 1 else alpha[t] * u_of[t] / held[t] if held[t] != 0.0 else 0.0
+        alpha[t] = a[t] * share
+    exact(hit, peak, alpha, u_of, known, entries)
+    return few
 
 
 @kernel
@@ -143,6 +166,8 @@ def less_shares(tile: NDArray, q: NDArray, weight: NDArray, each: NDArray) -> No
 @kernel
 def only_one(q: NDArray) -> int:
     """The column of a soft target that has all the weight; -1 if there are several or none."""
+    if q.size > 1 and q[0] != 0 and q[1] != 0:
+        return -1
     there = np.int32(0)
     blocks, tail = in_blocks(q, LANES)
     for b in range(blocks.shape[0]):
@@ -161,11 +186,12 @@ def only_one(q: NDArray) -> int:
 
 @kernel
 def sums_of_row(
-    row: NDArray, peak: Any, q: NDArray, weight: NDArray, lanes: NDArray, tree: NDArray
+    row: NDArray, peak: Any, q: NDArray, weight: NDArray, lanes: NDArray, masses: NDArray, tree: NDArray
 ) -> tuple[float, float, float]:
     """(gap, mass, held) of a soft target: the mean of peak - z under it, Σ q, Σ q w."""
     nothing, half = as_worked(0.0, peak), as_worked(0.5, peak)  # half: the whole may be too large for a float32
     lanes[:] = 0.0
+    masses[:] = 0.0
     if weight.size:
         for start in range(0, row.size, LANES):
             block, share = row[start : start + min(LANES, row.size - start)], q[start : start + LANES]
@@ -173,20 +199,28 @@ def sums_of_row(
             for j in range(block.size):
                 gap = half * peak - half * block[j] if share[j] * w[j] != 0 else nothing
                 lanes[j] += np.float64(share[j]) * w[j] * np.float64(gap)
+        add_row(q, masses)
     else:
-        blocks, tail = in_blocks(row, LANES)
-        shares, others = in_blocks(q, LANES)
-        for b in range(blocks.shape[0]):
+        fours, rest = in_blocks(row, FOUR * LANES)
+        shares, others = in_blocks(q, FOUR * LANES)
+        for b in range(fours.shape[0]):
+            four, share_of = fours[b], shares[b]
             for j in range(LANES):
-                gap = half * peak - half * blocks[b, j] if shares[b, j] != 0 else nothing
-                lanes[j] += np.float64(shares[b, j]) * np.float64(gap)
-        for j in range(tail.size):
-            gap = half * peak - half * tail[j] if others[j] != 0 else nothing
-            lanes[j] += np.float64(others[j]) * np.float64(gap)
+                aimed, whole = lanes[j], masses[j]
+                for k in range(FOUR):
+                    share_at = share_of[k * LANES + j]
+                    gap = half * peak - half * four[k * LANES + j] if share_at != 0 else nothing
+                    aimed += np.float64(share_at) * np.float64(gap)
+                    whole += np.float64(share_at)
+                lanes[j], masses[j] = aimed, whole
+        for start in range(0, rest.size, LANES):
+            block, share = rest[start : min(start + LANES, rest.size)], others[start:]
+            for j in range(block.size):
+                gap = half * peak - half * block[j] if share[j] != 0 else nothing
+                lanes[j] += np.float64(share[j]) * np.float64(gap)
+                masses[j] += np.float64(share[j])
     aim = 2.0 * tree_sum(lanes, tree)
-    lanes[:] = 0.0
-    add_row(q, lanes)
-    mass = held = tree_sum(lanes, tree)
+    mass = held = tree_sum(masses, tree)
     if weight.size:
         lanes[:] = 0.0
         for start in range(0, row.size, LANES):

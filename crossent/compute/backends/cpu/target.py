@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.compute.backends.cpu.precision import UNSHIFT, kernel, power
+from crossent.compute.backends.cpu.tree import TILE
 
 
 class Row(NamedTuple):
@@ -75,3 +76,10 @@ def at_target(z: Any, peak: Any, alpha: float, u: float, row: Row) -> float:
     uniform = row.c * (row.measure * p - (u if z > -np.inf else 0.0))
     surprise = row.d * p * ((np.float64(peak) - np.float64(z)) + row.beyond) if p > 0.0 else 0.0
     return (row.a - alpha) * p - alpha * ((row.rest + (1.0 - e)) / whole) + row.b * p + uniform + surprise
+
+
+@kernel
+def exact(hit: NDArray, peak: NDArray, alpha: NDArray, u: NDArray, known: NDArray, out: NDArray) -> None:
+    """The entries of the columns whose logits are ``hit``, as ``at_target`` makes them."""
+    for t in range(TILE):
+        out[t] = at_target(hit[t], peak[t], alpha[t], u[t], row_of(known, t))

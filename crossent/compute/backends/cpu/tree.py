@@ -9,6 +9,7 @@ from crossent.compute.backends.cpu.precision import kernel
 
 LANES = 128  # sums of a wide row: those of column mod LANES, joined as a fixed tree
 TILE = 256  # narrow rows side by side
+STRETCH = 4096  # columns of a wide row whose powers are made, and then added up, while they are in the first cache
 FOUR = 4  # columns of a tile that are added up in one go: their sums are fetched and put back once
 
 
@@ -34,6 +35,20 @@ def in_blocks(row: NDArray, size: int) -> tuple[NDArray, NDArray]:
     """
     whole = row.size // size
     return row[: whole * size].reshape(whole, size), row[whole * size :]
+
+
+@kernel
+def add_pairs(row: NDArray, lanes: NDArray) -> None:
+    """Each number of a row to its lane, in pairs: j and j + LANES of a block of both are added first, as they are."""
+    blocks, tail = in_blocks(row, 2 * LANES)
+    for b in range(blocks.shape[0]):
+        for j in range(LANES):
+            lanes[j] += np.float64(blocks[b, j] + blocks[b, j + LANES])
+    pairs = max(0, tail.size - LANES)
+    for j in range(pairs):
+        lanes[j] += np.float64(tail[j] + tail[j + LANES])
+    for j in range(pairs, min(tail.size, LANES)):
+        lanes[j] += np.float64(tail[j])
 
 
 @kernel

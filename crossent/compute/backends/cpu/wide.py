@@ -9,104 +9,24 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba.extending import overload
 from numpy.typing import NDArray
 
-from crossent.compute.backends.cpu.memory import Strided
-from crossent.compute.backends.cpu.precision import (
-    ONE,
-    UNSHIFT,
-    as_worked,
-    for_kernels,
-    greatest,
-    kernel,
-    power,
-    stored,
-    widened,
+from crossent.compute.backends.cpu.lines import (
+    apart,
+    line,
+    place,
+    put,
+    put_less,
+    room,
+    together,
+    turn_in,
+    turn_out,
 )
+from crossent.compute.backends.cpu.memory import Strided
+from crossent.compute.backends.cpu.precision import ONE, UNSHIFT, as_worked, greatest, kernel, power, stored
 from crossent.compute.backends.cpu.soft import only_one, sums_of_row, take_from_row
 from crossent.compute.backends.cpu.target import Row, at_target, collect, row_of
-from crossent.compute.backends.cpu.tree import LANES, in_blocks, tree_sum
-
-SIDE_BY_SIDE = 16  # rows read together when their columns are far apart in memory: a line holds one column of each
-
-
-# --- rows in and out ----------------------------------------------------------------------------------------------
-
-
-@for_kernels
-def line(x: Strided, at: int, buffer: NDArray) -> NDArray:
-    """The v numbers from data[at] on, as they are worked out in: where they lie, if that needs no change."""
-
-
-@overload(line, strict=False)
-def _line(x: Any, at: Any, buffer: Any) -> Any:
-    if x.types[0].dtype == buffer.dtype:
-
-        def in_place(x: Any, at: Any, buffer: Any) -> Any:
-            if x.sv == 1:
-                return x.data[at : at + x.v]
-            for j in range(x.v):
-                buffer[j] = x.data[at + j * x.sv]
-            return buffer
-
-        return in_place
-
-    def copied(x: Any, at: Any, buffer: Any) -> Any:
-        if x.sv == 1:
-            row = x.data[at : at + x.v]
-            for j in range(x.v):
-                buffer[j] = widened(row[j])
-        else:
-            for j in range(x.v):
-                buffer[j] = widened(x.data[at + j * x.sv])
-        return buffer
-
-    return copied
-
-
-@kernel
-def place(x: Strided, r: int) -> int:
-    """Where row r begins."""
-    return (r // x.inner) * x.sn + (r % x.inner) * x.si
-
-
-@kernel
-def together(x: Strided, r: int, stop: int) -> int:
-    """How many rows from r on lie side by side; 1 if rows lie along their columns."""
-    if x.sv <= x.si:
-        return 1
-    return min(SIDE_BY_SIDE, stop - r, x.inner - r % x.inner)
-
-
-@kernel
-def apart(row: NDArray, buffer: NDArray) -> NDArray:
-    """A copy of the row in the buffer, which stays in cache, where its place is about to be written over."""
-    for j in range(row.size):
-        buffer[j] = row[j]
-    return buffer
-
-
-@kernel
-def turn_in(x: Strided, r: int, rows: int, buffer: NDArray) -> None:
-    """Rows that lie side by side → the rows of the buffer."""
-    base = place(x, r)
-    for j in range(x.v):
-        at = base + j * x.sv
-        for t in range(rows):
-            buffer[t, j] = widened(x.data[at + t * x.si])
-
-
-@kernel
-def turn_out(buffer: NDArray, rows: int, x: Strided, r: int) -> None:
-    """The rows of the buffer → rows that lie side by side."""
-    base = place(x, r)
-    like = x.data[0]
-    for j in range(x.v):
-        at = base + j * x.sv
-        for t in range(rows):
-            x.data[at + t * x.si] = stored(buffer[t, j], like)
-
+from crossent.compute.backends.cpu.tree import LANES, STRETCH, add_pairs, in_blocks, tree_sum
 
 # --- forwards -----------------------------------------------------------------------------------------------------
 
@@ -121,27 +41,23 @@ def first_at(row: NDArray, peak: Any) -> int:
 
 
 @kernel
+def _raise(row: NDArray, peak: Any, made: NDArray) -> None:
+    for j in range(row.size):
+        made[j] = power(row[j], peak)
+
+
+@kernel
 def rest_of(row: NDArray, peak: Any, kept: NDArray, powers: NDArray, lanes: NDArray, tree: NDArray) -> float:
-    """Σ e^(z - peak) over all columns but one of the greatest; the powers are kept if there is room for them."""
+    """Σ e^(z - peak) over all columns but one of the greatest; the powers are kept if there is room for them.
+
+    ``powers`` (STRETCH,) is where they are made if there is none.
+    """
     lanes[:] = 0.0
-    blocks, tail = in_blocks(row, 2 * LANES)
-    room, end = in_blocks(kept, 2 * LANES)
-    for b in range(blocks.shape[0]):
-        for j in range(2 * LANES):
-            powers[j] = power(blocks[b, j], peak)
-        if kept.size:
-            for j in range(2 * LANES):
-                room[b, j] = powers[j]
-        for j in range(LANES):
-            lanes[j] += np.float64(powers[j] + powers[j + LANES])
-    if tail.size:
-        powers[tail.size :] = 0
-        for j in range(tail.size):
-            powers[j] = power(tail[j], peak)
-        for j in range(end.size):
-            end[j] = powers[j]
-        for j in range(LANES):
-            lanes[j] += np.float64(powers[j] + powers[j + LANES])
+    for start in range(0, row.size, STRETCH):
+        z = row[start : min(start + STRETCH, row.size)]
+        made = kept[start : start + z.size] if kept.size else powers[: z.size]
+        _raise(z, peak, made)
+        add_pairs(made, lanes)
     whole = tree_sum(lanes, tree)
     if whole >= 2.0 * ONE:
         return (whole - ONE) * UNSHIFT
@@ -224,8 +140,8 @@ def part(
 
     ``rows`` and ``shares`` (SIDE_BY_SIDE, v) are memory to work in, of the dtype in which z and q are worked out.
     """
-    powers = np.empty(2 * LANES, rows.dtype)
-    lanes, tree = np.empty(LANES), np.empty(LANES)
+    powers = np.empty(STRETCH, rows.dtype)
+    lanes, masses, tree = np.empty(LANES), np.empty(LANES), np.empty(LANES)
     r = start
     while r < stop:
         many = together(z, r, stop)
@@ -246,7 +162,7 @@ def part(
                     gap[r, j] = np.float64(peak) - np.float64(row[j])
             if q.v:
                 gap[r, 0], fields[2, r], fields[3, r] = sums_of_row(
-                    row, peak, line(q, place(q, r), shares[0]), weight, lanes, tree
+                    row, peak, line(q, place(q, r), shares[0]), weight, lanes, masses, tree
                 )
             if uniform >= 0:
                 fields[uniform, r], fields[uniform + 1, r], fields[uniform + 2, r] = uniform_of(
@@ -285,40 +201,6 @@ def all_columns(z: NDArray, peak: Any, q: NDArray, weight: NDArray, row: Row, he
         for j in range(z.size):
             x = power(z[j], peak)
             dz[j] += x * ((peak - z[j]) + beyond) * d if x > 0 else nothing
-
-
-@for_kernels
-def room(x: Strided, at: int, buffer: NDArray) -> NDArray:
-    """Where to write the v numbers that belong at data[at]: there, if they need no change, else the buffer."""
-
-
-@for_kernels
-def put(buffer: NDArray, x: Strided, at: int) -> None:
-    """Store what was written to the ``room``, if it is not in its place already."""
-
-
-@overload(room, strict=False)
-def _room(x: Any, at: Any, buffer: Any) -> Any:
-    if x.types[0].dtype == buffer.dtype:
-        return lambda x, at, buffer: x.data[at : at + x.v] if x.sv == 1 else buffer
-    return lambda x, at, buffer: buffer
-
-
-@overload(put, strict=False)
-def _put(buffer: Any, x: Any, at: Any) -> Any:
-    same = x.types[0].dtype == buffer.dtype
-
-    def put_row(buffer: Any, x: Any, at: Any) -> Any:
-        if x.sv == 1:
-            if not same:
-                row, like = x.data[at : at + x.v], x.data[at]
-                for j in range(x.v):
-                    row[j] = stored(buffer[j], like)
-        else:
-            for j in range(x.v):
-                x.data[at + j * x.sv] = stored(buffer[j], x.data[at])
-
-    return put_row
 
 
 @kernel
@@ -417,3 +299,17 @@ def of_soft(z: NDArray, peak: Any, q: NDArray, weight: NDArray, row: Row, held: 
         u = weight[column] if weight.size else 1.0
         share = 1.0 if alone >= 0 else np.float64(q[column]) * u / held if held != 0 else 0.0
         dz[column] = at_target(z[column], peak, row.a * share, u, row)
+
+
+@kernel
+def put_soft(
+    powers: NDArray, scale: Any, z: NDArray, peak: Any, q: NDArray, row: Row, held: float, out: Strided, at: int
+) -> None:
+    """Powers → the gradient of nll under a target of several classes without class weights, in its place."""
+    each = row.a / held if held != 0 else 0.0
+    put_less(powers, scale, q, as_worked(each, peak), out, at)
+    if row.rest < 1.0:
+        j = first_at(z, peak)
+        own = np.float64(q[j]) / held if held != 0 else 0.0
+        entry = as_worked(at_target(z[j], peak, row.a * own, 1.0, row), peak)
+        out.data[at + j * out.sv] = stored(entry, out.data[at])

@@ -25,6 +25,7 @@ import json
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -101,6 +102,8 @@ class ManyTabM(Members):
         super().__init__(x, columns, members)
         from tabm import TabM
 
+        # It asks whether members were meant to read rows of their own where nothing is learnt. They are all given.
+        warnings.filterwarnings("ignore", message="When training=False, the input", module="tabm")
         each = members // FOLDS
         self.each = nn.ModuleList(TabM.make(n_num_features=self.inside, d_out=columns, k=each) for _ in range(FOLDS))
 

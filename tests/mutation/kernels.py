@@ -11,6 +11,7 @@ BOTH_DTYPES = ("compute/test_planted.py::test_no_digit_is_lost_in_either_dtype",
 POWERS = ("compute/test_planted.py::test_powers_are_right_to_an_ulp",)
 PLANTED = ("compute/test_planted.py",)
 FEW = ("compute/test_number.py::test_few_sure_rows_have_the_bits_of_many",)
+ONE_HOT = ("compute/test_cpu_bits.py::test_one_class_is_its_label_to_the_bit",)
 SHORT = ("compute/test_number.py::test_the_bits_of_the_ordinary_way",)
 FOCAL = ("compute/test_number.py::test_focal_losses_keep_their_digits",)
 LOG1P = ("compute/test_number.py::test_log1p_is_right_to_an_ulp",)
@@ -83,7 +84,7 @@ KERNELS = (
           "ones = max(ones, np.int32(x == one))", "ties are rare", FORMULA, "NLL and cpu and flat"),
     Fault("soft columns behind the last four not added up", _SOFT,
           "for j in range(rest.shape[0]):\n            column, share", "for j in range(0):\n            column, share",
-          "whole blocks only", LAYOUT, "narrow and dense"),
+          "whole blocks only", ONE_HOT, "float32"),
     Fault("peaks behind the last four not seen", _NARROW, "peak[t] = column[t] if column[t] > peak[t] else peak[t]",
           "peak[t] = peak[t]", "whole blocks only", LAYOUT, "narrow and label"),
     Fault("made one by one, the last column for the peak", _SOFT, "and tile[j, t] != peak[t]",
@@ -130,7 +131,7 @@ KERNELS = (
           "_raise(z, peak, made)\n        add_pairs(made[: 0 if start else z.size], lanes)",
           "most vocabularies of tests are short", DIGITS, "32000"),
     Fault("soft target behind the last four blocks dropped", _SOFT, "range(0, rest.size, LANES)", "range(0)",
-          "whole blocks only", LAYOUT, "wide and dense"),
+          "whole blocks only", ONE_HOT, "float32"),
     Fault("a soft peak's entry is made for the row's start", _WIDE, "out.data[at + j * out.sv] = stored(entry",
           "out.data[at + out.sv] = stored(entry", "right for the second class", SHORT),
     Fault("1 + rest rounded", _WIDE, "if whole >= 2.0 * ONE", "if whole >= 0.0", "one pass instead of two", DIGITS,

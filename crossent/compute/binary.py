@@ -15,7 +15,7 @@ from torch import Tensor
 from crossent.compute import backends, operators
 from crossent.compute.backends import reference
 from crossent.compute.backends.reference import wide
-from crossent.compute.rows import along_tangents, is_compiled, refuse_nested_forward
+from crossent.compute.rows import along_tangents, bound_quickly, is_compiled, refuse_nested_forward
 from crossent.compute.stats import Stats
 from crossent.compute.target import visible
 
@@ -60,6 +60,7 @@ class _ElementsForward(_Elements):
         return torch.stack((-q * t, p * t), -1), p * t, -curvature * t
 
 
+@bound_quickly
 class _Costs(torch.autograd.Function):
     """What most calls need and no more: the cost (n,) of logits z (n,) against shares, or its sums over blocks."""
 
@@ -93,6 +94,7 @@ class _CostsForward(_Costs):
         return reference.in_blocks(moved) if ctx.summed else moved
 
 
+@bound_quickly
 class _Slopes(torch.autograd.Function):
     """The gradient of z from the cotangents a (n,)."""
 

@@ -7,6 +7,7 @@ derivatives and forward-mode ones go through torch's own softmax: right, if not 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,13 @@ from crossent.compute.stats import Stats, finish, unpack
 from crossent.compute.target import Target
 
 
+def bound_quickly(function: type[torch.autograd.Function]) -> Any:
+    """Keep a function's signature beside it: torch binds arguments by it in every call, and reads it anew each time."""
+    function.forward.__signature__ = inspect.signature(function.forward)  # type: ignore[attr-defined]
+    return function
+
+
+@bound_quickly
 class _Rows(torch.autograd.Function):
     """(fields, nll, lse, uniform?, entropy?) of z (n, v, l), in the wide dtype.
 
@@ -84,6 +92,7 @@ class _RowsForward(_Rows):
         return None, *(move for move in moved if move is not None)
 
 
+@bound_quickly
 class _Pull(torch.autograd.Function):
     """The gradient of the logits from the cotangents of the four statistics."""
 

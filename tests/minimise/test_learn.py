@@ -298,3 +298,17 @@ def test_products_of_numpy_and_scipy_have_one_thread_while_networks_learn_and_th
     assert before == after
     assert set(before) == {2}  # the control: there is a pool, and it has threads to lose
     assert {count for pools in while_learning for count in pools} == {1}
+
+
+def test_a_linear_model_beside_networks_ends_after_so_many_steps_and_one_that_stands_alone_does_not(monkeypatch):
+    def epochs(recipe):
+        networks = {}
+        learn(rows(), recipe, progress=lambda at: networks.update({at.network: at.epoch}))
+        return networks
+
+    recipe = replace(FEW, epochs=9, patience=9, batch=20)
+    steps = -(-len(rows()) // 20)
+    assert epochs(replace(recipe, beside=True)) == {1: 9, 2: 9}  # the control: nothing ends it here
+    monkeypatch.setattr(learning, "MOST_STEPS_OF_A_LINEAR_MODEL", 4 * steps)
+    assert epochs(replace(recipe, beside=True)) == {1: 9, 2: 4}
+    assert epochs(replace(recipe, model="linear")) == {1: 9}

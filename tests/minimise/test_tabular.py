@@ -1,5 +1,6 @@
 """The network for tables: numbers on one scale, ramps by the formula, indicators for lumpy columns, gaps, members."""
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from scipy import stats
 
 from crossent.minimise.networks import Tabular, rebuilt, settings_of
+from crossent.minimise.networks.dropout import Dropout
 from crossent.minimise.networks.tabular import CHANCE, MOST_CLASSES, MOST_INDICATORS, MOST_RAMPS, _chance
 
 SHAPE = {"members": 2, "width": 8, "depth": 2, "dropout": 0.0}
@@ -260,3 +262,43 @@ def test_the_start_is_the_draw_s_and_near_to_knowing_nothing():
     assert torch.equal(network(x)(x), network(x)(x))
     assert not torch.equal(network(x)(x), network(x, seed=2)(x))
     assert network(x)(x).abs().max() < 0.5
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3, 0.9, 1e-6])
+def test_dropout_drops_its_share_and_keeps_the_mean_and_the_gradient_sees_what_is_kept(p):
+    torch.manual_seed(0)
+    x = torch.ones(4, 50_001, requires_grad=True)  # no multiple of the four coins of a word
+    y = Dropout(p)(x)
+    y.sum().backward()
+    y, n = y.detach(), x.numel()
+    error = math.sqrt(p * (1 - p) / n)
+    assert abs(float((y == 0).double().mean()) - p) < 5 * error + 2**-16
+    assert abs(float(y.double().mean()) - 1) < 5 * error / (1 - p) + 1e-6
+    assert torch.equal(x.grad, y)
+    if p > 0.1:  # the control: the bounds tell a share from one that is 0.02 off
+        assert abs(float((y == 0).double().mean()) - (p - 0.02)) > 5 * error + 2**-16
+
+
+def test_the_coins_of_a_word_are_tossed_one_by_one():
+    torch.manual_seed(0)
+    dropped = (Dropout(0.5)(torch.ones(100_000, 4)) == 0).double()
+    together = torch.corrcoef(dropped.T) - torch.eye(4)
+    assert together.abs().max() < 5 / math.sqrt(100_000)
+    turned = torch.stack((dropped[:, 0], dropped[:, 0]))
+    assert torch.corrcoef(turned)[0, 1] > 0.99  # the control: coins that are one would be seen
+
+
+def test_dropout_draws_from_torchs_seed_and_nothing_where_nothing_is_learnt():
+    x = torch.ones(64)
+
+    def drawn(seed, times=1):
+        torch.manual_seed(seed)
+        return [Dropout(0.5)(x) for _ in range(times)][-1]
+
+    assert torch.equal(drawn(1), drawn(1))
+    assert not torch.equal(drawn(1), drawn(2))
+    assert not torch.equal(drawn(1), drawn(1, times=2))
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    assert Dropout(0.5).eval()(x) is x
+    assert torch.equal(before, torch.get_rng_state())

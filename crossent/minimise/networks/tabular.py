@@ -21,6 +21,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from crossent.minimise.networks.dropout import Dropout
+
 MOST_RAMPS = 1500
 """Ramps of all columns together; more columns get fewer bins each."""
 MOST_INDICATORS = 512
@@ -78,7 +80,7 @@ class Tabular(nn.Module):
             nn.Parameter(torch.empty(members, before, after)) for before, after in pairwise(sizes)
         )
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(members, 1, after)) for after in sizes[1:])
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.noise = noise
 
     @property

@@ -42,6 +42,8 @@ from crossent.minimise.training.train import Progress, Trained, train
 
 SHARE_OF_THE_NETWORKS = 0.85
 """Of the time that is left, where trees are grown after them."""
+MOST_STEPS_OF_A_LINEAR_MODEL = 3_000
+"""Beside networks. Where it goes on for longer it is far behind them, and counts next to nothing (LOG.md)."""
 Factory = Callable[[tuple[int, ...], int], nn.Module]
 """Makes a network for rows of a shape and so many logits: ``factory((features,), columns)``."""
 
@@ -122,7 +124,7 @@ def learn(
         fold = folds(problem, min(recipe.folds, len(problem)), recipe.members, seed)
     parts = int(fold.max()) + 1
     one_by_one = [(_only(repeat, part), recipe) for repeat in fold for part in range(parts)]
-    jobs = _kinds(fold, recipe) if together else one_by_one
+    jobs = _kinds(fold, recipe, len(problem)) if together else one_by_one
     trees = together and boost.wanted(problem, objective, recipe, parts)
     networks = len(jobs) + trees
     done: list[Trained] = []
@@ -295,7 +297,7 @@ def _network(
     )
 
 
-def _kinds(fold: Tensor, recipe: Recipe) -> list[tuple[Tensor, Recipe]]:
+def _kinds(fold: Tensor, recipe: Recipe, rows: int) -> list[tuple[Tensor, Recipe]]:
     """The networks of a table, each kind with its plan: half of the members without ramps, and linear ones beside.
 
     What bends anywhere and what bends slowly are wrong on other rows, so that a mean of both is better than either. Of
@@ -306,8 +308,15 @@ def _kinds(fold: Tensor, recipe: Recipe) -> list[tuple[Tensor, Recipe]]:
     if plain:
         kinds.append((fold[:plain], recipe.changed(bins=1)))
     if recipe.model == "network" and recipe.beside:
-        kinds.append((fold[:1], recipe.changed(model="linear")))
+        kinds.append((fold[:1], _linear(recipe, rows)))
     return kinds
+
+
+def _linear(recipe: Recipe, rows: int) -> Recipe:
+    """The recipe of a linear model beside networks, which learns from some of the rows."""
+    steps = -(-rows // recipe.batch_for(rows))
+    most = recipe.epochs_for(recipe.patience_for(steps))
+    return recipe.changed(model="linear", epochs=min(most, -(-MOST_STEPS_OF_A_LINEAR_MODEL // steps)))
 
 
 def _only(repeat: Tensor, part: int) -> Tensor:

@@ -103,9 +103,10 @@ def cross_entropy(
     Accuracy: loss and target gradient within 2 ulp of float32 and the other gradients within 4, also where p is
     1 - 1e-12 (tests/compute/test_contract.py); a gradient that is a difference, as p - q against soft targets, to 4 ulp
     of the larger term. Cost: the logits are read once forwards and once backwards, in whatever layout they lie, and one
-    array of their size is made: their gradient. A mean or sum of NLL, smoothed or not, without weights takes one
-    reading for both. A link adds a few in float64. A soft target is read as often as the logits; if the loss is not
-    linear in the negative log-likelihood (``Focal``, …), its columns are worked out one by one, in float64.
+    array of their size is made: their gradient. A mean or sum of NLL, smoothed or not, or of ``Focal`` of labels,
+    without class weights, takes one reading for both. A link adds a few in float64. A soft target is read as often as
+    the logits; if the loss is not linear in the negative log-likelihood (``Focal``, …), its columns are worked out one
+    by one, in float64.
     Source: Good 1952.
 
     >>> z = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 30.0]])

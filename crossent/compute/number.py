@@ -6,8 +6,8 @@ labels follow from the row's own statistics, in closed form. Then the gradient i
 handed over in the backward pass: nearly half of the work and of the memory traffic is saved. What it is multiplied by
 there is 1 as a rule; if it is not, or the gradient is wanted twice or with a graph, the ordinary way through ``rows``
 is taken: the numbers, and the bits, are the same. (Losses of logits that are narrower than float64 are worked out by
-the kernel too, in another order than the loss itself has. That moves the last digits of float64, and rounding to
-float32 takes them away again, but for some cases in 10⁸.)
+the kernel too, in another order than the loss itself has. That moves some 2⁻⁵³ of them, which rounding
+to 2⁻²⁴ takes away again unless a boundary lies between: some cases in 10⁸.)
 """
 
 from __future__ import annotations

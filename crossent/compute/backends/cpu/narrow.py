@@ -209,7 +209,6 @@ def uniform_of(tile: NDArray, peak: NDArray, weight: NDArray, sums: NDArray) -> 
     total, count, measure = sums[0], sums[1], sums[2]
     allowed = np.zeros(TILE, np.int32)
     nothing, half = as_worked(0.0, peak[0]), as_worked(0.5, peak[0])  # half: the whole may be too large for a float32
-    fours, rest = in_fours(tile)
     for j in range(tile.shape[0]):
         column = tile[j]
         for t in range(TILE):

@@ -67,7 +67,7 @@ def test_a_mixed_csv_end_to_end(tmp_path):
     x.assign(deal=y).to_csv(tmp_path / "deals.csv", index=False, sep=";")
     run = fit(tmp_path / "deals.csv", target="deal", recipe=replace(FEW, epochs=40, dropout=0.1))
     assert run.classes == ("buys", "leaves")
-    assert run.record["cross_entropy"].value < 0.6
+    assert run.record["cross_entropy"].value < 0.62  # four seeds: 0.556 to 0.606; with labels exchanged 0.66 to 0.70
     assert run.record.facts["target"] == "deal"
     assert run.record.facts["features"] == run.preparation.features
     assert any("left out: same, empty" in note for note in run.record.facts["notes"])

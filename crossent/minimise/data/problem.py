@@ -44,11 +44,14 @@ class Problem:
         return Problem(self.task, self.x[rows], self.target[rows], None if self.weight is None else self.weight[rows])
 
     def cross_entropy(self, log_p: Tensor, rows: Tensor | None = None) -> float:
-        """Mean cross-entropy in nats of log-probabilities (n, classes), or of those of some rows, weights included."""
+        """Mean cross-entropy in nats of log-probabilities (n, classes), or of those of some rows; 0 of none.
+
+        Weights count.
+        """
         if rows is not None:
             return self.take(rows).cross_entropy(log_p[rows])
         row, column, count = self.labels()
-        return -float((count * log_p[row, column]).sum() / count.sum())
+        return float((count * -log_p[row, column]).sum() / count.sum()) if len(row) else 0.0
 
     def labels(self) -> tuple[Tensor, Tensor, Tensor]:
         """Every label of every row: the row (m,) and the class (m,), by their places, and what it counts (m,) float64.

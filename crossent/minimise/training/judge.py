@@ -18,8 +18,10 @@ from crossent.minimise.data.problem import Problem
 from crossent.minimise.objective.objective import Objective, OfRange
 
 MOST_ROWS_FOR_THE_CURVE = 1_000
-MOST_ROWS_LEARNT = 20_000
+MOST_ROWS_LEARNT = 8_000
 """By which the cross-entropy of what was learnt is told in the end."""
+MOST_NUMBERS = 4_000_000
+"""Read and said at once for that, of all members; wider rows are fewer."""
 MOST_FOR_A_TEMPERATURE = 5_000_000
 """Probabilities that a temperature is fitted to at most: it is one number, which some hundred rows settle."""
 LEAST_WORK_FOR_THREADS = 2e8
@@ -159,7 +161,9 @@ def claims_of(network: nn.Module, objective: Objective, problem: Problem, member
 
 def learnt_of(network: nn.Module, objective: Objective, problem: Problem, members: Members, most: int) -> float:
     """Cross-entropy on a sample of the rows, at ``most`` so many, by members that learned from them."""
-    sample = torch.linspace(0, len(problem) - 1, min(len(problem), most)).long()
+    numbers = problem.x[:1].numel() + len(members) * objective.columns
+    most = min(len(problem), most, max(100, MOST_NUMBERS // numbers))
+    sample = torch.linspace(0, len(problem) - 1, most).long()
     with threads(network, len(sample)):
         log_p = objective.log_probabilities(logits_of(network, problem.x[sample], 8192 // len(members) + 1))
     learnt = torch.ones(len(members), len(problem), dtype=torch.bool)

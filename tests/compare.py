@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,3 +54,14 @@ def faults(gradient: Tensor) -> Iterator[tuple[str, Tensor]]:
     rows[-1] = 0
     yield "last row skipped", rows
     yield "given to the next row", gradient.roll(1, 0)
+
+
+def relatively(x: Any, y: Any) -> float:
+    """The largest difference of two plain values beside what differs; infinite where more than floats do."""
+    if isinstance(x, dict) and isinstance(y, dict):
+        return max((relatively(x[key], y[key]) for key in x), default=0.0) if list(x) == list(y) else math.inf
+    if isinstance(x, list) and isinstance(y, list):
+        return max(map(relatively, x, y), default=0.0) if len(x) == len(y) else math.inf
+    if isinstance(x, float) and isinstance(y, float) and x != y:
+        return abs(x - y) / max(abs(x), abs(y))
+    return 0.0 if x == y else math.inf

@@ -24,6 +24,7 @@ from crossent.measure.sums.compensated import Compensated, summed
 from crossent.measure.sums.hashing import hashed
 from crossent.measure.tally.tally import Tally
 from crossent.record import Record
+from tests.compare import relatively
 
 ROWS = 1500
 
@@ -78,17 +79,7 @@ def apart(one: Record, other: Record) -> float:
     mine, theirs = json.loads(one.to_json()), json.loads(other.to_json())
     for record in (mine, theirs):
         record.pop("made"), record.pop("title"), record["facts"].pop("source", None)
-    return _apart(mine, theirs)
-
-
-def _apart(x, y) -> float:
-    if isinstance(x, dict) and isinstance(y, dict):
-        return max((_apart(x[key], y[key]) for key in x), default=0.0) if list(x) == list(y) else math.inf
-    if isinstance(x, list) and isinstance(y, list):
-        return max(map(_apart, x, y), default=0.0) if len(x) == len(y) else math.inf
-    if isinstance(x, float) and isinstance(y, float) and x != y:
-        return abs(x - y) / max(abs(x), abs(y))
-    return 0.0 if x == y else math.inf
+    return relatively(mine, theirs)
 
 
 KINDS = ("binary", "range", "classes", "soft classes")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import math
 import os
 import signal
 import sys
@@ -22,6 +21,7 @@ from crossent.measure.sources.files import File
 from crossent.measure.tally import engine
 from crossent.measure.tally.engine import Share, spread
 from crossent.record import Record
+from tests.compare import relatively
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'crossent[ray]'")
 
@@ -74,17 +74,7 @@ def apart(one: Record, other: Record) -> float:
     """The largest difference of two records beside what differs; infinite where more than numbers differs."""
     mine, theirs = json.loads(one.to_json()), json.loads(other.to_json())
     mine.pop("made"), theirs.pop("made")
-    return _apart(mine, theirs)
-
-
-def _apart(x, y) -> float:
-    if isinstance(x, dict) and isinstance(y, dict):
-        return max((_apart(x[key], y[key]) for key in x), default=0.0) if list(x) == list(y) else math.inf
-    if isinstance(x, list) and isinstance(y, list):
-        return max(map(_apart, x, y), default=0.0) if len(x) == len(y) else math.inf
-    if isinstance(x, float) and isinstance(y, float) and x != y:
-        return abs(x - y) / max(abs(x), 1.0)
-    return 0.0 if x == y else math.inf
+    return relatively(mine, theirs)
 
 
 def same(one: Record, other: Record) -> bool:

@@ -67,7 +67,7 @@ class Compensated:
 
     def __add__(self, other: Compensated) -> Compensated:
         high, low = _added(self.high, other.high)
-        return Compensated(*_rounded(high, low + (self.low + other.low)))
+        return Compensated(*_added(high, low + (self.low + other.low)))
 
     def __getitem__(self, where: Any) -> Compensated:
         return Compensated(self.high[where], self.low[where])
@@ -98,7 +98,7 @@ class Compensated:
         """Sums over the last axis by a code from 0 to ``size`` − 1."""
         lines = math.prod(self.high.shape[:-1]), code.size
         found = zip(summed_each(code, list(self.high.reshape(lines)), size), self.low.reshape(lines), strict=True)
-        total = [Compensated(*_rounded(x.high, x.low + _plain(code, low, size))) for x, low in found]
+        total = [Compensated(*_added(x.high, x.low + _plain(code, low, size))) for x, low in found]
         return Compensated.stack(total).reshape(*self.high.shape[:-1], size)
 
 
@@ -132,7 +132,7 @@ def summed_each(code: NDArray[np.int64], columns: Sequence[Column], size: int) -
         near = x + sigma
         near -= sigma
         high = _plain(code, near, size, sides)
-        found.append(Compensated(*_rounded(high, _plain(code, np.subtract(x, near, out=near), size, sides))))
+        found.append(Compensated(*_added(high, _plain(code, np.subtract(x, near, out=near), size, sides))))
     return found
 
 
@@ -143,7 +143,7 @@ def of_columns(x: NDArray[np.float64]) -> Compensated:
         return Compensated.stack([summed(nothing, x[:, c], 1)[0] for c in range(2)])
     sigma = _above(np.sum(np.abs(x), axis=0))
     near = (x + sigma) - sigma
-    return Compensated(*_rounded(np.sum(near, axis=0), np.sum(x - near, axis=0)))
+    return Compensated(*_added(np.sum(near, axis=0), np.sum(x - near, axis=0)))
 
 
 def _above(size: Any) -> Any:
@@ -161,12 +161,7 @@ def _plain(code: _Codes, x: _Float, size: int, sides: tuple[_Float, _Float] | No
 
 
 def _added(x: _Float, y: _Float) -> tuple[_Float, _Float]:
-    """x + y and its rounding error."""
+    """x + y, rounded to the nearest, and its rounding error."""
     high = x + y
     part = high - x
     return high, (x - (high - part)) + (y - part)
-
-
-def _rounded(high: _Float, low: _Float) -> tuple[_Float, _Float]:
-    """The same sum, its first part rounded to the nearest."""
-    return _added(high, low)

@@ -30,7 +30,7 @@ class Dropout(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         """x with some elements 0, as it came if nothing is learnt."""
         if not self.training or x.device.type != "cpu":
-            return x if not self.training else super().forward(x)
+            return super().forward(x)
         dropped = round(self.p * _SIDES)
         words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(_LOWEST, None)
         coins = words.view(torch.int16)[: x.numel()].view(x.shape)

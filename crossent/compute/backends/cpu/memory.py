@@ -14,6 +14,9 @@ _CARRIED = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}
 _ARRAY = {torch.float64: np.float64, torch.float32: np.float32, torch.bfloat16: np.uint16, torch.float16: np.int16}
 
 
+ALIGNED = 64  # bytes of a cache line, and of the widest register
+
+
 class Strided(NamedTuple):
     """A tensor (n, v, inner): element (i, j, k) is data[i · sn + j · sv + k · si]."""
 
@@ -42,9 +45,12 @@ def gradient_like(z: Tensor) -> Tensor:
     """Memory for the gradient of z, of its shape, dtype and (where it has no holes) strides.
 
     Asked of numpy, which asks the system for large pages: a fresh page costs more than the arithmetic done on it, and
-    torch takes small ones (LOG.md).
+    torch takes small ones (LOG.md). Aligned as torch's own is: products into numpy's, 16 bytes off, take half as long
+    again in 16 bits.
     """
-    memory = np.empty(z.numel(), _ARRAY[z.dtype])
+    memory = np.empty(z.numel() + ALIGNED // z.element_size(), _ARRAY[z.dtype])
+    first = -memory.ctypes.data % ALIGNED // memory.itemsize
+    memory = memory[first : first + z.numel()]
     flat = torch.from_numpy(memory)
     flat = flat.view(z.dtype) if z.dtype in _CARRIED else flat
     return flat.as_strided(z.shape, torch.empty_like(z, device="meta").stride())

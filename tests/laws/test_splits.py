@@ -19,8 +19,8 @@ from crossent.measure import evaluate
 from crossent.measure.evaluation import record_of, tally_for
 from crossent.measure.predictions.form import log_probabilities, logits, probabilities
 from crossent.measure.predictions.predictions import Predictions
-from crossent.measure.sums import cells, compensated, folds, groups, sums
-from crossent.measure.sums.compensated import Compensated, summed
+from crossent.measure.sums import compensated
+from crossent.measure.sums.compensated import Compensated, Split, of_alike, of_columns, summed
 from crossent.measure.sums.hashing import hashed
 from crossent.measure.tally.tally import Tally
 from crossent.record import Record
@@ -102,14 +102,11 @@ def test_any_split_gives_the_same_record(kind, weighted):
 def test_sums_that_round_as_they_come_do_not(monkeypatch):
     """What the law rests on: with plain sums of batches the same rows give parts that differ in the tenth digit."""
 
-    def plainly(code, columns, size):
-        ones = np.ones(code.size)
-        found = [np.bincount(code, ones if x is None else x, minlength=size) * 1.0 for x in columns]
-        return [Compensated.exact(x) for x in found]
+    def plainly(split, columns, terms):
+        return [Compensated.exact(np.bincount(split.code, x, split.size) * 1.0) for x in terms(*columns)]
 
     rows = drawn("binary", weighted=True)
-    for module in (cells, compensated, folds, groups, sums):
-        monkeypatch.setattr(module, "summed_each", plainly)
+    monkeypatch.setattr(Split, "terms", plainly)
     whole = record_of(tally_for(rows).add(rows))
     assert max(apart(whole, record_of(merged(rows, np.random.default_rng(seed)))) for seed in range(2)) > 1e-12
 
@@ -173,4 +170,56 @@ def test_sums_are_the_nearest_float_in_any_order():
             assert total.value.tolist() == truth
         spread = np.arange(999)
         assert Compensated.exact(x[None]).gathered(code[spread], size).value[0].tolist() == truth
-    assert compensated._plain(code, x, 7).tolist() != truth  # plain sums are not
+    assert np.bincount(code, x, 7).tolist() != truth  # plain sums are not
+
+
+def in_pieces(add, x, rng):
+    """The sums of rows in any order, cut anywhere."""
+    pieces = [add(i) for i in np.split(rng.permutation(len(x)), np.sort(rng.integers(len(x), size=4)))]
+    total = pieces[0]
+    for piece in pieces[1:]:
+        total = total + piece
+    return total.value.tolist()
+
+
+def test_a_class_of_small_costs_beside_one_of_large_costs_has_its_own_digits():
+    """A sure model's cubes of costs: 10⁻¹⁷ for the class that it expects and 10³ for the other."""
+    rng = np.random.default_rng(1)
+    code = (np.arange(3000) % 50 == 0).astype(np.int64)
+    cost = np.where(code == 1, rng.uniform(8, 12, 3000), rng.uniform(1e-6, 4e-6, 3000))
+    truth = [math.fsum(cost[code == c] ** 2 * cost[code == c]) for c in range(2)]
+
+    def cubes(i):
+        return Split(code[i], 2).terms([cost[i]], lambda x: [x * x * x])[0]
+
+    assert all(in_pieces(cubes, cost, rng) == truth for _ in range(20))
+    # With digits taken off below the largest of both classes, as it was once, they fall as they come.
+    total = math.fsum(cost**3)
+
+    def beside(i):
+        sigma = 2.0 ** (math.frexp(total)[1] + 1)
+        near = (cost[i] ** 3 + sigma) - sigma
+        return Compensated.exact(np.bincount(code[i], near, 2) + np.bincount(code[i], cost[i] ** 3 - near, 2))
+
+    assert len({in_pieces(beside, cost, rng)[0] for _ in range(20)}) > 1
+
+
+def test_numbers_of_one_exponent_and_columns_add_up_as_well(monkeypatch):
+    rng = np.random.default_rng(2)
+    code = np.sort(rng.integers(6, size=5000))
+    x = rng.uniform(0.6, 1.7, size=5000) * 2.0 ** (-40.0 * code)
+    x[code % 3 == 0] *= 10.0 ** rng.uniform(-30, 0, size=np.count_nonzero(code % 3 == 0))  # the first of either line
+    x[::7] = 0.0
+    x[code == 5] = x[code == 5].astype(np.float32)  # whose last digits are 0
+    truth = [math.fsum(x[code == c]) for c in range(6)]
+    assert all(in_pieces(lambda i: of_alike(code[i], x[i], 6, 2), x, rng) == truth for _ in range(20))
+    found = [in_pieces(lambda i: of_alike(code[i], x[i], 6, 1), x, rng) for _ in range(20)]
+    assert any(sums != truth for sums in found)  # nothing said of the fourth, whose exponents differ
+    wide = np.asfortranarray(rng.normal(size=(900, 3)) * 10.0 ** rng.integers(-9, 3, size=(900, 3)))
+    truth = [math.fsum(column) for column in wide.T]
+    for block in (compensated._BLOCK, 100):  # one block, and several
+        monkeypatch.setattr(compensated, "_BLOCK", block)
+        assert all(in_pieces(lambda i: of_columns(wide[i]), wide, rng) == truth for _ in range(10))
+        whole = summed(np.zeros(900, np.int64), wide[:, 0], 1)
+        assert whole.value.tolist() == truth[:1]
+    assert wide.sum(axis=0).tolist() != truth or wide[::-1].sum(axis=0).tolist() != truth

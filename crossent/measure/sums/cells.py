@@ -9,13 +9,14 @@ Sums over cells are the same to the last bit, whatever the order of the rows (``
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crossent.measure.sums.compensated import Compensated, summed, summed_each
+from crossent.measure.sums.compensated import Compensated, of_alike, summed, summed_each
 
 _MANTISSA = 52
 
@@ -90,13 +91,17 @@ class Cells:
         p: NDArray[np.float64] | None,
         y: NDArray[np.float64] | NDArray[np.bool_],
         w: NDArray[np.float64] | None,
+        alike: bool = False,
     ) -> Cells:
         """Count rows (n,) into ``size`` cells; ``y`` are truth values, or float64 shares. Without ``p`` nothing is kept
-        but weight and label.
+        but weight and label. ``alike`` says that ``p`` within a cell are, but for the first (``of_alike``).
         """
         if y.dtype.kind != "f" and w is None:
-            found = [summed(place, None, size), summed(place, y, size)]
-            return cls(Compensated.stack(found if p is None else [*found, summed(place, p, size)]))
+            counted = np.bincount(2 * place + y, minlength=2 * size).reshape(size, 2)
+            found = [Compensated.exact(count.astype(np.float64)) for count in (counted.sum(axis=1), counted[:, 1])]
+            if p is not None:
+                found.append((of_alike if alike else summed)(place, p, size))
+            return cls(Compensated.stack(found))
         one = np.ones(place.size) if w is None else w
         came = one * y
         if p is None:
@@ -196,26 +201,39 @@ def calibration_bins(
     if code is not None:
         place += code * BINS
     cells = Cells.of(place, lines * BINS, None, y, w).sums
-    predicted = summed(place, p if w is None else w * p, lines * BINS)
+    # In every bin but the first exponents differ by one at most.
+    predicted = of_alike(place, p, lines * BINS, lines) if w is None else summed(place, w * p, lines * BINS)
     return Compensated.stack([sums.reshape(lines, BINS) for sums in (cells[0], cells[1], predicted)], axis=1)
 
 
 def bins_by_class(p: NDArray[np.float64], labels: NDArray[Any], w: NDArray[np.float64] | None) -> Compensated:
     """Σ w (p − y) of each class, one against the rest, in the same bins: (classes, BINS)."""
-    classes = p.shape[1]
+    n, classes = p.shape
+    at_once = max(1, (1 << 16) // max(n, 1))  # some columns, which stay in the cache
+    return Compensated.join([_bins_of(p, labels, w, c, min(c + at_once, classes)) for c in range(0, classes, at_once)])
+
+
+def _bins_of(
+    p: NDArray[np.float64], labels: NDArray[Any], w: NDArray[np.float64] | None, begin: int, end: int
+) -> Compensated:
+    """The same of the classes from ``begin`` to ``end``."""
+    lines, size = end - begin, (end - begin) * BINS
+    p = p[:, begin:end]
     place = np.ceil(p * BINS)
     np.clip(place, 1, BINS, out=place)
-    place += np.arange(classes) * BINS - 1
+    place += np.arange(lines) * BINS - 1
     codes = place.astype(np.int64)
-    off = p.copy(order="K")
-    if labels.dtype.kind == "f":
-        off -= labels
+    if labels.dtype.kind == "f" or w is not None:
+        off = p - (labels[:, begin:end] if labels.dtype.kind == "f" else labels[:, None] == np.arange(begin, end))
+        off = off if w is None else off * w[:, None]
+        found = summed(codes.ravel(order="K"), off.ravel(order="K"), size)  # both lie in memory as p does
     else:
-        off[np.arange(labels.size), labels] -= 1
-    if w is not None:
-        off *= w[:, None]
-    # Both lie in memory as p does.
-    return summed(codes.ravel(order="K"), off.ravel(order="K"), classes * BINS).reshape(classes, BINS)
+        here = np.flatnonzero((labels >= begin) & (labels < end))
+        came = np.bincount(codes[here, labels[here] - begin], minlength=size)
+        found = of_alike(codes.ravel(order="K"), p.ravel(order="K"), size, lines) + Compensated.exact(
+            -came.astype(np.float64)
+        )
+    return found.reshape(lines, BINS)
 
 
 COST_GRID = (16, 64)
@@ -228,3 +246,14 @@ def place_of_cost(cost: NDArray[np.float64]) -> NDArray[np.int64]:
     shift = _MANTISSA - (steps.bit_length() - 1)
     lowest = int(np.float64(2.0**-48).view(np.int64)) >> shift
     return np.clip((cost.view(np.int64) >> shift) - lowest, 0, steps * octaves - 1)
+
+
+def costs_by_size(cost: NDArray[np.float64], w: NDArray[np.float64] | None) -> Compensated:
+    """Σ w and Σ w cost in the cells of costs, which are finite: (2, cells)."""
+    place, size = place_of_cost(cost), math.prod(COST_GRID)
+    if w is not None:
+        return Compensated.stack(summed_each(place, (w, w * cost), size))
+    counted = np.bincount(place, minlength=size)
+    # Costs in the last cell, from 2¹⁶ nats on, may have many exponents, as those in the first.
+    of_cost = (summed if counted[-1] else of_alike)(place, cost, size)
+    return Compensated.stack([Compensated.exact(counted.astype(np.float64)), of_cost])

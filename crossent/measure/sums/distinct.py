@@ -27,6 +27,7 @@ from crossent.measure.sums.cells import Cells
 MOST = 8192
 _HALF = int(np.float64(0.5).view(np.int64))
 _LEAST = 2.0**-66
+_MANTISSA = 52
 _DENSE = 1 << 18  # codes in a range up to this are counted in an array of its length
 
 _Codes = NDArray[np.int64]
@@ -89,17 +90,18 @@ class Distinct:
         codes = code(p, rest, self.drop)
         lowest = int(codes.min())
         width = int(codes.max()) - lowest + 1
+        alike = self.drop <= _MANTISSA  # those of one key have the same exponent, but for the smallest
         if width <= _DENSE:
             codes -= lowest
             came = np.bincount(codes, minlength=width) > 0
             keys, at = np.flatnonzero(came) + lowest, (np.cumsum(came) - 1)[codes]
-            return Distinct(keys, Cells.of(at, keys.size, p, y, w), self.drop, self.most)._fitting()
+            return Distinct(keys, Cells.of(at, keys.size, p, y, w, alike), self.drop, self.most)._fitting()
         at = np.minimum(np.searchsorted(self.keys, codes), max(len(self.keys) - 1, 0))
         if len(self.keys) and np.array_equal(self.keys[at], codes):  # nothing new, as where forecasts are round numbers
             keys = self.keys
         else:
             keys, at = np.unique(codes, return_inverse=True)
-        return Distinct(keys, Cells.of(at, keys.size, p, y, w), self.drop, self.most)._fitting()
+        return Distinct(keys, Cells.of(at, keys.size, p, y, w, alike), self.drop, self.most)._fitting()
 
     def __add__(self, other: Distinct) -> Distinct:
         drop = max(self.drop, other.drop)

@@ -18,7 +18,6 @@ weighed by their shares of the labels, add up to those of all rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -27,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.measure.predictions.predictions import Predictions
-from crossent.measure.sums.compensated import Column, Compensated, of_columns, summed, summed_each
+from crossent.measure.sums.compensated import Compensated, Split, of_columns
 from crossent.measure.sums.likelihood import TOPS, Rows, distributions
 
 POWERS = ((1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (3, 0), (3, 1), (3, 2), (3, 3))
@@ -181,33 +180,25 @@ class Sums:
             floats.put((slice(None), places[name]), values.reshape(sets, -1))
 
         def over(x: _Float) -> Compensated:
-            return of_columns(x) if code is None else Compensated.stack(summed_each(code, list(x.T), sets), axis=1)
+            return of_columns(x) if code is None else Compensated.stack(by_set.summed(list(x.T)), axis=1)
 
-        def by(which: NDArray[np.int64], size: int, x: Column) -> Compensated:
-            """Sums by set and by another code."""
-            both = which if code is None else code * size + which
-            return summed(both, x, sets * size).reshape(sets, size)
+        def by(which: NDArray[np.int64], size: int) -> Split:
+            """Rows by set and by another code."""
+            return Split(which if code is None else code * size + which, sets * size)
 
         def weighted(x: _Float) -> _Float:
             return x if w is None else (x.T * w).T
 
         apart, lines = layout.kept_apart, layout.lines
-        own = np.zeros(n, np.int64) if apart == 1 else rows.label
-        both = own if code is None else code * apart + own
-        zero = np.zeros(n, np.int64) if code is None else code
-        line = both if lines > 1 else zero
-
-        def on_lines(x: Column) -> Compensated:
-            return summed(line, x, sets * lines)
-
-        def on_all_lines(columns: Sequence[Column]) -> Compensated:
-            return Compensated.stack(summed_each(line, columns, sets * lines), axis=1)
+        by_set = Split(np.zeros(n, np.int64) if code is None else code, sets)
+        by_label = by_set if apart == 1 else by(rows.label, apart)
+        by_line = by_label if lines > 1 else by_set
 
         touched = rows.floored != rows.cost
         cost = Compensated.zeros(sets, 3, apart, len(POWERS))
 
         def moments(of: _Float, here: NDArray[np.int64]) -> Compensated:
-            found = _moments(of[here], None if w is None else w[here], both[here], sets * apart)
+            found = _moments(of[here], None if w is None else w[here], Split(by_label.code[here], by_label.size))
             return found.reshape(sets, apart, -1)
 
         if touched.any():
@@ -219,7 +210,7 @@ class Sums:
             never = few[~finite]
             counts[:, 1] = never.size if code is None else np.bincount(code[never], minlength=sets)
         else:
-            cost.put(np.s_[:, USUAL], _moments(rows.cost, w, both, sets * apart).reshape(sets, apart, -1))
+            cost.put(np.s_[:, USUAL], _moments(rows.cost, w, by_label).reshape(sets, apart, -1))
         put("cost", cost)
 
         def counted(x: NDArray[Any]) -> NDArray[Any]:
@@ -227,36 +218,43 @@ class Sums:
             return x > 0 if w is None else w * x
 
         hit = rows.hit
-        seen, first = on_lines(None), on_lines(weighted(hit) if layout.soft else counted(hit))
+        seen, first = by_line.summed([None, weighted(hit) if layout.soft else counted(hit)])
+        by_predicted = by(rows.predicted, k)
+        p = weighted(batch.probabilities)
         if layout.soft:
             shares = distributions(batch.labels, k)
             put("label", over(weighted(shares)))
-            right = shares[np.arange(n), rows.predicted]
-            put("right", by(rows.predicted, k, weighted(right)))
+            put("right", by_predicted.summed([weighted(shares[np.arange(n), rows.predicted])])[0])
         else:
             alone = lines > 1  # then the lines are the classes
-            put("label", seen if alone and w is None else by(rows.label, k, w))
-            put("right", first if alone else by(rows.label, k, counted(hit)))
-            put("own", by(rows.label, k, weighted(batch.probabilities[np.arange(n), rows.label])))
-        put("predicted", by(rows.predicted, k, w))
-        put("probability", over(weighted(batch.probabilities)))
-        put("squared", _moments(rows.squared, w, line, sets * lines))
+            put("label", seen if alone and w is None else by_label.summed([w])[0])
+            put("right", first if alone else by_label.summed([counted(hit)])[0])
+        if layout.soft or k > 2:
+            put("probability", over(p))
+            if not layout.soft:
+                put("own", by_label.summed([p[np.arange(n), rows.label]])[0])
+        else:  # both from the sums of each column by label
+            sides = [column.reshape(sets, 2) for column in by_label.summed(list(p.T))]
+            put("probability", Compensated.stack([side[:, 0] + side[:, 1] for side in sides], axis=1))
+            put("own", Compensated.stack([side[:, c] for c, side in enumerate(sides)], axis=1))
+        put("predicted", by_predicted.summed([w])[0])
+        put("squared", _moments(rows.squared, w, by_line))
         if rows.absolute is not None:
-            put("absolute", _moments(rows.absolute, w, zero, sets))
+            put("absolute", _moments(rows.absolute, w, by_set))
         if rows.truth is not None:
-            put("truth", _moments(rows.truth, w, zero, sets))
-            put("divergence", _moments(_finite(rows.cost) - rows.truth, w, zero, sets))
-        second = first if w is None else on_lines(w * w * hit)
-        third = on_lines(weighted(weighted(hit * hit))) if layout.soft else second
+            put("truth", _moments(rows.truth, w, by_set))
+            put("divergence", _moments(_finite(rows.cost) - rows.truth, w, by_set))
+        second = first if w is None else by_line.summed([w * w * hit])[0]
+        third = by_line.summed([weighted(weighted(hit * hit))])[0] if layout.soft else second
         put("hit", Compensated.stack([first, second, third], axis=1))
         if rows.top is not None:
-            put("top", on_all_lines([counted(top) for top in rows.top.T]))
+            put("top", Compensated.stack(by_line.summed([counted(top) for top in rows.top.T]), axis=1))
         if batch.bytes is not None:
             b = batch.bytes.astype(np.float64)
             sums = (b, weighted(b * b), weighted(b * _finite(rows.cost)))
-            put("bytes", on_all_lines([weighted(x) for x in sums]))
+            put("bytes", Compensated.stack(by_line.summed([weighted(x) for x in sums]), axis=1))
         impossible = np.isinf(rows.cost) if touched.any() else np.zeros(n, np.bool_)
-        put("seen", on_all_lines([None, impossible]))
+        put("seen", Compensated.stack(by_line.summed([None, impossible]), axis=1))
         if layout.soft and layout.by_class:
             for name, values in _of_shares(batch, rows, shares, w).items():
                 put(name, values)
@@ -306,10 +304,19 @@ def _of_shares(batch: Predictions, rows: Rows, shares: _Float, w: _Float | None)
     return found
 
 
-def _moments(x: _Float, w: _Float | None, code: NDArray[np.int64], sets: int) -> Compensated:
+def _moments(x: _Float, w: _Float | None, by: Split) -> Compensated:
     """Σ w^j x^i by set, (sets, len(POWERS))."""
     if w is None:
-        square = x * x
-        powers = summed_each(code, (None, x, square, square * x), sets)
+        powers = [by.summed([None])[0], *by.terms([x], _powers)]
         return Compensated.stack([powers[i] for _, i in POWERS], axis=1)
-    return Compensated.stack(summed_each(code, [w**j * x**i for j, i in POWERS], sets), axis=1)
+    return Compensated.stack(by.terms([x, w], _weighted_powers), axis=1)
+
+
+def _powers(x: _Float) -> list[_Float]:
+    square = x * x
+    return [x, square, square * x]
+
+
+def _weighted_powers(x: _Float, w: _Float) -> list[_Float]:
+    first, second = _powers(w), _powers(x)
+    return [first[j - 1] * second[i - 1] if i else first[j - 1] for j, i in POWERS]

@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 
 from crossent.errors import DataError
 from crossent.measure.predictions.predictions import Predictions
-from crossent.measure.sums.cells import BINS, COST_GRID, Cells, bins_by_class, calibration_bins, grid_for, place_of_cost
-from crossent.measure.sums.compensated import Compensated, summed_each
+from crossent.measure.sums.cells import BINS, COST_GRID, Cells, bins_by_class, calibration_bins, costs_by_size, grid_for
+from crossent.measure.sums.compensated import Compensated
 from crossent.measure.sums.distinct import MOST, Distinct
 from crossent.measure.sums.folds import Folds
 from crossent.measure.sums.groups import Groups
@@ -156,15 +156,14 @@ class Tally:
                 for c in range(p.shape[1]):
                     column = np.ascontiguousarray(p[:, c])
                     came = labels[:, c] if self.soft else labels == c
-                    each.append(Cells.of(grid.place(column, 1 - column), len(grid), column, came, w))
+                    each.append(Cells.of(grid.place(column, 1 - column), len(grid), column, came, w, alike=True))
                 by_class = Cells.stack(each)
                 class_bins = bins_by_class(p, labels, w)
             assert self.sample is not None
             kept = batch if not self.soft else replace(batch, labels=labels)
             sample = Sample.of(self.sample.capacity, kept, rows.cost, rows.floored, self.sample.highest)
         finite = rows.cost if not sums.count("impossible") else np.where(np.isfinite(rows.cost), rows.cost, 0.0)
-        place = place_of_cost(finite)
-        by_cost = summed_each(place, (w, finite if w is None else w * finite), math.prod(COST_GRID))
+        by_cost = costs_by_size(finite, w)
         least = -self.costliest[-1][0] if len(self.costliest) == COSTLIEST else -math.inf
         return replace(
             self,
@@ -173,7 +172,7 @@ class Tally:
             by_class=by_class,
             class_bins=class_bins,
             bins=bins[0],
-            by_cost=Compensated.stack(by_cost),
+            by_cost=by_cost,
             costliest=costliest_of(batch, rows, least),
             sample=sample,
             groups=None if batch.groups is None else Groups.of(batch, rows),

@@ -1,19 +1,81 @@
-"""Sample files of lm-evaluation-harness, written as it writes them (numbers as text), against its own figures."""
+"""Sample files of lm-evaluation-harness against its own figures.
+
+Those in ``lm_eval_samples`` were written by version 0.4.13: its model "dummy", whose log-likelihoods are random, on
+local tasks of a few documents, with ``--log_samples``; the figures are those of its table. The others are made up.
+"""
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.special import softmax
 
 from crossent.errors import DataError
-from crossent.measure import compare
+from crossent.measure import compare, evaluate
 from crossent.measure.sources import batches, read_predictions
 
 LIKELIHOODS = [[-4.0, -2.5, -7.0], [-1.0, -3.0], [-900.0, -901.0, -950.0]]
 CHOICES = [[" a fox", " no", " hén"], [" yes", " no"], [" a", " b", " c"]]
 TARGETS = [1, 0, 2]
+
+
+WRITTEN = Path(__file__).parent / "lm_eval_samples"
+
+
+def written(task: str) -> Path:
+    [found] = WRITTEN.glob(f"samples_local_{task}_*.jsonl")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("task", "right", "accuracy"),
+    [
+        ("choice", [1, 2, 0, 1], 0.0),
+        ("brier", [1, 0, 1], 1 / 3),
+        ("mutual", [1, 2, 0, 1], 0.25),  # six requests for three choices
+        ("text_target", [2, 1, 2, 1], 0.0),  # "4", "0", "1" and "2" are texts: of the second choice it is "0"
+        ("inputs", [0, 1], 0.5),  # as in WinoGrande: the contexts are chosen among, and no target names one
+    ],
+)
+def test_choices_that_it_wrote(task, right, accuracy):
+    found = read_predictions(written(task))
+    assert found.labels.tolist() == right
+    assert evaluate(written(task))["accuracy"].value == pytest.approx(accuracy)
+
+
+def test_brier_score_and_choices_per_byte_that_it_wrote():
+    assert 2 * evaluate(written("brier"))["brier"].value == pytest.approx(0.4610866082768335, rel=1e-6)
+    assert evaluate(written("brier"), form="per-byte")["accuracy"].value == pytest.approx(2 / 3)  # its acc_bytes
+    assert evaluate(written("brier"))["accuracy"].value == pytest.approx(1 / 3)
+
+
+def test_documents_that_it_wrote():
+    assert evaluate(written("rolling"))["bits_per_byte"].value == pytest.approx(0.022504135134916035, rel=1e-12)
+    of_words = evaluate(written("continuation"))
+    assert math.exp(of_words["cross_entropy"].value) == pytest.approx(1.303236648242093, rel=1e-12)  # its perplexity
+    with pytest.raises(DataError, match=r"line 1 is no sample.*its text was generated"):
+        read_predictions(written("generated"))
+
+
+def test_a_number_that_is_another_choice_s_text_is_not_guessed(tmp_path):
+    """A target "1" among the choices 2, 0, 1: the choice in the middle, or the last one?"""
+    scores = [-1.0, -3.0, -2.0]
+    plain = choice(0) | {"target": "1", "filtered_resps": [[str(x), "False"] for x in scores]}
+    plain["arguments"] = {f"gen_args_{i}": {"arg_0": "Q:", "arg_1": f" {x}"} for i, x in enumerate((2, 0, 1))}
+    open_still = plain | {"acc": 0.0}  # the first one was thought right: both agree with that
+    with pytest.raises(DataError, match="sample 1 is the number of one choice and the text of another"):
+        read_predictions(write(tmp_path / "samples_x.jsonl", [open_still]))
+    for target, right in (("0", 2), ("1", 1)):  # of a line that tells, and the other one follows it
+        texts = {f"gen_args_{i}": {"arg_0": "Q:", "arg_1": f" {x}"} for i, x in enumerate((1, 3, 0))}
+        telling = plain | {"doc_id": 1, "target": target, "acc": 0.0, "arguments": texts}
+        found = read_predictions(write(tmp_path / "samples_x.jsonl", [open_still, telling]))
+        assert found.labels.tolist() == [right, right]
+    noted = open_still | {"brier_score": [2, "[0.6 0.1 0.3]"]}
+    assert read_predictions(write(tmp_path / "samples_x.jsonl", [noted])).labels.tolist() == [2]
+    with pytest.raises(DataError, match=r"noted as \[0, 2\], and there are 3 choices"):
+        read_predictions(write(tmp_path / "samples_x.jsonl", [open_still | {"brier_score": [[0, 2], "[…]"]}]))
 
 
 def choice(doc: int) -> dict:
@@ -67,8 +129,8 @@ def test_the_right_choice_may_be_named_by_its_text(tmp_path):
 def test_choices_per_byte(tmp_path):
     path = write(tmp_path / "samples_x.jsonl", [choice(0)])
     found = read_predictions(path, form="per-byte")
-    lengths = [len(text.encode()) for text in CHOICES[0]]
-    assert lengths == [6, 3, 5]
+    lengths = [len(text[1:].encode()) for text in CHOICES[0]]  # the space was put between
+    assert lengths == [5, 2, 4]
     assert found.probabilities[0] == pytest.approx(softmax(np.array(LIKELIHOODS[0]) / lengths), rel=1e-14)
     assert "per byte" in found.notes[0]
 
@@ -118,7 +180,7 @@ REFUSED = [
     ([choice(0), choice(1) | {"target": "maybe"}], "line 2.*'maybe', neither the number of a choice nor the text of"),
     ([choice(0), choice(0)], "document 0 comes twice"),
     ([choice(0), document(1, "a", -1.0)], "some samples are multiple choice and some are documents"),
-    ([choice(0), choice(1) | {"target": "2"}], r"line 2.*target is 2, and there are 2 choices"),
+    ([choice(0), choice(1) | {"target": "2"}], "line 2.*target is '2', and there are 2 choices, neither the number"),
     ([choice(0), choice(1) | {"filtered_resps": [["nan"], ["-1"]]}], "line 2.*a log-likelihood is 0 or less"),
     ([document(0, "", -1.0)], "the document has no bytes"),
 ]

@@ -1,12 +1,14 @@
 """Sample files of lm-evaluation-harness (``--log_samples``): ``samples_<task>_<date>.jsonl``, a sample on each line.
 
 Of a line these are read: ``doc_id``; ``filtered_resps`` (or ``resps``), for each request the log-likelihood in nats, as
-text, and whether it was the greedy choice; ``target``; ``arguments``, the requests themselves.
+text, and whether it was the greedy choice; ``target``; ``arguments``, the requests themselves; and what the harness
+made of them where it tells the right choice (``_right``). Files of version 0.4.13 are in
+tests/measure/lm_eval_samples.
 
-**Multiple choice**: a request per choice, ``target`` the number of the right one, or its text. The log-likelihoods ℓ_c
-are logits: p_c = exp(ℓ_c) / Σ exp(ℓ), the distribution that the harness' own Brier score takes, whose most probable
-class its ``acc`` counts. ``form="per-byte"`` divides ℓ_c by the bytes of the choice first, as its ``acc_bytes`` does.
-Where samples have unequally many choices, a choice that is not there has probability 0.
+**Multiple choice**: a request per choice. The log-likelihoods ℓ_c are logits: p_c = exp(ℓ_c) / Σ exp(ℓ), the
+distribution that the harness' own Brier score takes, whose most probable class its ``acc`` counts. ``form="per-byte"``
+divides ℓ_c by the bytes of the choice first, as its ``acc_bytes`` does. Where samples have unequally many choices, a
+choice that is not there has probability 0. Requests without a context, which ``acc_mutual_info`` adds, are left out.
 
 **Documents and continuations** (``loglikelihood_rolling``, ``loglikelihood``): a single request, so that nothing is
 chosen. A row is a document, its cost is −ℓ, its bytes those of the text; all documents are groups of their own, and
@@ -23,7 +25,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -50,12 +52,18 @@ DOCUMENTS = (
 
 @dataclass(frozen=True)
 class Sample:
-    """A line: the log-likelihoods of its requests, the bytes of their texts, and which was right (−1: no choice)."""
+    """A line: the log-likelihoods of its requests, the bytes of their texts, and which was right (−1: no choice).
+
+    ``named`` is the choice whose text is ``right``'s number, where the line alone leaves open which of them is meant;
+    ``read_as``, whether the line tells that targets are numbers of choices, or their texts.
+    """
 
     doc: str
     scores: list[float]
     bytes: list[int]
     right: int
+    named: int | None = None
+    read_as: str = ""
 
 
 def recognised(file: File) -> bool:
@@ -162,7 +170,18 @@ def _documents(
 
 def samples_of(file: File) -> list[Sample]:
     """Read a file to its end: what one worker does of many."""
-    return list(_samples(file))
+    read = list(_samples(file))
+    if any(sample.named is not None for sample in read):
+        known = {sample.read_as for sample in read} - {""}
+        if len(known) != 1:
+            place = next(i for i, sample in enumerate(read) if sample.named is not None)
+            raise DataError(
+                f"{file}: the target of sample {place + 1} is the number of one choice and the text of another, and "
+                "no sample tells which is meant: let the task have brier_score among its metrics, which notes it."
+            )
+        if known == {"text"}:
+            read = [sample if sample.named is None else replace(sample, right=sample.named) for sample in read]
+    return read
 
 
 def _task(file: File) -> str:
@@ -191,10 +210,13 @@ def _sample(plain: dict[str, Any]) -> Sample:
     if any(isinstance(request[-1], dict) for request in requests):  # how to generate; an answer of "-3" is no cost
         raise ValueError("its text was generated")
     responses = plain.get("filtered_resps") or plain["resps"]
+    if "acc_mutual_info" in plain:  # behind the choices come the same without a context
+        requests = requests[: len(requests) // 2]
     scores = [_first(response) for response in responses][: len(requests)]
     if any(math.isnan(score) or score > 1e-6 for score in scores):
         raise ValueError(f"a log-likelihood is 0 or less, and these are {scores}")
-    lengths = [len(str(request[-1]).encode()) for request in requests]
+    texts = [str(request[-1]) for request in requests]
+    lengths = [len(text.encode()) for text in texts]
     doc = str(plain["doc_id"])
     if len(scores) == 1:
         noted = plain.get("bits_per_byte")
@@ -203,20 +225,46 @@ def _sample(plain: dict[str, Any]) -> Sample:
         if not lengths[0]:
             raise ValueError("the document has no bytes")
         return Sample(doc, [min(scores[0], 0.0)], lengths, -1)
-    right = _right(plain["target"], [str(request[-1]) for request in requests])
-    if not 0 <= right < len(scores):
-        raise ValueError(f"the target is {right}, and there are {len(scores)} choices")
-    return Sample(doc, scores, lengths, right)
+    if all(text.startswith(" ") for text in texts):  # what stands between a context and a choice is no part of it
+        lengths = [length - 1 for length in lengths]
+    return Sample(doc, scores, lengths, *_right(plain, texts, scores))
 
 
-def _right(target: Any, choices: list[str]) -> int:
-    """The number of the right choice, which some tasks name by its text."""
-    said, texts = str(target).strip(), [choice.strip() for choice in choices]
-    if said.isdecimal():
-        return int(said)
-    if texts.count(said) != 1:
-        raise ValueError(f"the target is {said!r}, neither the number of a choice nor the text of one")
-    return texts.index(said)
+_GOLD = ("brier_score", "likelihood", "f1", "mcc")
+"""Metrics that note the number of the right choice before what they are made of."""
+
+
+def _right(plain: dict[str, Any], choices: list[str], scores: list[float]) -> tuple[int, int | None, str]:
+    """The number of the right choice, and how ``target`` was read: as a "number", or as a "text".
+
+    It is noted by some metrics; else it is ``target``, its number or its text, whichever agrees with ``acc``, which
+    tells whether the most probable choice was right. Where both do, both are given, and other samples of the file have
+    to tell. Where contexts are what is chosen among (WinoGrande) ``target`` is no choice, and of two ``acc`` tells.
+    """
+    noted = next((plain[name][0] for name in _GOLD if isinstance(plain.get(name), list) and plain[name]), None)
+    if noted is not None:
+        if not isinstance(noted, int) or not 0 <= noted < len(scores):
+            raise ValueError(f"the right choice is noted as {noted!r}, and there are {len(scores)} choices")
+        return noted, None, ""
+    said, texts = str(plain["target"]).strip(), [choice.strip() for choice in choices]
+    hit, best = plain.get("acc"), scores.index(max(scores))
+    if len(scores) == 2 and len(set(texts)) == 1 and hit in (0, 1):
+        return (best if hit else 1 - best), None, ""
+    found = {}
+    if said.isdecimal() and int(said) < len(scores):
+        found["number"] = int(said)
+    if texts.count(said) == 1:
+        found["text"] = texts.index(said)
+    if len(set(found.values())) > 1 and hit in (0, 1):
+        found = {how: place for how, place in found.items() if (place == best) == bool(hit)}
+    if not found:
+        many = f", and there are {len(scores)} choices" if said.isdecimal() else ""
+        raise ValueError(f"the target is {said!r}{many}, neither the number of a choice nor the text of one")
+    if len(found) == 1:
+        [(how, place)] = found.items()
+        return place, None, how
+    named = found["text"] if found["text"] != found["number"] else None
+    return found["number"], named, ""
 
 
 def _first(response: Any) -> float:

@@ -35,10 +35,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import chndtr, entr, ndtri, stdtrit
+from scipy.special import chndtr, digamma, entr, hyp2f1, hyperu, ndtri, stdtrit
 
 Interval = tuple[float, float] | None
 """The ends, low first; None where the rows cannot tell (fewer than two, all equal, or infinite)."""
@@ -140,7 +141,61 @@ def as_wilson(rows: float, freedom: float) -> float:
     return rows * (float(ndtri(_TAIL)) / float(stdtrit(freedom, _TAIL))) ** 2
 
 
-def of_entropy(entropy: float, error: float, bias: float, came: int, classes: int) -> tuple[float, float]:
+def of_unseen(counts: NDArray[np.float64]) -> tuple[float, float]:
+    """Estimate an entropy from ``counts`` (classes,), each 1 or more, of classes of which some came once: nats, and the
+    standard error.
+
+    Chao, Wang & Jost (2013), *Methods Ecol. Evol.* 4, 1091–1100, eq. 5: with X_c the counts, n their sum, f₁ and f₂ how
+    many are 1 and 2, and A = 2 f₂ / ((n − 1) f₁ + 2 f₂), which estimates how often a class that came once comes,
+
+        Σ_c X_c/n (ψ(n) − ψ(X_c))  +  f₁/n Σ_{j ≥ 1} (1 − A)^j / (n − 1 + j) .
+
+    What came once tells how much there is that did not come at all. Without an f₂, A = 2 / ((n − 1) (f₁ − 1) + 2). The
+    error is the jackknife's: each row left out in turn.
+
+    >>> [round(x, 3) for x in of_unseen(np.array([5.0, 2.0, 1.0, 1.0, 1.0]))]  # what came has 1.359 of itself
+    [1.809, 0.623]
+    """
+    n = float(counts.sum())
+    values, times = np.unique(counts, return_counts=True)
+
+    def estimate(n: float, summed: Any, once: Any, twice: Any) -> Any:
+        """The same from n, Σ X ψ(X), f₁ and f₂."""
+        known = np.where(twice > 0, 2.0 * twice, 2.0)
+        rare = known / ((n - 1) * np.where(twice > 0, once, np.maximum(once - 1, 0)) + known)
+        return digamma(n) - summed / n + once / n * _tail(n, rare)
+
+    def often(x: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.where(x > 0, x * digamma(np.maximum(x, 1.0)), 0.0)
+
+    summed = np.sum(times * often(values))
+    f1, f2 = (np.sum(times[values == k]) for k in (1, 2))
+    whole = float(estimate(n, summed, f1, f2))
+    without = estimate(
+        n - 1,
+        summed - often(values) + often(values - 1),
+        f1 - (values == 1) + (values == 2),
+        f2 - (values == 2) + (values == 3),
+    )
+    rows = values * times
+    mean = float(np.sum(rows * without)) / n
+    return whole, math.sqrt((n - 1) / n * float(np.sum(rows * (without - mean) ** 2)))
+
+
+def _tail(n: float, rare: Any) -> Any:
+    """Σ_{j ≥ 1} (1 − A)^j / (n − 1 + j), A = ``rare``, to four digits: a hypergeometric series, which overflows for
+    small A; there the integral in place of the sum, and the first term of what they differ by (Euler & Maclaurin)."""
+    large = np.maximum(rare, 0.1)
+    series = (1 - large) / n * hyp2f1(1.0, n, n + 1, 1 - large)
+    step, begin = -np.log1p(-np.minimum(rare, 0.1)), n - 0.5
+    root = np.exp(-step / 2)
+    integral = root * (hyperu(1.0, 1.0, begin * step) - (step + 1 / begin) / (24 * begin))
+    return np.where(rare > 0.1, series, integral)
+
+
+def of_entropy(
+    entropy: float, error: float, bias: float, came: int, classes: int, unseen: float = 0.0
+) -> tuple[float, float]:
     """Give the 95 % interval of an entropy of more than two ``classes``, of which so many ``came``, estimated from
     frequencies (the plug-in estimate), nats.
 
@@ -153,7 +208,8 @@ def of_entropy(entropy: float, error: float, bias: float, came: int, classes: in
 
     the second, that of the linear part, being 0 where classes are even. The interval is all D under which X is neither
     among the 2.5 % smallest nor among the 2.5 % largest, and holds the estimate itself. A class that never came may
-    come: the upper end reckons with the bias of all classes, the lower one with that of those that came.
+    come: the upper end reckons with the bias of all classes, the lower one with that of those that came. Where that is
+    known to be more (``of_unseen``), ``unseen`` says by how much the estimate falls short, and both reckon with it.
 
     >>> low, high = of_entropy(math.log(3) - 0.01, 0.014, 0.01, came=3, classes=3)  # 100 rows
     >>> round(low, 3), high == math.log(3)
@@ -161,16 +217,19 @@ def of_entropy(entropy: float, error: float, bias: float, came: int, classes: in
     """
     most = math.log(classes)
     x, unit = most - entropy, bias / (came - 1)
+    few = max(bias, min(unseen, x)) / unit  # degrees of freedom
+    many = max(classes - 1.0, few)
     if x > _FAR * unit:
         half = float(ndtri(_TAIL)) * math.hypot(error, bias * math.sqrt(2 / (came - 1)))
-        return min(max(entropy + bias - half, 0.0), entropy), max(min(entropy + bias + half, most), entropy)
+        middle = entropy + few * unit
+        return min(max(middle - half, 0.0), entropy), max(min(middle + half, most), entropy)
 
-    def below(d: float, k: int) -> float:
+    def below(d: float, freedom: float) -> float:
         """The probability of an X no larger than that which came, were it d."""
-        mean, second = d + unit * (k - 1), 2 * unit**2 * (k - 1)
+        mean, second = d + unit * freedom, 2 * unit**2 * freedom
         stretch = math.sqrt((second + 4 * unit * d) / (second + error**2 * d / x)) if x > 0 else 1.0
         at = mean + (x - mean) * stretch
-        return float(chndtr(at / unit, k - 1, d / unit)) if at > 0 else 0.0
+        return float(chndtr(at / unit, freedom, d / unit)) if at > 0 else 0.0
 
     def last(holds: Callable[[float], bool], end: float) -> float:
         """The last d up to ``end`` for which it holds."""
@@ -180,6 +239,6 @@ def of_entropy(entropy: float, error: float, bias: float, came: int, classes: in
             begin, end = (middle, end) if holds(middle) else (begin, middle)
         return end
 
-    least = 0.0 if below(0.0, classes) < _TAIL else last(lambda d: below(d, classes) > _TAIL, x)
-    greatest = last(lambda d: below(d, came) > 1 - _TAIL, most)
+    least = 0.0 if below(0.0, many) < _TAIL else last(lambda d: below(d, many) > _TAIL, x)
+    greatest = last(lambda d: below(d, few) > 1 - _TAIL, most)
     return max(most - max(greatest, x), 0.0), most - min(least, x)

@@ -39,6 +39,7 @@ from crossent.measure.values.spread import AGREE, Spread, clustered, freedom_by_
 from crossent.record import Number
 
 _Float = NDArray[np.float64]
+_FEW_A_CLASS = 20  # rows a class: of more, what Miller's term leaves of the bias is a thousandth of a nat
 NOT_OF_TEXTS = ("label_entropy", "label_entropy_bias", "information_gained", "skill", "perplexity")
 """Numbers that need classes, which documents have none of."""
 
@@ -268,8 +269,24 @@ def label_entropy(of: Evidence) -> Number:
     error = 0.0
     if spread := of.spread(0.0, of.cost_under_frequencies(), value):
         error = math.sqrt(spread.second) / spread.total
-    low, high = interval.of_entropy(value, error, bias, int(np.count_nonzero(came)), shares.size)
+    unseen = 0.0
+    if (counts := _counts_of_few(of)) is not None:
+        estimate, own = interval.of_unseen(counts)
+        # The jackknife's error is too large on average (Efron & Stein 1981), the other, of what came alone, too small.
+        unseen, error = estimate - value, math.sqrt((error**2 + max(error, own) ** 2) / 2)
+    low, high = interval.of_entropy(value, error, bias, int(np.count_nonzero(came)), shares.size, unseen)
     return Number(value, "nats", low, high, of.n)
+
+
+def _counts_of_few(of: Evidence) -> _Float | None:
+    """How often each class came that did, where rows are few for so many classes, some came once, and rows are counted:
+    neither weighed nor in groups, nor their labels shares."""
+    labels = of.sums.total("label", of.which)
+    counts = labels[labels > 0]
+    weighed = of.sums.layout.soft or of.groups is not None or of.sums.count("weighted", of.which) > 0
+    if weighed or of.n > _FEW_A_CLASS * labels.size or not np.any(counts == 1):
+        return None
+    return counts
 
 
 def entropy_bias(of: Evidence) -> float:

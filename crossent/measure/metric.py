@@ -1,8 +1,9 @@
 """The same tally inside training: a metric of torchmetrics whose state is a ``Tally`` and whose reduction is ``merge``.
 
 Every rank adds its own rows; ``compute`` gathers the ranks' tallies and merges them in the order of the ranks, so that
-all have the same bits, and the numbers are those of one process over all rows, to 10⁻¹². It is not an average of
-averages: ranks may have unequally many rows, or none.
+all have the same bits, which are those of one process over all rows; the folds that more than two classes are
+recalibrated in follow the names of the rows (``update``). It is not an average of averages: ranks may have unequally
+many rows, or none.
 
 To torchmetrics the state is a single uint8 tensor, the tally as bytes (packing.py). A tally is several arrays of
 several dtypes and sizes, some of which grow; as one tensor it goes through torchmetrics' own gathering (any backend,

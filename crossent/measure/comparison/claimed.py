@@ -11,7 +11,8 @@ h_i a row's share of the weight, D the claimed mean, ρ how much labels of a clu
 over its pairs beside that of r², r = (y − p) / √(p (1 − p)) (the moments' estimate of the correlation within
 clusters). It is asked for where the rows are worth fewer than ``FEW_LABELS`` independent ones, n / (1 + (m − 1) ρ) with
 m the rows of a cluster that a row is in, on average; and the interval takes it for the error where it is the larger,
-with ``CLAIMED_FREEDOM`` more degrees of freedom.
+with ``CLAIMED_FREEDOM`` more degrees of freedom, and without the skewness of the pulls: Hall's cubic is there because a
+mean and an error from the same rows go together, and this error does not come from their labels.
 How often that holds: docs/guides/compare.md.
 """
 

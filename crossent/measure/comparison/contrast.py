@@ -87,7 +87,8 @@ def _of_few_labels(ground: Ground, baseline: Rival, model: Rival, mean: ClusterM
     error = claimed_error(baseline.floored, model.floored, baseline.came, ground.share(), ground.clusters)
     if error is None or error <= mean.error:
         return mean
-    return replace(mean, error=error, freedom=mean.freedom + CLAIMED_FREEDOM)
+    # An error that is not the rows' own does not go together with their mean: nothing leans T to a side.
+    return replace(mean, error=error, freedom=mean.freedom + CLAIMED_FREEDOM, lean=0.0)
 
 
 def per_byte(ground: Ground, baseline: Rival, model: Rival) -> ClusterMean | None:

@@ -10,6 +10,7 @@ PLANTED = ("compute/test_planted.py",)
 MONOID = ("laws/test_stats.py",)
 COMPOSED = ("laws/test_composition.py::test_a_loss_with_everything_is_the_composition",)
 LINEAR = ("compute/test_linear.py",)
+BLOCKS = ("compute/test_linear_blocks.py",)
 BINARY = ("compute/test_binary.py",)
 
 # fmt: off
@@ -115,6 +116,12 @@ ROWS = (
     Fault("upstream gradient of the first rows", "linear/operators.py", "*at_rows(chunk.at, *cotangents))",
           "*(t if t is None else t[: len(chunk.x)] for t in cotangents))", "right for a mean, where all are equal",
           LINEAR, "upstream"),
+    Fault("rows of a block gathered from the first on", "linear/blocks.py", "self.dw.view(-1)[span.start * width :]",
+          "self.dw.view(-1)[:]", "right for the first rows", BLOCKS, "those_of_the_logits and labels"),
+    Fault("blocks of the last rows' logits forgotten", "linear/blocks.py", "dz[stacked:] = self.beyond[:, block]",
+          "dz[stacked:] = 0", "rows that lie elsewhere", BLOCKS, "those_of_the_logits and labels"),
+    Fault("hidden states' gradient of the last block", "linear/blocks.py", "dx.addmm_(dz, self.product.w[block])",
+          "torch.mm(dz, self.product.w[block], out=dx)", "a sum over blocks", BLOCKS, "those_of_the_logits and labels"),
     # --- public functions
     Fault("sample weights ignored by the head", "functional.py",
           "classes, ignored, mask, validate)\n    rows = linear.counting(rows.weighted(row_weight,",

@@ -2,6 +2,7 @@
 
 budget       how many rows at a time
 product      those rows: hidden states times head, and the way back of their gradient
+blocks       the same a block of classes at a time, with all logits in the memory of the head's gradient
 operators    parts and pulls of rows that are made there, as operators that torch knows
 statistics   autograd around them: every loss that looks at a row through its statistics
 number       a mean or a sum, whose gradient is made in the forward pass

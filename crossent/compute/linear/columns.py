@@ -21,10 +21,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from crossent.compute.backends.reference import wide
+from crossent.compute.linear.blocks import gradients_of
 from crossent.compute.linear.budget import LINKED, rows_at_a_time
 from crossent.compute.linear.derivative import in_chunks, one_by_one, pulled, pushed
 from crossent.compute.linear.operators import at_rows, by_itself, lift_of, product_of
-from crossent.compute.linear.product import Gradients, Rows, spans
+from crossent.compute.linear.product import Rows, spans
 from crossent.compute.link import Link
 from crossent.compute.losses.algebra import Loss, Reweighted
 from crossent.compute.rows import is_compiled, is_learned, refuse_nested_forward
@@ -247,13 +248,13 @@ class _Gradients(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         columns = Columns(of, tensors[:count], tensors[count:])
         product = product_of(x, w, bias, live, size)
-        gradients = Gradients(product, wanted[:3])  # type: ignore[arg-type]
+        gradients = gradients_of(product, wanted[:3])  # type: ignore[arg-type]
         lift = lift_of(x.dtype, *at_rows(slice(None) if product.keep is None else product.keep, g))
         others: list[Any] = [
             torch.zeros_like(t, dtype=wide(x)) if t is not None and need else None
             for t, need in zip(tensors, wanted[3:], strict=True)
         ]
-        for chunk in product:
+        for chunk in gradients:
             (alive,) = at_rows(chunk.at, product.live)
             ups = g[chunk.at] * lift, h[chunk.at] * lift
             _, dz, by_tensor = gradient_of(columns, chunk.z, alive, chunk.at, *ups, wanted[3:])

@@ -21,6 +21,7 @@ from torch import Tensor
 from crossent.compute import backends
 from crossent.compute.backends.reference import wide
 from crossent.compute.linear import statistics
+from crossent.compute.linear.blocks import gradients_of
 from crossent.compute.linear.columns import Columns, columns_of, gradient_of, is_trained, needs_columns, target_at
 from crossent.compute.linear.columns import row_losses as columns_losses
 from crossent.compute.linear.operators import (
@@ -157,9 +158,9 @@ def _made(
     each = 1.0 / whole.divisor
     lift = lift_of(x.dtype, each)
     product = product_of(x, w, bias, whole.live, whole.size)
-    gradients = Gradients(product, wanted)
+    gradients = gradients_of(product, wanted)
     value = torch.zeros(x.shape[0], dtype=wide(x), device=x.device)
-    for chunk in product:
+    for chunk in gradients:
         value[chunk.at], dz = whole.of_chunk(chunk, each * lift)
         gradients.add(chunk, dz)
     return value, (gradients, lift)

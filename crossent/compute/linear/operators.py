@@ -16,7 +16,9 @@ from torch import Tensor
 
 from crossent.compute import backends
 from crossent.compute.backends.reference import wide
-from crossent.compute.linear.product import Gradients, Product, Rows, rows_at_once, rows_kept
+from crossent.compute.linear.blocks import gradients_of
+from crossent.compute.linear.budget import BUDGET, SPARE
+from crossent.compute.linear.product import Product, Rows, rows_at_once, rows_kept
 from crossent.compute.link import Link
 from crossent.compute.stats import field_names
 
@@ -43,9 +45,10 @@ def product_of(x: Tensor, w: Tensor, bias: Tensor | None, live: Tensor | None, s
     """The product of the rows that count. A negative size is one that nobody asked for: it may be made larger."""
     keep = rows_kept(live)
     rows = x.shape[0] if keep is None else keep.shape[0]
+    beside = 0
     if size < 0:
-        size = rows_at_once(x, w, rows, -size)
-    return Product(x, w, bias, keep, size, None if live is None or live.device.type == "cpu" else live)
+        size, beside = rows_at_once(x, w, rows, -size), (BUDGET + SPARE) // x.element_size()
+    return Product(x, w, bias, keep, size, None if live is None or live.device.type == "cpu" else live, beside)
 
 
 def at_rows(at: Rows, *tensors: Tensor | None) -> Any:
@@ -195,10 +198,10 @@ def _pull(
 ) -> tuple[Tensor, Tensor, Tensor]:
     link = link_of(temperature, softcap, prior)
     product = product_of(x, w, bias, live, size)
-    gradients = Gradients(product, (for_x, for_w, for_bias))
+    gradients = gradients_of(product, (for_x, for_w, for_bias))
     lift = lift_of(x.dtype, *at_rows(slice(None) if product.keep is None else product.keep, a, b, c, d))
     cotangents = [None if t is None else t * lift if lift != 1.0 else t for t in (a, b, c, d)]
-    for chunk in product:
+    for chunk in gradients:
         of_rows = at_rows(chunk.at, product.live, index, q)
         z = linked(link, chunk.z)
         dz = pull_over(z, *of_rows, column_weight, fields[:, chunk.at], *at_rows(chunk.at, *cotangents))

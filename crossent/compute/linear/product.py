@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from math import prod
 from typing import Any
 
 import torch
@@ -24,8 +25,14 @@ from torch import Tensor
 from crossent.compute import backends
 from crossent.compute.linear.budget import BUDGET, ON_A_GPU
 
+BLOCK = 1024
+"""Classes of a block of the head, at least: enough for a product at full speed, and few enough for the cache."""
 WIDENED = 2**21
 """Numbers of a block that is widened to float32: 8 MiB, so that they are multiplied while in cache."""
+LARGE = 2**27
+"""Bytes from which memory comes in torch's small pages; see ``room``."""
+GATHERED = 2**21
+"""Numbers of the rows that are gathered at a time: 8 MiB of float32, which stay in cache."""
 
 Rows = slice | Tensor
 
@@ -44,6 +51,11 @@ class Product:
     """The rows of x (n, d) that ``keep`` names, all for None, times the head w (v, d), ``size`` of them at a time.
 
     Where it was not worth waiting to hear which rows count, ``live`` tells, and zeros are read in the others.
+
+    ``beside`` is how many numbers may be held beside the gradients, by default a chunk. If they and the memory of the
+    head's gradient have room for the logits of all rows, these are made in ``blocks`` of classes (``linear.blocks``),
+    those of the first ``stacked`` rows in that memory: whoever makes logits of this product makes them in these blocks,
+    so that their bits are the same.
     """
 
     x: Tensor
@@ -52,16 +64,27 @@ class Product:
     keep: Tensor | None
     size: int
     live: Tensor | None = None
+    beside: int = 0
     chunks: int = field(init=False)
+    blocks: list[slice] = field(init=False)
+    stacked: int = field(init=False)
 
     def __post_init__(self) -> None:
         rows = self.x.shape[0] if self.keep is None else self.keep.shape[0]
+        v, d = self.w.shape
+        beside = max(self.beside, self.size * v)
         self.chunks = -(-rows // self.size)
         self.size = -(-rows // max(1, self.chunks))  # as even as may be
+        self.stacked, self.blocks = min(rows, d // max(1, self.size) * self.size), [slice(0, v)]
+        taken = (rows - self.stacked) * v + 2 * BLOCK * rows + max(v, GATHERED)
+        at_once = self.x.device.type == "cpu" and self.x.dtype in (torch.float32, torch.float64)
+        if at_once and self.chunks > 1 and self.w.shape[0] >= 2 * BLOCK and taken <= beside:
+            self.blocks = [slice(start, start + BLOCK) for start in range(0, v - BLOCK + 1, BLOCK)]
+            self.blocks[-1] = slice(self.blocks[-1].start, v)  # a block of one class would be another kind of product
 
     def __iter__(self) -> Iterator[Chunk]:
         rows = self.x.shape[0] if self.keep is None else self.keep.shape[0]
-        memory = _room(self.x, self.size, self.w.shape[0])
+        memory = room(self.x, self.size, self.w.shape[0])
         for span in spans(rows, self.size):
             at = span if self.keep is None else self.keep[span]
             x = self.x[at]
@@ -73,14 +96,19 @@ class Product:
 
     def _logits(self, x: Tensor, z: Tensor) -> None:
         if _is_native(x):
-            if self.bias is None:
-                torch.mm(x, self.w.T, out=z)
-            else:
-                torch.addmm(self.bias, x, self.w.T, out=z)
+            for block in self.blocks:
+                self.logits_of(block, x, z[:, block])
             return
         x = x.float()
         for block, w in _widened(self.w):
             z[:, block] = x @ w.T if self.bias is None else torch.addmm(self.bias[block].float(), x, w.T)
+
+    def logits_of(self, block: slice, x: Tensor, z: Tensor) -> None:
+        """The logits z (m, b) of a block of classes."""
+        if self.bias is None:
+            torch.mm(x, self.w[block].T, out=z)
+        else:
+            torch.addmm(self.bias[block], x, self.w[block].T, out=z)
 
 
 @dataclass
@@ -98,16 +126,20 @@ class Gradients:
         sums = torch.float64 if w.dtype == torch.float64 else torch.float32
         once = self.product.chunks == 1 and _is_native(x)
         if self.wanted[0]:
-            self.dx = _room(x, *x.shape)
+            self.dx = room(x, *x.shape)
             if self.product.keep is not None or not self.product.chunks:
                 self.dx.zero_()
         if self.wanted[1]:
-            self.dw = _room(w, *w.shape, dtype=w.dtype if once else sums)
+            self.dw = room(w, *w.shape, dtype=w.dtype if once else sums)
             if not self.product.chunks:
                 self.dw.zero_()
         if self.wanted[2]:
             self.db = torch.zeros(w.shape[0], dtype=sums, device=w.device)
         self._first = True
+
+    def __iter__(self) -> Iterator[Chunk]:
+        """The chunks whose gradients are to be added, each before the next is asked for."""
+        return iter(self.product)
 
     def add(self, chunk: Chunk, dz: Tensor) -> None:
         """Add what the gradient dz (m, v) of a chunk's logits contributes."""
@@ -220,10 +252,15 @@ def _is_native(x: Tensor) -> bool:
     return known._is_mkldnn_bf16_supported() if x.dtype == torch.bfloat16 else known._is_mkldnn_fp16_supported()
 
 
-def _room(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Memory that nobody has written to, in large pages where the backend knows how to get them."""
+def room(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Memory that nobody has written to, in large pages where the backend knows how to get them, unless it is LARGE.
+
+    Large pages cost a third of small ones if they were in use a moment ago. A virtual machine that has given them back
+    to its host, after two seconds, may wait for them twenty times as long (LOG.md); and a head with so large a gradient
+    has steps that take seconds.
+    """
     dtype = like.dtype if dtype is None else dtype
     backend = backends.of(like)
-    if not hasattr(backend, "gradient_like"):
+    if not hasattr(backend, "gradient_like") or prod(shape) * dtype.itemsize > LARGE:
         return like.new_empty(shape, dtype=dtype)
     return backend.gradient_like(torch.empty(shape, dtype=dtype, device="meta"))

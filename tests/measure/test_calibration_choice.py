@@ -21,6 +21,18 @@ from crossent.measure.predictions.predictions import Predictions
 from crossent.measure.sums.likelihood import costs_of_logs
 from tests.measure.test_calibration_families import sample
 
+
+def test_logits_that_are_given_for_probabilities_are_sent_where_they_belong():
+    z, y = sample(400, 3)
+    found = crossent.calibrate(3 * z, y, form="logits")
+    assert len(repr(found)) < 200  # and not every number of it
+    with pytest.raises(DataError, match=r"these are logits, of which of_logits"):
+        found(3 * z)
+    with pytest.raises(DataError, match=r"these are log-probabilities, of which of_logits"):
+        found(log_softmax(3 * z))
+    assert np.exp(found.of_logits(3 * z)) == pytest.approx(found(softmax(3 * z, axis=1)), abs=1e-12)
+
+
 FEW = ["temperature", "temperature and bias"]
 
 

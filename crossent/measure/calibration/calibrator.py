@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,21 +43,26 @@ class Calibrator:
     """
 
     kind: str = "none"
-    steps: tuple[Step, ...] = ()
+    steps: tuple[Step, ...] = field(default=(), repr=False)
     zeros: str = "kept"
     classes: tuple[str, ...] = ()
     rows: int = 0
-    choice: Choice | None = None
+    choice: Choice | None = field(default=None, repr=False)
 
     def __call__(self, probabilities: Any) -> Floats:
         """Calibrate probabilities (n, classes), or (n,) of the second class: float64 of the same shape.
 
-        Raises DataError, a sentence with the row, for anything that is not a probability.
+        Raises DataError, a sentence with the row, for anything that is not a probability; logits go to ``of_logits``.
         """
         p = _grid(probabilities, "probabilities")
         if not p.size:
             self._fits(p.shape[1] if p.ndim == 2 else 2)
             return p
+        if p.ndim == 2 and form.infer(p) in ("logits", "log-probabilities"):
+            raise DataError(
+                f"these are {form.infer(p)}, of which of_logits gives the calibrated log-probabilities: "
+                "calibrator.of_logits(…). A call takes and gives probabilities."
+            )
         both, _ = form.probabilities(p, "row {}".format, [str(name) for name in range(p.shape[-1])])
         with np.errstate(divide="ignore"):
             found = np.exp(self.of_logits(np.log(both)))

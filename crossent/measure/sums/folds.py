@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from crossent.measure.predictions.predictions import Predictions
 from crossent.measure.sums.compensated import Compensated, summed_each
-from crossent.measure.sums.groups import EXTRA, FOLDS, Groups, group_sums, row_extra
+from crossent.measure.sums.groups import EXTRA, FOLDS, Groups, group_sums, row_extra, weighed
 from crossent.measure.sums.hashing import hashed
 from crossent.measure.sums.likelihood import Rows, distributions
 
@@ -50,7 +50,8 @@ class Folds:
         fold, extra = _fold(batch, folds), row_extra(batch, rows)
         if batch.labels.dtype.kind != "f":
             code, size = batch.labels * folds + fold, classes * folds
-            lines = summed_each(code, [x if w is None else w * x for x in (extra[0], *extra)], size)
+            sums = summed_each(code, weighed(w, extra), size)
+            lines = [sums[0], *sums]  # a class's weight is its label's
             return cls(Compensated.stack(lines, axis=1).reshape(classes, folds, -1))
         found = []
         with np.errstate(divide="ignore"):

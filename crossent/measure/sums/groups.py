@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from crossent.measure.predictions.predictions import Predictions
 from crossent.measure.sums.cells import COARSE, Cells
-from crossent.measure.sums.compensated import Compensated, summed, summed_each
+from crossent.measure.sums.compensated import Column, Compensated, summed, summed_each
 from crossent.measure.sums.counted import how_many, smallest
 from crossent.measure.sums.hashing import hashed
 from crossent.measure.sums.histograms import Histograms
@@ -127,14 +127,19 @@ def fold_histograms(
 
 def group_sums(batch: Predictions, rows: Rows, code: NDArray[np.int64], size: int) -> Compensated:
     """Sums over rows with the same ``code``, from 0 to ``size`` − 1: the label's weight by class, then EXTRA."""
-    n, k = len(batch), batch.probabilities.shape[1]
-    one = np.ones(n) if batch.weights is None else batch.weights
+    k, w = batch.probabilities.shape[1], batch.weights
     if batch.labels.dtype.kind == "f":
-        labels = summed_each(code, [one * share for share in distributions(batch.labels, k).T], size)
+        shares = distributions(batch.labels, k).T
+        labels = summed_each(code, list(shares if w is None else shares * w), size)
     else:
         both = summed(code * k + batch.labels, batch.weights, size * k).reshape(size, k)
         labels = [both[:, c] for c in range(k)]
-    return Compensated.stack([*labels, *summed_each(code, [one * x for x in row_extra(batch, rows)], size)], axis=1)
+    return Compensated.stack([*labels, *summed_each(code, weighed(w, row_extra(batch, rows)), size)], axis=1)
+
+
+def weighed(w: NDArray[np.float64] | None, extra: list[NDArray[np.float64]]) -> list[Column]:
+    """What ``row_extra`` gives times the weights; without them rows are counted."""
+    return [None, *extra[1:]] if w is None else [w * x for x in extra]
 
 
 def row_extra(batch: Predictions, rows: Rows) -> list[NDArray[np.float64]]:

@@ -23,12 +23,28 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
+from numba.core.caching import FunctionCache
+from numba.core.runtime import rtsys
 from numba.extending import intrinsic, overload
 
 _said: list[str] = []
 _SOURCES = hashlib.sha256(
     b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
 ).hexdigest()
+
+
+class _Kept(FunctionCache):
+    """Numba's cache, from which a kernel comes without what would be needed to compile one.
+
+    Before it looks into its cache, Numba fetches all that it can type and compile, scipy.linalg too: that takes some
+    three times as long as the rest of a first call. What was compiled runs without, and who compiles fetches it.
+    """
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """What was kept for these types, or None; it needs Numba's counts of references, and no more."""
+        rtsys.initialize(target_context)
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)
 
 
 def kernel(function: Callable) -> Any:
@@ -38,8 +54,9 @@ def kernel(function: Callable) -> Any:
     files, so the name that they are kept under says which sources they were made of.
     """
     function.__qualname__ += f"_{_SOURCES[:12]}"
+    compiled = njit(nogil=True, error_model="numpy")(function)
     try:
-        return njit(nogil=True, cache=True, error_model="numpy")(function)
+        compiled._cache = _Kept(function)
     except RuntimeError as trouble:  # no folder to keep it in
         if not _said:
             _said.append(str(trouble))
@@ -50,7 +67,7 @@ def kernel(function: Callable) -> Any:
                 RuntimeWarning,
                 stacklevel=2,
             )
-        return njit(nogil=True, error_model="numpy")(function)
+    return compiled
 
 
 def for_kernels(function: Callable) -> Any:

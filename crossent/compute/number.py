@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossent.compute import backends
+from crossent.compute import backends, operators
+from crossent.compute.backends.reference import wide
 from crossent.compute.losses.algebra import Loss
 from crossent.compute.reduce import reduce
 from crossent.compute.rows import is_learned, pulled, row_losses
@@ -98,24 +99,16 @@ class _Number(torch.autograd.Function):
         divisor: float | Tensor,
     ) -> Tensor:
         ctx.target, ctx.divisor, ctx.loss = target, divisor, loss
-        if not loss.affine:
-            value = z.new_empty(target.rows, dtype=torch.float64)
-            fields, gap, ctx.dz = backends.of(z).both(
-                z, target.live, labels, False, 1.0 / divisor, 0.0, focal=(loss.focus, value)
-            )
-            ctx.save_for_backward(z, None, fields, gap)
+        ctx.at_once = not nobody_waits(z) and z.dtype != torch.float64 and not (loss.affine and _at_zeros(loss)[0])
+        if ctx.at_once:
+            ctx.save_for_backward(z, labels, soft, None)
+            value, ctx.dz = _read_once(z, labels, soft, target, loss, 1.0 / divisor)
             return _reduced(value, target, reduction, dtype, divisor)
         uniform = "uniform" in loss.reads
-        rises = slopes(loss)
-        a, c = (slope * (1.0 / divisor) for slope in rises)
+        a, c = (slope * (1.0 / divisor) for slope in slopes(loss))
         given: dict[str, Any] = {} if soft is None else {"q": soft}
-        rounded = not nobody_waits(z) and z.dtype != torch.float64 and not _at_zeros(loss)[0]
-        if rounded:
-            given["slopes"] = rises
         fields, gap, ctx.dz = backends.of(z).both(z, target.live, labels, uniform, a, c, **given)
-        ctx.save_for_backward(z, soft, fields, None)
-        if rounded:
-            return _reduced(gap.squeeze(-1), target, reduction, dtype, divisor)
+        ctx.save_for_backward(z, labels, soft, fields)
         part = unpack(fields, gap, dense=soft is not None, uniform=uniform, entropy=False)
         nll, lse, even, _ = finish(part)
         s = plain_stats(nll, lse, even, part.count, z.shape[1])
@@ -125,22 +118,31 @@ class _Number(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        z, soft, fields, gap = ctx.saved_tensors
+        z, labels, soft, fields = ctx.saved_tensors
         made, ctx.dz = ctx.dz, None  # given away once: whoever accumulates gradients may keep it without a copy
-        given = made is not None and not torch.is_grad_enabled() and visible(g)
-        if given and not nobody_waits(z) and float(g) == 1.0:
+        plain = not torch.is_grad_enabled() and visible(g)
+        if plain and made is not None and not nobody_waits(z) and float(g) == 1.0:
             return made, *(None,) * 7
-        each = g.to(fields.dtype) / ctx.divisor
-        if gap is not None:
-            return _focal_again(z, ctx.target, ctx.loss, fields, gap, each), *(None,) * 7
+        if plain and ctx.at_once:
+            return _read_once(z, labels, soft, ctx.target, ctx.loss, float(g) / ctx.divisor)[1], *(None,) * 7
+        each = g.to(wide(z)) / ctx.divisor
+        if not ctx.loss.affine:  # its slope depends on the logits: they are read again, and differentiably
+            with torch.enable_grad():
+                value, _ = row_losses(z, ctx.target, ctx.loss)
+            graph = torch.is_grad_enabled()
+            return torch.autograd.grad(value, z, each.expand_as(value), create_graph=graph)[0], *(None,) * 7
         a, c = (each * slope for slope in slopes(ctx.loss))
         uniform = "uniform" in ctx.loss.reads
+        if fields is None:
+            with torch.no_grad():
+                fields, _ = operators.part(z, ctx.target.live, ctx.target.index, soft, None, uniform, False)
         a, c = a.expand(fields.shape[1], 1), c.expand(fields.shape[1]) if uniform else None
         if soft is not None:  # the weight of the target in each row
             a, c = a * fields[3].unsqueeze(-1), None if c is None else c * fields[2]
         elif ctx.target.weight is not None:  # NaN where a label is no class
             a = a * ctx.target.weight
-        if given and nobody_waits(z):  # to hear what g is: the device makes the gradient anew unless that is 1
+        if plain and made is not None and nobody_waits(z):
+            # Nobody waits to hear what g is: the device makes the gradient anew unless that is 1.
             live, index = ctx.target.live, ctx.target.index
             dz = backends.of(z).pull(z, live, index, None, None, fields, a, None, c, None, out=made, unless=g)
         else:
@@ -154,20 +156,16 @@ def _reduced(value: Tensor, target: Target, reduction: str, dtype: torch.dtype, 
     return reduce(value, None, reduction, "zero", torch.Size(), dtype, divisor)
 
 
-def _focal_again(z: Tensor, target: Target, loss: Loss, fields: Tensor, gap: Tensor, each: Tensor) -> Tensor:
-    """The gradient of a focal loss whose rows have the cotangent ``each``, the ordinary way.
-
-    Its slope depends on the logits: where a graph of the gradient is wanted they are read again, and differentiably.
-    """
-    if torch.is_grad_enabled():
-        value, _ = row_losses(z, target, loss)
-        return torch.autograd.grad(value, z, each.expand_as(value), create_graph=True)[0]
-    with torch.enable_grad():
-        spread = torch.log1p(fields[1])
-        nll = (gap + spread.unsqueeze(-1)).requires_grad_()
-        value = loss(plain_stats(nll, spread, None, None, z.shape[1]))
-        (slope,) = torch.autograd.grad(value, nll, torch.ones_like(value))
-    return pulled(z, target, None, fields, slope * each, None)
+def _read_once(
+    z: Tensor, labels: Tensor | None, soft: Tensor | None, target: Target, loss: Loss, each: Any
+) -> tuple[Tensor, Tensor]:
+    """The losses (n,) of rows and, if each loss has the cotangent ``each``, the gradient: all that is kept of a row."""
+    rises = slopes(loss) if loss.affine else (1.0, 0.0)
+    asked: dict[str, Any] = {} if soft is None else {"q": soft}
+    asked |= {"slopes": rises} if loss.affine else {"focal": loss.focus}
+    a, c = (slope * each for slope in rises)
+    _, value, dz = backends.of(z).both(z, target.live, labels, "uniform" in loss.reads, a, c, **asked)
+    return value.squeeze(-1), dz
 
 
 def slopes(loss: Loss) -> tuple[float, float]:

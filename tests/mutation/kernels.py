@@ -18,6 +18,7 @@ LOG1P = ("compute/test_number.py::test_log1p_is_right_to_an_ulp",)
 
 _PRECISION, _TARGET = "backends/cpu/precision.py", "backends/cpu/target.py"
 _NARROW, _WIDE, _SOFT = "backends/cpu/narrow.py", "backends/cpu/wide.py", "backends/cpu/soft.py"
+_TILE = "backends/cpu/tile.py"
 _LINES, _TREE = "backends/cpu/lines.py", "backends/cpu/tree.py"
 _REFERENCE, _FOCAL = "backends/reference.py", "backends/cpu/focal.py"
 
@@ -62,16 +63,16 @@ KERNELS = (
     Fault("smoothing missing in the factor", _TARGET, " + c_row[t] * measure[t])", ")",
           "it is 0 for the NLL", PLANTED, "entry"),
     # --- narrow rows
-    Fault("a tile runs into the next image", _NARROW, "min(rows, x.inner - r % x.inner)", "min(rows, x.inner)",
+    Fault("a tile runs into the next image", _TILE, "min(rows, x.inner - r % x.inner)", "min(rows, x.inner)",
           "tiles mostly begin where images do", LAYOUT, "narrow and label"),
-    Fault("every tile reads the first rows", _NARROW, "return r * x.sn, x.sn", "return 0, x.sn",
+    Fault("every tile reads the first rows", _TILE, "return r * x.sn, x.sn", "return 0, x.sn",
           "an offset forgotten", LAYOUT, "narrow and label"),
-    Fault("last column without a gradient", _NARROW, "for j in range(tile.shape[0]):\n        column = tile[j]\n"
-          "        for t in range(TILE):\n            column[t] = power", "for j in range(tile.shape[0] - 1):\n"
-          "        column = tile[j]\n        for t in range(TILE):\n            column[t] = power",
-          "off by one", FORMULA, "NLL and cpu"),
-    Fault("last column not added up", _NARROW, "for j in range(tile.shape[0]):\n        column, power_of",
-          "for j in range(tile.shape[0] - 1):\n        column, power_of", "off by one", FORMULA, "NLL and cpu"),
+    Fault("last column without a gradient", _NARROW, "column[t] = power(column[t], peak[t]) * factor[t]",
+          "column[t] = power(column[t], peak[t]) * factor[t] if j + 1 < tile.shape[0] else column[t]", "off by one",
+          FORMULA, "NLL and cpu"),
+    Fault("last column not added up", _NARROW, "power_of[t] = power(column[t], peak[t])",
+          "power_of[t] = power(column[t], peak[t]) if j + 1 < tile.shape[0] else 0 * peak[t]", "off by one",
+          FORMULA, "NLL and cpu"),
     Fault("powers added up in 16 bits", _NARROW, "below += np.float64(nothing",
           "below = np.float64(np.int64(below / 2.0**24)) * 2.0**24 + np.float64(nothing",  # the 8 bits of bfloat16
           "an accumulator of the input's dtype", FORMULA, "NLL and cpu"),
@@ -152,8 +153,10 @@ KERNELS = (
           "held = mass\n    alone",
           "mass and held look alike", LAYOUT, "wide and dense"),
     Fault("one class is several", _SOFT, "if there > 1:", "if there > 0:", "off by one", PLANTED, "one_hot_row"),
-    Fault("rows of a tile one behind the other", _NARROW, "x.data[first + t * apart] = ready[t]",
-          "x.data[first + t] = ready[t]", "a stride forgotten", LAYOUT, "narrow and label"),
+    Fault("rows of a tile one behind the other", _TILE,
+          "like)\n            first, apart = np.uint64(at), np.uint64(step)",
+          "like)\n            first, apart = np.uint64(at), np.uint64(1)", "a stride forgotten", LAYOUT,
+          "narrow and label"),
     Fault("alpha not cleared for the next row", _WIDE, "alpha[index[r, k]] = 0.0", "alpha[index[r, 0]] = 0.0",
           "right for a label", LAYOUT, "wide and sparse"),
     Fault("surprise without its constant", _WIDE, "((peak - z[j]) + beyond)", "(peak - z[j])",

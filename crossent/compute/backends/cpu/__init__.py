@@ -115,37 +115,39 @@ def both(
     c: float,
     out: Tensor | None = None,
     q: Tensor | None = None,
-    focal: tuple[float, Tensor] | None = None,
+    focal: float | None = None,
     slopes: tuple[float, float] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor | None, Tensor, Tensor]:
     """Fields, gaps and gradient of rows with a label (r, 1) each or a soft target q, whose cotangents are known.
 
-    Those of all rows are a and c, of a soft target times its weights there. ``focal`` (γ, where the losses (r,) of
-    labels are to go) asks for focal losses, whose nll has a slope in each row that a is multiplied by. With ``slopes``
-    by nll and uniform, of a loss that is 0 with them, the losses come in the place of gaps. The gradient goes where
-    ``out`` says, which may be z: its rows are then written over, each once it has been read.
+    Those of all rows are a and c, of a soft target times its weights there. ``focal`` asks for focal losses of labels,
+    with that exponent, whose nll has a slope in each row that a is multiplied by. With it, or with ``slopes`` by nll
+    and uniform of a loss that is 0 with them, the losses (r, 1) come in the place of gaps, and fields are None: kept
+    for all rows they would take as much memory as narrow rows themselves. The gradient goes where ``out`` says, which
+    may be z: its rows are then written over, each once it has been read.
     """
     names = field_names(dense=q is not None, uniform=uniform, entropy=False)
     rows = z.shape[0] * z.shape[2]
     columns = np.empty((rows, 0), np.int64) if index is None else values(index.contiguous())
-    fields = torch.empty((len(names), rows), dtype=torch.float64)
+    every = focal is None and slopes is None
+    fields = torch.empty((len(names), rows), dtype=torch.float64) if every else None
     gap = torch.empty((rows, 1), dtype=torch.float64)
     read, soft = strided(z), strided(_nothing_like(z) if q is None else q)
     dz = gradient_like(z) if out is None else out
     total = names.index("total") if uniform else -1
-    gamma, value = (0.0, _NOTHING) if focal is None else (focal[0], values(focal[1]))
-    given = (read, _rows_that_count(live), columns, soft, total, a, c, gamma)
-    into = values(fields), values(gap), value, strided(dz)
+    by = _NOTHING if slopes is None else np.array(slopes)
+    given = (read, _rows_that_count(live), columns, soft, total, a, c, -1.0 if focal is None else focal, by)
+    of_rows, flat, into = None if fields is None else values(fields), values(gap.view(-1)), strided(dz)
 
     def work(start: int, stop: int) -> None:
+        found = np.empty((len(names), narrow.TILE)) if of_rows is None else of_rows
         if z.shape[1] <= narrow.NARROW:
-            once.of_narrow(*given, *np.empty((3, z.shape[1], narrow.TILE), worked_in(z)), *into, start, stop)
+            memory = np.empty((3, z.shape[1], narrow.TILE), worked_in(z))
+            once.of_narrow(*given, *memory, found, flat, into, every, start, stop)
         else:
             many = lines.SIDE_BY_SIDE if read.sv > read.si else 1
             memory = _lines(z, many), _lines(z, many), _lines(z if q is None else q, 1)
-            once.of_wide(*given, *memory, *into, out is not None, start, stop)
-        if slopes is not None:
-            once.losses(into[0][:, start:stop], into[1][start:stop, 0], q is not None, total, *slopes)
+            once.of_wide(*given, *memory, found, flat, into, every, out is not None, start, stop)
 
     over_blocks(work, rows, z.shape[1], _whole_tiles(z))
     return fields, gap, dz

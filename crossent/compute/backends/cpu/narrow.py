@@ -1,7 +1,6 @@
 """Narrow rows, too short to read along: they lie side by side, TILE of them, and columns come one after the other.
 
-Logits that come channels first lie so already; others are turned as they are read. Sums go over the columns in order,
-row by row, in any layout.
+How they come there and go is in ``tile``. Sums go over the columns in order, row by row, in any layout.
 """
 
 from __future__ import annotations
@@ -10,91 +9,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.compute.backends.cpu.memory import Strided
-from crossent.compute.backends.cpu.precision import ONE, UNSHIFT, as_worked, fetch, kernel, power, stored, widened
+from crossent.compute.backends.cpu.precision import ONE, UNSHIFT, as_worked, kernel, power
 from crossent.compute.backends.cpu.soft import classes_of_tile, exact_of_tile, gaps_of_tile, less_shares, sums_of_tile
 from crossent.compute.backends.cpu.target import collect, exact
+from crossent.compute.backends.cpu.tile import (
+    entries_in,
+    entries_out,
+    fetch_column,
+    next_of,
+    silence,
+    some_out,
+    tile_of,
+    turn_in,
+    turn_out,
+)
 from crossent.compute.backends.cpu.tree import FOUR, TILE, in_fours
 
 NARROW = 64  # columns; more are a wide row
-LINE = 64  # bytes of a cache line
-
-
-# Indices that are not those of a loop are unsigned: of a signed one a kernel asks each time whether it counts from the
-# end, and that costs as much as the number it fetches.
-
-
-@kernel
-def tile_of(x: Strided, r: int, stop: int) -> int:
-    """How many rows from r on make a tile: they share their place in n, or have inner of 1."""
-    rows = min(TILE, stop - r)
-    return rows if x.inner == 1 else min(rows, x.inner - r % x.inner)
-
-
-@kernel
-def _first_of(x: Strided, r: int) -> tuple[int, int]:
-    """Where row r begins, and how far it is from there to the next row of its tile."""
-    if x.inner == 1:
-        return r * x.sn, x.sn
-    return (r // x.inner) * x.sn + (r % x.inner) * x.si, x.si
-
-
-@kernel
-def fetch_ahead(x: Strided, r: int, stop: int) -> None:
-    """Ask for the tile that begins at row r, where its columns lie apart: a processor foresees rows, but not those."""
-    if r < stop and x.inner > 1 and x.si == 1:
-        base, line = np.uint64(_first_of(x, r)[0]), np.uint64(LINE // x.data.itemsize)
-        for j in range(x.v):
-            at = base + np.uint64(j * x.sv)
-            for t in range(np.uint64(0), np.uint64(tile_of(x, r, stop)), line):
-                fetch(x.data, at + t)
-
-
-@kernel
-def turn_in(x: Strided, r: int, rows: int, tile: NDArray) -> None:
-    """Rows r … r + rows into the tile (v, TILE), column by column."""
-    base, step = _first_of(x, r)
-    for j in range(x.v):
-        at = base + j * x.sv
-        column = tile[j]
-        if step == 1:
-            side_by_side = x.data[at : at + rows]
-            for t in range(rows):
-                column[t] = widened(side_by_side[t])
-        else:
-            first, apart = np.uint64(at), np.uint64(step)
-            for t in range(np.uint64(rows)):
-                column[t] = widened(x.data[first + t * apart])
-
-
-@kernel
-def turn_out(tile: NDArray, rows: int, x: Strided, r: int) -> None:
-    """The tile's rows to where they belong in x."""
-    base, step = _first_of(x, r)
-    like = x.data[0]
-    ready = np.empty(TILE, x.data.dtype)
-    for j in range(x.v):
-        at = base + j * x.sv
-        column = tile[j]
-        if step == 1:
-            side_by_side = x.data[at : at + rows]
-            for t in range(rows):
-                side_by_side[t] = stored(column[t], like)
-        else:
-            for t in range(rows):
-                ready[t] = stored(column[t], like)
-            first, apart = np.uint64(at), np.uint64(step)
-            for t in range(np.uint64(rows)):
-                x.data[first + t * apart] = ready[t]
-
-
-@kernel
-def silence(live: NDArray, r: int, rows: int, tile: NDArray) -> None:
-    """Zeros for the rows that are not to be read."""
-    if live.size:
-        for t in range(rows):
-            if not live[r + t]:
-                for j in range(tile.shape[0]):
-                    tile[j, t] = 0
 
 
 # Small kernels that go through a whole tile: a compiler that sees one loop at a time turns each into vector
@@ -120,9 +51,27 @@ def peaks(tile: NDArray, peak: NDArray) -> None:
 
 
 @kernel
-def powers(tile: NDArray, peak: NDArray, kept: NDArray, sums: NDArray, ties: NDArray) -> None:
-    """Keep all powers; add up those below 1, and count those that are 1: of the peak, and of what is as good as it."""
+def powers(
+    tile: NDArray,
+    peak: NDArray,
+    kept: NDArray,
+    sums: NDArray,
+    ties: NDArray,
+    z: Strided,
+    q: Strided,
+    out: Strided,
+    r: int,
+    stop: int,
+) -> None:
+    """Keep all powers; add up those below 1, and count those that are 1: of the peak, and of what is as good as it.
+
+    Meanwhile the tiles of z, q and out that begin at row r are fetched.
+    """
+    z_next, q_next, out_next = next_of(z, r, stop), next_of(q, r, stop), next_of(out, r, stop)
     for j in range(tile.shape[0]):
+        fetch_column(z.data, z_next, j)
+        fetch_column(q.data, q_next, j)
+        fetch_column(out.data, out_next, j)
         column, power_of = tile[j], kept[j]
         for t in range(TILE):
             power_of[t] = power(column[t], peak[t])
@@ -168,28 +117,6 @@ def gaps(tile: NDArray, peak: NDArray, index: NDArray, gap: NDArray) -> None:
     """How far below the peak the labels are."""
     for t in range(index.size):
         gap[t] = np.float64(peak[t]) - np.float64(tile[np.uint64(index[t]), t])
-
-
-@kernel
-def entries_in(tile: NDArray, index: NDArray, entries: NDArray) -> None:
-    """What stands in one column of each row."""
-    for t in range(index.size):
-        entries[t] = tile[np.uint64(index[t]), t]
-
-
-@kernel
-def entries_out(entries: NDArray, index: NDArray, tile: NDArray) -> None:
-    """Back to its column."""
-    for t in range(index.size):
-        tile[np.uint64(index[t]), t] = entries[t]
-
-
-@kernel
-def some_out(entries: NDArray, index: NDArray, listed: NDArray, tile: NDArray) -> None:
-    """Those of some rows back to their columns."""
-    for i in range(listed.size):
-        t = np.uint64(listed[i])
-        tile[np.uint64(index[t]), t] = entries[t]
 
 
 @kernel
@@ -268,11 +195,10 @@ def part(
     r = start
     while r < stop:
         rows = tile_of(z, r, stop)
-        fetch_ahead(z, r + rows, stop)
         turn_in(z, r, rows, tile)
         silence(live, r, rows, tile)
         peaks(tile, peak)
-        powers(tile, peak, kept, power_sum, ties)
+        powers(tile, peak, kept, power_sum, ties, z, q, q, r + rows, stop)
         peak_and_rest(peak, power_sum, ties, fields[0, r : r + rows], fields[1, r : r + rows])
         for k in range(index.shape[1]):
             gaps(tile, peak, index[r : r + rows, k], gap[r : r + rows, k])
@@ -281,7 +207,6 @@ def part(
                 for j in range(z.v):
                     gap[r + t, j] = np.float64(peak[t]) - np.float64(tile[j, t])
         if q.v:
-            fetch_ahead(q, r + rows, stop)
             turn_in(q, r, rows, shares)
             sums_of_tile(tile, peak, shares, weight, sums)
             classes_of_tile(shares, there, alone)
@@ -315,9 +240,18 @@ def _order(tile: NDArray, peak: NDArray, index: NDArray, r: int, rows: int, out:
 
 
 @kernel
-def _columns(tile: NDArray, peak: NDArray, factor: NDArray) -> None:
-    """The gradient of all columns as if none were a target, of a loss that looks at nll and lse only."""
+def _columns(
+    tile: NDArray, peak: NDArray, factor: NDArray, z: Strided, q: Strided, out: Strided, r: int, stop: int
+) -> None:
+    """The gradient of all columns as if none were a target, of a loss that looks at nll and lse only.
+
+    Meanwhile the tiles of z, q and out that begin at row r are fetched.
+    """
+    z_next, q_next, out_next = next_of(z, r, stop), next_of(q, r, stop), next_of(out, r, stop)
     for j in range(tile.shape[0]):
+        fetch_column(z.data, z_next, j)
+        fetch_column(q.data, q_next, j)
+        fetch_column(out.data, out_next, j)
         column = tile[j]
         for t in range(TILE):
             column[t] = power(column[t], peak[t]) * factor[t]
@@ -409,15 +343,12 @@ def pull(
     r = start
     while r < stop:
         rows = tile_of(z, r, stop)
-        fetch_ahead(z, r + rows, stop)
-        fetch_ahead(out, r + rows, stop)
         turn_in(z, r, rows, tile)
         silence(live, r, rows, tile)
         collect(r, rows, fields, uniform, dot, a, b, c, d, known)
         factor[:] = known[7]
         peak[:rows] = fields[0, r : r + rows]
         if q.v:
-            fetch_ahead(q, r + rows, stop)
             turn_in(q, r, rows, shares)
             classes_of_tile(shares, there, column_of)
             held = fields[3, r : r + rows]
@@ -428,7 +359,7 @@ def pull(
                 exact(hit, peak, alpha, u, known, entries[k])
         if uniform >= 0 or dot >= 0:
             kept[:] = tile
-        _columns(tile, peak, factor)
+        _columns(tile, peak, factor, z, q, out, r + rows, stop)
         if uniform >= 0:
             _less_uniform(tile, kept, weight, known[5])
         if q.v:

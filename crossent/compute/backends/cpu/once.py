@@ -19,61 +19,90 @@ from crossent.compute.backends.cpu.soft import (
     classes_of_tile,
     exact_of_tile,
     gaps_of_tile,
-    less_shares,
     only_one,
     sums_of_row,
     sums_of_tile,
 )
 from crossent.compute.backends.cpu.target import Row, at_target, exact
+from crossent.compute.backends.cpu.tile import (
+    entries_in,
+    entries_out,
+    silence,
+    silence_places,
+    some_to_places,
+    tile_of,
+    turn_in,
+    turn_out,
+    turn_out_less,
+)
 from crossent.compute.backends.cpu.tree import LANES
 
 TILE = narrow.TILE
 
 
 @kernel
-def _collect(fields: NDArray, soft: bool, uniform: int, a: float, c: float, slope: NDArray, known: NDArray) -> None:
+def _collect(
+    fields: NDArray, at: int, rows: int, soft: bool, uniform: int, a: float, c: float, slope: NDArray, known: NDArray
+) -> None:
     """As ``target.collect``, of cotangents that are the same for all rows but for a ``slope``, if it has a size."""
     rest, measure, a_row, c_row, factor = known[0], known[1], known[3], known[5], known[7]
-    rows = fields.shape[1]
-    rest[:rows] = fields[1]
-    for t in range(rows):
-        a_row[t] = a * (fields[3, t] if soft else slope[t] if slope.size else 1.0)
-    if uniform >= 0:
+    stop = at + rows
+    rest[:rows] = fields[1, at:stop]
+    if soft:
+        held = fields[3, at:stop]
         for t in range(rows):
-            c_row[t] = (c * fields[2, t] if soft else c) / fields[uniform + 1, t]
-        measure[:rows] = fields[uniform + 2]
+            a_row[t] = a * held[t]
+    elif slope.size:
+        for t in range(rows):
+            a_row[t] = a * slope[t]
+    else:
+        a_row[:rows] = a
+    if uniform >= 0:
+        count = fields[uniform + 1, at:stop]
+        for t in range(rows):
+            c_row[t] = (c * fields[2, at + t] if soft else c) / count[t]
+        measure[:rows] = fields[uniform + 2, at:stop]
     for t in range(rows):
         factor[t] = (a_row[t] + c_row[t] * measure[t]) / (1.0 + rest[t]) * UNSHIFT
 
 
 @kernel
-def losses(fields: NDArray, gap: NDArray, soft: bool, uniform: int, by_nll: float, by_uniform: float) -> None:
-    """Gaps → losses that have these slopes by nll and uniform, as ``stats.finish`` and a loss make them of fields."""
-    rest = fields[1]
-    for t in range(gap.size):
-        spread = log1p(rest[t])
-        value = by_nll * (gap[t] + spread) * (fields[3, t] if soft else 1.0) if by_nll != 0.0 else 0.0
-        if uniform >= 0:
-            even = (fields[uniform + 2, t] * spread - fields[uniform, t]) / fields[uniform + 1, t]
-            value += by_uniform * even * (fields[2, t] if soft else 1.0)
-        gap[t] = value
+def _losses(fields: NDArray, soft: bool, uniform: int, by: NDArray, at: int, gap: NDArray) -> None:
+    """Gaps → losses whose slopes by nll and uniform are ``by``, as ``stats.finish`` and a loss make them of fields.
+
+    (Loops of their own for what is rarely asked for: a compiler works on all lanes of a short one.)
+    """
+    stop, by_nll, by_uniform = at + gap.size, by[0], by[1]
+    rest = fields[1, at:stop]
+    if by_nll != 0.0:
+        for t in range(gap.size):
+            gap[t] = by_nll * (gap[t] + log1p(rest[t]))
+        if soft:
+            held = fields[3, at:stop]
+            for t in range(gap.size):
+                gap[t] *= held[t]
+    else:
+        gap[:] = 0.0
+    if uniform >= 0:
+        total, count, measure = fields[uniform, at:stop], fields[uniform + 1, at:stop], fields[uniform + 2, at:stop]
+        for t in range(gap.size):
+            even = by_uniform * ((measure[t] * log1p(rest[t]) - total[t]) / count[t])
+            gap[t] += even * fields[2, at + t] if soft else even
 
 
 @kernel
-def _scaled(kept: NDArray, tile: NDArray, known: NDArray, uniform: int) -> None:
+def _scaled(kept: NDArray, scale: NDArray, even: NDArray, tile: NDArray) -> None:
     """Powers → gradients of all columns as if none were the label."""
-    c, scale = np.empty(TILE, tile.dtype), np.empty(TILE, tile.dtype)
-    c[:] = known[5]
-    scale[:] = known[7]
     nothing = as_worked(0.0, scale[0])
     for j in range(kept.shape[0]):
         column = kept[j]
-        for t in range(TILE):
-            column[t] *= scale[t]
-        if uniform >= 0:
+        if even.size:
             z = tile[j]
             for t in range(TILE):
-                column[t] -= c[t] if z[t] > -np.inf else nothing
+                column[t] = column[t] * scale[t] - (even[t] if z[t] > -np.inf else nothing)
+        else:
+            for t in range(TILE):
+                column[t] *= scale[t]
 
 
 @kernel
@@ -86,70 +115,78 @@ def of_narrow(
     a: float,
     c: float,
     gamma: float,
+    by: NDArray,
     tile: NDArray,
     kept: NDArray,
     shares: NDArray,
     fields: NDArray,
     gap: NDArray,
-    value: NDArray,
     out: Strided,
+    every: bool,
     start: int,
     stop: int,
 ) -> None:
     """``narrow.part`` and ``narrow.pull`` of rows start … stop, whose targets are labels or, if there is a q, soft.
 
-    A ``value`` with a size asks for focal losses, with an exponent of ``gamma``, of labels.
+    A ``gamma`` of 0 or more asks for focal losses of labels with that exponent, and ``by`` with its two slopes for
+    those of ``_losses``: they come in the place of gaps. ``every`` says that fields have room for all rows, and not for
+    those that are worked on together.
     """
     peak, hit, entries = np.zeros(TILE, tile.dtype), np.zeros(TILE, tile.dtype), np.zeros(TILE)
-    listed, few = np.empty(TILE, np.int32), 0
+    listed, scale, take = np.empty(TILE, np.int32), np.empty(TILE, tile.dtype), np.empty(TILE, tile.dtype)
+    even = np.empty(TILE if uniform >= 0 else 0, tile.dtype)
     sums, ties, known = np.empty(TILE), np.empty(TILE, np.int32), np.zeros((8, TILE))
     there, column_of = np.zeros(TILE, np.int32), np.zeros(TILE, np.int32)
     each, ones = np.zeros(TILE), np.ones(TILE)
     nothing, evens, masses = known[0, :0], np.empty((3, TILE)), np.empty((3, TILE))
-    slope = np.empty(TILE if value.size else 0)
+    slope = np.empty(TILE if gamma >= 0.0 else 0)
     tile[:] = 0
     shares[:] = 0
     r = start
     while r < stop:
-        rows = narrow.tile_of(z, r, stop)
-        narrow.fetch_ahead(z, r + rows, stop)
-        narrow.fetch_ahead(out, r + rows, stop)
-        narrow.turn_in(z, r, rows, tile)
-        narrow.silence(live, r, rows, tile)
+        rows = tile_of(z, r, stop)
+        turn_in(z, r, rows, tile)
+        silence(live, r, rows, tile)
         narrow.peaks(tile, peak)
-        narrow.powers(tile, peak, kept, sums, ties)
-        narrow.peak_and_rest(peak, sums, ties, fields[0, r : r + rows], fields[1, r : r + rows])
+        narrow.powers(tile, peak, kept, sums, ties, z, q, out, r + rows, stop)
+        at = r if every else 0
+        high, rest, here = fields[0, at : at + rows], fields[1, at : at + rows], gap[r : r + rows]
+        narrow.peak_and_rest(peak, sums, ties, high, rest)
         if q.v:
-            narrow.fetch_ahead(q, r + rows, stop)
-            narrow.turn_in(q, r, rows, shares)
+            turn_in(q, r, rows, shares)
             sums_of_tile(tile, peak, shares, nothing, masses)
             classes_of_tile(shares, there, column_of)
-            gaps_of_tile(tile, peak, masses, there, column_of, gap[r : r + rows, 0])
-            narrow.copied(masses[1:], rows, fields[2:4], r)
+            gaps_of_tile(tile, peak, masses, there, column_of, here)
+            narrow.copied(masses[1:], rows, fields[2:4], at)
         else:
-            narrow.gaps(tile, peak, index[r : r + rows, 0], gap[r : r + rows, 0])
+            entries_in(tile, index[r : r + rows, 0], hit)
+            narrow.gaps(tile, peak, index[r : r + rows, 0], here)
         if uniform >= 0:
             narrow.uniform_of(tile, peak, nothing, evens)
-            narrow.copied(evens, rows, fields[uniform : uniform + 3], r)
-        if not q.v:
-            narrow.entries_in(tile, index[r : r + rows, 0], hit)
-        if value.size:
-            focal(hit[:rows], peak, fields[1, r : r + rows], gamma, value[r : r + rows], slope)
-        _collect(fields[:, r : r + rows], q.v > 0, uniform, a, c, slope, known)
+            narrow.copied(evens, rows, fields[uniform : uniform + 3], at)
+        if gamma >= 0.0:
+            focal(hit[:rows], peak, rest, gamma, here, slope)
+        elif by.size:
+            _losses(fields, q.v > 0, uniform, by, at, here)
+        _collect(fields, at, rows, q.v > 0, uniform, a, c, slope, known)
+        scale[:] = known[7]
+        even[:] = known[5, : even.size]
         if q.v:
-            held = fields[3, r : r + rows]
+            held = fields[3, at : at + rows]
             few = exact_of_tile(tile, peak, shares, nothing, known, held, there, column_of, each, entries, listed)
+            take[:] = each
+            if uniform >= 0:
+                _scaled(kept, scale, even, tile)
+                scale[:] = ones
+            turn_out_less(kept, scale, shares, take, rows, out, r)
+            some_to_places(entries, column_of, listed[:few], out, r, tile[0])
+            silence_places(live, r, rows, out)
         else:
             exact(hit, peak, known[3], ones, known, entries)
-        _scaled(kept, tile, known, uniform)
-        if q.v:
-            less_shares(kept, shares, nothing, each)
-        if q.v:
-            narrow.some_out(entries, column_of, listed[:few], kept)
-        else:
-            narrow.entries_out(entries, index[r : r + rows, 0], kept)
-        narrow.silence(live, r, rows, kept)
-        narrow.turn_out(kept, rows, out, r)
+            _scaled(kept, scale, even, tile)
+            entries_out(entries, index[r : r + rows, 0], kept)
+            silence(live, r, rows, kept)
+            turn_out(kept, rows, out, r)
         r += rows
 
 
@@ -163,13 +200,14 @@ def of_wide(
     a: float,
     c: float,
     gamma: float,
+    by: NDArray,
     rows: NDArray,
     grads: NDArray,
     shares: NDArray,
     fields: NDArray,
     gap: NDArray,
-    value: NDArray,
     out: Strided,
+    every: bool,
     over: bool,
     start: int,
     stop: int,
@@ -177,7 +215,7 @@ def of_wide(
     """``wide.part`` and ``wide.pull`` of rows start … stop, of the same targets; ``over``: out is z itself."""
     powers = np.empty(2 * LANES, rows.dtype)
     lanes, masses, tree = np.empty(LANES), np.empty(LANES), np.empty(LANES)
-    nothing, slope = lanes[:0], np.empty(1 if value.size else 0)
+    nothing, slope = lanes[:0], np.empty(1)
     share, greatest_of = shares[0, :0], np.empty(1, rows.dtype)
     r = start
     while r < stop:
@@ -201,23 +239,26 @@ def of_wide(
             dz = grads[t] if many > 1 else lines.room(out, at, grads[0])
             greatest_of[0] = peak
             rest = wide.rest_of(x, peak, dz, powers, lanes, tree)
-            fields[0, r], fields[1, r] = peak, rest
+            f = r if every else 0
+            fields[0, f], fields[1, f] = peak, rest
             a_row, c_row, measure, held, several = a, 0.0, 0.0, 0.0, False
             if q.v:
                 share = lines.line(q, lines.place(q, r), shares[0])
-                gap[r, 0], mass, held = sums_of_row(x, peak, share, nothing, lanes, masses, tree)
-                fields[2, r], fields[3, r] = mass, held
+                gap[r], mass, held = sums_of_row(x, peak, share, nothing, lanes, masses, tree)
+                fields[2, f], fields[3, f] = mass, held
                 a_row = a * held
             else:
                 y = index[r, 0]
-                gap[r, 0] = np.float64(peak) - np.float64(x[y])
-                if value.size:
-                    focal(x[y : y + 1], greatest_of, fields[1, r : r + 1], gamma, value[r : r + 1], slope)
+                gap[r] = np.float64(peak) - np.float64(x[y])
+                if gamma >= 0.0:
+                    focal(x[y : y + 1], greatest_of, fields[1, f : f + 1], gamma, gap[r : r + 1], slope)
                     a_row = a * slope[0]
             if uniform >= 0:
                 total, count, measure = wide.uniform_of(x, peak, nothing, lanes, tree)
-                fields[uniform, r], fields[uniform + 1, r], fields[uniform + 2, r] = total, count, measure
-                c_row = (c * fields[2, r] if q.v else c) / count
+                fields[uniform, f], fields[uniform + 1, f], fields[uniform + 2, f] = total, count, measure
+                c_row = (c * fields[2, f] if q.v else c) / count
+            if by.size:
+                _losses(fields, q.v > 0, uniform, by, f, gap[r : r + 1])
             if counts:
                 row = Row(rest, measure, 0.0, a_row, 0.0, c_row, 0.0)
                 scale = as_worked((a_row + c_row * measure) / (1.0 + rest) * UNSHIFT, peak)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossent.compute.backends.cpu.precision import as_worked, kernel
+from crossent.compute.backends.cpu.precision import as_worked, fma, kernel
 from crossent.compute.backends.cpu.target import at_target, exact, row_of
 from crossent.compute.backends.cpu.tree import FOUR, LANES, TILE, add_row, in_blocks, in_fours, tree_sum
 
@@ -42,10 +42,10 @@ def sums_of_tile(tile: NDArray, peak: NDArray, q: NDArray, weight: NDArray, sums
         for b in range(fours.shape[0]):
             four, share_of = fours[b], shares[b]
             for t in range(TILE):
-                aimed, whole = aim[t], mass[t]
+                aimed, whole, high = aim[t], mass[t], half * peak[t]
                 for k in range(FOUR):
-                    gap = half * peak[t] - half * four[k, t] if share_of[k, t] != 0 else nothing
-                    aimed += np.float64(share_of[k, t]) * np.float64(gap)
+                    gap = fma(-half, four[k, t], high) if share_of[k, t] != 0 else nothing
+                    aimed = fma(np.float64(share_of[k, t]), np.float64(gap), aimed)
                     whole += np.float64(share_of[k, t])
                 aim[t], mass[t] = aimed, whole
         for j in range(rest.shape[0]):

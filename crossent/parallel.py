@@ -8,8 +8,8 @@
 
 Every rank of the group calls the function, with its own columns and the same of everything else, and gets the whole
 loss: the same bits on every rank. In the backward pass each gets the gradient of what it holds; of what all hold
-(hidden states, a learned temperature) all get the whole gradient. Call ``backward`` on every rank, as if each were
-alone.
+(hidden states, a learned temperature or weight) all get the whole gradient. Call ``backward`` on every rank, as if
+each were alone.
 
 What is wrong on one rank is an error on all of them, in the same call. A rank that dies or never comes is an error of
 torch.distributed's on the others, within the timeout of the group.
@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor import Shard as Placed
 
 from crossent.compute import linear, shards
-from crossent.compute.agreement import agreed, check_knobs, is_dense, outline
+from crossent.compute.agreement import agreed, check_knobs, is_dense, learned_weights, outline
 from crossent.compute.arguments import (
     check_class_weight,
     check_logits,
@@ -105,8 +105,8 @@ def cross_entropy(
     and a loss that is not linear in the negative log-likelihood there are two small sums more each way. ``Brier`` and
     ``Hinge`` read the logits themselves, and gather them. Memory: as on one machine, of the own columns. Gradients of
     any order, and forward derivatives (``torch.func.jvp``); ``vmap``, ``jacfwd`` and ``hessian`` are refused, and so
-    are class weights and sample weights that are learned. Under ``torch.compile`` the call is left to eager mode, which
-    ``fullgraph=True`` forbids.
+    are class weights that are learned with label smoothing. Under ``torch.compile`` the call is left to eager mode,
+    which ``fullgraph=True`` forbids.
     Source: docs/algebra.md, "Merge".
 
     >>> import os, torch.distributed as dist
@@ -266,7 +266,7 @@ def _logits(
     """(z, rows, loss, shard, shape, dtype), once all ranks have said that nothing is wrong."""
     wide = 0 if input.dim() < 2 else 1
     input, group = _spread(input, group, wide, "input")
-    target, weight, _, reduction, _, loss, sample_weight, _, normaliser, empty = given = (_local(given[0]), *given[1:])
+    target, weight, _, reduction, smoothing, loss, *_, normaliser, empty = given = (_local(given[0]), *given[1:])
     own = input.shape[wide] if input.dim() else 0
     shape = torch.Size() if input.dim() < 2 else input.shape[:1] + input.shape[2:]
 
@@ -278,7 +278,7 @@ def _logits(
             raise ValueError("input is a single number; logits have a dimension of classes: (N, C) or (N, C, …).")
         if labels:
             _check_labels(target)
-        check_knobs(weight, loss, link, sample_weight, own)
+        check_knobs(weight, loss, link, smoothing, own)
         if is_dense(target):  # whose columns are this rank's
             _rows(given, shape, tuple(input.shape), own, validate)
 
@@ -287,6 +287,7 @@ def _logits(
         "the dtype of input": input.dtype,
         "whether input needs a gradient": input.requires_grad,
         "link": outline(link),
+        "which weights are learned": learned_weights(weight, loss, given[6]),
     }
     (sizes,) = zip(*agreed(check, facts, given, validate, [own], input.device, group), strict=True)
     shard = Shard(sizes, group)
@@ -310,7 +311,7 @@ def _head(
     linear_weight, group = _spread(linear_weight, group, 0, "linear_weight")
     linear_bias = None if linear_bias is None else _spread(linear_bias, group, 0, "linear_bias")[0]
     input, sequence_dim = _hidden(input, sequence_dim)
-    target, weight, _, reduction, _, loss, sample_weight, _, normaliser, empty = given = (_local(given[0]), *given[1:])
+    target, weight, _, reduction, smoothing, loss, *_, normaliser, empty = given = (_local(given[0]), *given[1:])
     own = linear_weight.shape[0] if linear_weight.dim() else 0
     along = None if sequence_dim is None or input.dim() < 2 else sequence_dim % input.dim()
     slice_size = 0 if along is None else input.shape[along]
@@ -333,7 +334,7 @@ def _head(
             raise ValueError(f"linear_bias must have shape ({own},); got {tuple(linear_bias.shape)}.")
         if labels:
             _check_labels(target)
-        check_knobs(weight, loss, link, sample_weight, own)
+        check_knobs(weight, loss, link, smoothing, own)
         if is_dense(target):
             # Of how many rows the whole has nobody knows yet if they are spread.
             of_rows = input.shape[:-1] if along is None or isinstance(target, Target) else target.shape[:-1]
@@ -347,6 +348,7 @@ def _head(
             None if x is None else x.requires_grad for x in (input, linear_weight, linear_bias)
         ],
         "link": outline(link),
+        "which weights are learned": learned_weights(weight, loss, given[6]),
         "budget and chunk_rows": chunks,
     }
     told = agreed(check, facts, given, validate, [own, slice_size], input.device, group)

@@ -150,14 +150,21 @@ def outline(link: Link | None) -> Any:
     return *shared, learned, None if link.bias is None else link.bias.requires_grad
 
 
-def check_knobs(
-    weight: Tensor | None, loss: Loss | None, link: Link | None, sample_weight: Tensor | None, own: int
-) -> None:
+def learned_weights(weight: Tensor | None, loss: Loss | None, sample_weight: Tensor | None) -> list[bool]:
+    """Whether somebody asks for the gradients of class weights, those of a loss, and sample weights."""
+    knobs = weight, None if loss is None else loss.class_weight, sample_weight
+    return [x is not None and x.requires_grad for x in knobs]
+
+
+def check_knobs(weight: Tensor | None, loss: Loss | None, link: Link | None, smoothing: float, own: int) -> None:
     """Refuse what cannot be had, and a bias that is not this rank's."""
     learned = weight if weight is not None else None if loss is None else loss.class_weight
-    for name, knob in (("class weights", learned), ("sample_weight", sample_weight)):
-        if knob is not None and knob.requires_grad:
-            raise ValueError(f"{name} that require a gradient are not possible with columns on several ranks: detach.")
+    uniform = smoothing != 0 or (loss is not None and "uniform" in loss.reads)
+    if learned is not None and learned.requires_grad and uniform:
+        raise ValueError(
+            "class weights that require a gradient are not possible with label smoothing, or a loss that reads the "
+            "uniform cross-entropy, where columns lie on several ranks: detach them, or leave out the smoothing."
+        )
     for name in ("temperature", "softcap"):
         field = None if link is None else getattr(link, name)
         if isinstance(field, Tensor) and field.numel() != 1:

@@ -227,6 +227,9 @@ def test_links_and_targets_that_are_learned(name: str, soft: bool) -> None:
         assert not torch.allclose(of_temperature[0] / size, truth[1], rtol=1e-6)
 
 
+LEARNS = torch.ones(6, requires_grad=True)
+
+
 def curved(sizes: tuple[int, ...], z: Tensor, target: Any, along: Tensor, options: dict) -> Tensor:
     """A job: a Hessian times a vector, each rank's columns of both."""
     leaf = own(z, sizes).clone().requires_grad_()
@@ -374,7 +377,8 @@ def refused(sizes: tuple[int, ...], change: dict[int, dict[str, Any]], everyone:
         ({}, {"target": torch.tensor([0, 6])}, "labels that are no class: 6 at row 1. With 6 columns"),
         ({}, {"target": torch.tensor([0, 1, 2])}, r"labels must have shape \(2,\)"),
         ({}, {"weight": torch.ones(2)}, "one number for each of the 6 classes"),
-        ({}, {"weight": torch.ones(6, requires_grad=True)}, "class weights that require a gradient"),
+        ({}, {"weight": LEARNS, "label_smoothing": 0.1}, "class weights that require a gradient"),
+        ({1: {"weight": LEARNS.detach()}}, {"weight": LEARNS}, r"weights are learned \(rank 1\)"),
         ({}, {"reduction": "sum", "normaliser": 3.0}, "it would be unused"),
         ({1: {"normaliser": 3.0}}, {}, r"normaliser \(rank 1\)"),
         ({0: {"link": Link(bias=torch.zeros(6))}}, {"link": Link(bias=torch.zeros(0))}, "bias of a link must be that"),

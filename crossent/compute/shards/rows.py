@@ -167,6 +167,11 @@ def row_losses(z: Tensor, target: Target, loss: Loss, link: Link | None, shard: 
         whole = joined(z, 1, shard.sizes, shard.group)
         return rows.row_losses(whole, _whole(target, shard), loss)
     one_by_one = needs_columns(target, loss)
+    if one_by_one:  # each rank's cotangents are partial, of what all hold too
+        if loss.class_weight is not None:
+            loss = Reweighted(loss, copied(loss.class_weight, shard.group))
+        if target.row_weight is not None:
+            target = replace(target, row_weight=copied(target.row_weight, shard.group))
 
     def read(index: Tensor | None, q: Tensor | None, weight: Tensor | None, *what: bool) -> tuple[Tensor, ...]:
         return statistics_of(z, target.live, index, q, own_weight(weight, index, shard), *what[:2], shard, one_by_one)

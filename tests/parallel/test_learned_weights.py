@@ -1,0 +1,58 @@
+"""Class weights and sample weights that are learned have their whole gradient on every rank."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from crossent import cross_entropy, parallel
+from crossent.compute.losses import Smoothed
+from tests.laws.test_losses import KNOBS
+from tests.parallel.test_vocabulary import SIZES, Z, own
+from tests.parallel.world import Raised, good, world_of
+
+G = torch.Generator().manual_seed(0)
+
+
+def weighted(sizes: tuple[int, ...], target: Any, loss: Any, through_head: bool) -> tuple[Tensor, ...]:
+    """A job: the gradients of own columns, and of the class and sample weights that all ranks share."""
+    leaf = own(LEARNED[0], sizes).clone().requires_grad_()
+    of_classes, of_rows = (t.clone().requires_grad_() for t in LEARNED[1:])
+    options = {"weight": of_classes, "sample_weight": of_rows, "loss": loss}
+    if through_head:
+        eye = torch.eye(len(leaf), dtype=leaf.dtype)
+        value = parallel.linear_cross_entropy(eye, leaf.T, own(target, sizes), chunk_rows=2, **options)
+    else:
+        value = parallel.cross_entropy(leaf, own(target, sizes), **options)
+    return torch.autograd.grad(value.square(), (leaf, of_classes, of_rows))
+
+
+LEARNED = tuple(t.double() for t in (Z[1:5].nan_to_num(neginf=0.5), torch.arange(1.0, 7.0), torch.arange(1.0, 5.0)))
+
+
+@pytest.mark.parametrize("through_head", [False, True])
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("name", ["NLL", "Focal", "Brier"])
+def test_class_and_sample_weights_that_are_learned(name: str, soft: bool, through_head: bool) -> None:
+    target = torch.rand(4, 6, generator=G).double() if soft else torch.tensor([0, 5, 2, 3])
+    leaves = [t.clone().requires_grad_() for t in LEARNED]
+    value = cross_entropy(leaves[0], target, weight=leaves[1], sample_weight=leaves[2], loss=KNOBS[name])
+    truth = torch.autograd.grad(value.square(), leaves)
+    for size, sizes in SIZES.items():
+        of_logits, *of_weights = zip(
+            *good(world_of(size).run(weighted, sizes, target, KNOBS[name], through_head)), strict=True
+        )
+        torch.testing.assert_close(torch.cat(of_logits, 1), truth[0], rtol=1e-11, atol=1e-13)
+        for found, expected in zip(of_weights, truth[1:], strict=True):
+            for each in found:
+                torch.testing.assert_close(each, expected, rtol=1e-11, atol=1e-13)
+            assert not torch.allclose(found[0] / size, expected, rtol=1e-6)
+
+
+def test_class_weights_that_are_learned_with_smoothing_are_refused() -> None:
+    for answer in world_of(2).run(weighted, SIZES[2], torch.tensor([0, 5, 2, 3]), Smoothed(0.1), False):
+        assert isinstance(answer, Raised)
+        assert "class weights that require a gradient are not possible with label smoothing" in answer.text

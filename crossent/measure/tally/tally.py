@@ -37,7 +37,8 @@ from crossent.measure.sums.likelihood import FLOOR, Rows, distributions, floor_s
 from crossent.measure.sums.sample import Sample
 from crossent.measure.sums.sums import Layout, Sums
 from crossent.measure.values.decomposition import Calibrated, design_of, isotonic_parts, joint_parts
-from crossent.measure.values.means import NOT_OF_TEXTS, Evidence, bits_per_byte, errors, likelihood, truth
+from crossent.measure.values.means import NOT_OF_TEXTS, Evidence, errors, likelihood, truth
+from crossent.measure.values.per_byte import bits_per_byte
 from crossent.measure.values.reliability import expected_calibration_error, smooth_calibration_error
 from crossent.measure.values.slices import COSTLIEST, Costly, Slices, costliest_of
 from crossent.record import Number

@@ -14,7 +14,8 @@ from crossent.measure.sums.folds import Folds
 from crossent.measure.sums.sample import Sample
 from crossent.measure.values.decomposition import Calibrated, parts_on
 from crossent.measure.values.isotonic import cost, stated
-from crossent.measure.values.means import Evidence, bits_per_byte, cross_entropy, errors, mean_of, perplexity
+from crossent.measure.values.means import Evidence, cross_entropy, errors, mean_of, perplexity
+from crossent.measure.values.per_byte import bits_per_byte
 from crossent.measure.values.reliability import smooth_calibration_error
 from crossent.measure.values.spread import Spread, clustered, spread_on
 from crossent.record import Number, Table

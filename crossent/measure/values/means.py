@@ -35,10 +35,20 @@ from crossent.measure.sums.groups import Groups
 from crossent.measure.sums.likelihood import TOPS, costs_of_logs, distributions
 from crossent.measure.sums.sample import Sample
 from crossent.measure.sums.sums import FLOORED, POWERS, RARE, USUAL, Sums
-from crossent.measure.values.spread import AGREE, Spread, clustered, freedom_by_class, of_groups, of_moments, spread_on
+from crossent.measure.values.spread import (
+    AGREE,
+    Spread,
+    as_claimed,
+    costs_of_cells,
+    freedom_by_class,
+    of_groups,
+    of_moments,
+    spread_on,
+)
 from crossent.record import Number
 
 _Float = NDArray[np.float64]
+_FEW_HOLD = 5
 _FEW_A_CLASS = 20  # rows a class: of more, what Miller's term leaves of the bias is a thousandth of a nat
 NOT_OF_TEXTS = ("label_entropy", "label_entropy_bias", "information_gained", "skill", "perplexity")
 """Numbers that need classes, which documents have none of."""
@@ -160,18 +170,27 @@ class Evidence:
     def claimed(self) -> Spread | None:
         """How much costs of two classes would scatter if labels came as the model claims; None unless one class alone
         came, and for rows in groups, of which nothing says how they go together.
-
-        Over the rows of weight w with claims p: Σ w² Σ_y p_y (c_y − C)² and Σ w³ Σ_y p_y (c_y − C)³, C the mean claim.
         """
         if self.cells is None or self.groups is not None or self.sums.layout.soft or np.all(self.frequencies > 0):
             return None
+        return Spread(*as_claimed(self.cells, *costs_of_cells(self.cells)), self.weight, self.effective - 1)
+
+    def difference(self, alpha: float, v: _Float, mean: float) -> Spread | None:
+        """Give the spread of terms that differ between labels: that of ``spread``, or, where fewer than ``_FEW_HOLD``
+        groups hold the rarer of two classes and cannot tell how it scatters, that of labels drawn as the model claims,
+        if it is larger, with rows of a group taken for one draw, which is the most that they may have in common.
+        """
+        found, groups = self.spread(alpha, v, mean), self.groups
+        if groups is None or len(groups) < 2 or self.cells is None or self.sums.layout.soft:
+            return found
+        if np.count_nonzero(groups.labels() > 0, axis=0).min() >= _FEW_HOLD:
+            return found
         zero, one = costs_of_cells(self.cells)
-        weight, two = self.cells.weight, self.cells.squares[0]
-        p = np.clip(self.cells.prediction / weight, 0.0, 1.0)
-        mean = float(np.sum(weight * (p * one + (1 - p) * zero))) / self.weight
-        second = two * (p * (one - mean) ** 2 + (1 - p) * (zero - mean) ** 2)
-        third = two * two / weight * (p * (one - mean) ** 3 + (1 - p) * (zero - mean) ** 3)
-        return Spread(float(second.sum()), float(third.sum()), self.weight, self.effective - 1)
+        size = groups.column("weight")
+        second = as_claimed(self.cells, alpha * zero + v[0], alpha * one + v[1])[0] * np.sum(size**2) / np.sum(size)
+        if found is not None and second <= found.second:
+            return found
+        return Spread(float(second), 0.0, self.weight, len(groups) - 1.0)
 
     def unseen(self) -> float:
         """What a class that never came may add to the cost of a row, nats: its share, at most the upper end of
@@ -219,15 +238,6 @@ class Evidence:
         squares = self.sample.weights**2
         off = (distributions(self.sample.labels, f.size) - f) ** 2
         return off.T @ squares * (self.squares_of_weight()[1] / squares.sum()) / self.weight**2
-
-
-def costs_of_cells(cells: Cells) -> tuple[_Float, _Float]:
-    """What a label of 0, and of 1, costs under the mean prediction of each cell; 0 for cells without rows."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        p = np.where(cells.weight > 0, cells.prediction / cells.weight, 0.5)
-        zero, one = -np.log1p(-np.minimum(p, 1.0)), -np.log(p)
-    # An infinite cost that nobody paid counts nothing; one that was paid is not asked for here.
-    return np.where(np.isfinite(zero), zero, 0.0), np.where(np.isfinite(one), one, 0.0)
 
 
 def _number(value: float, unit: str, spread: Spread | None, n: int, least: float = -math.inf) -> Number:
@@ -319,7 +329,11 @@ def likelihood(of: Evidence, floored: Evidence) -> dict[str, Number]:
     found["label_entropy_bias"] = Number(entropy_bias(of), "nats", n=n).to("bits")
     own, finite = of.cost_under_frequencies(), math.isfinite(loss.value)
     gain = entropy.value - loss.value
-    found["information_gained"] = _number(gain, "nats", of.spread(-1.0, own, gain) if finite else None, n).to("bits")
+    # What half a row costs, for a class that never came.
+    label = -np.log(np.maximum(of.frequencies, 0.5 / n)) if of.groups is not None else own
+    found["information_gained"] = _number(gain, "nats", of.difference(-1.0, label, gain) if finite else None, n).to(
+        "bits"
+    )
     known = None not in (loss.low, loss.high, entropy.low, entropy.high)
     if known and of.claimed() is not None:
         # The two do not go together where one of the classes never came: every difference of what both may be.
@@ -355,31 +369,6 @@ def truth(of: Evidence) -> dict[str, Number]:
         return {}
     apart = Number(math.inf, "nats", n=of.n) if of.impossible else mean_of(of, "divergence", "nats")
     return {"truth_entropy": mean_of(of, "truth", "nats"), "kl_divergence": apart}
-
-
-def bits_per_byte(of: Evidence) -> dict[str, Number]:
-    """Give the cost in bits for each byte that was predicted, where lengths came with every row; else nothing.
-
-    A ratio of two sums, with the interval of the mean of its residuals cost − ratio · bytes.
-    """
-    if of.sums.count("measured in bytes", of.which) < of.n:
-        return {}
-    total, squares, both = of.sums.total("bytes", of.which)
-    if total <= 0:
-        return {}
-    total = float(total)
-    value = of.cross_entropy * of.weight / total
-    ends = None
-    if math.isfinite(value):
-        if of.groups is not None:
-            cost, length = of.groups.column("cost"), of.groups.column("bytes")
-            spread = clustered(cost - value * length, length, float(np.sum(cost**2)))
-        else:
-            second = float(of.moments[:, POWERS.index((2, 2))].sum() - 2 * value * both + value**2 * squares)
-            spread = Spread(second, 0.0, float(total), of.effective - 1)
-        ends = None if spread is None else spread.interval(value)
-    low, high = ends or (None, None)
-    return {"bits_per_byte": Number(value, "nats", None if low is None else max(low, 0.0), high, of.n).to("bits")}
 
 
 def errors(of: Evidence, task: str, classes: int | None = None) -> dict[str, Number]:

@@ -22,7 +22,8 @@ from crossent.measure.sums.sample import Sample
 from crossent.measure.sums.sums import Layout, Sums
 from crossent.measure.values.by_class import columns
 from crossent.measure.values.by_slice import MOST_PARTS, calibration_errors, parts_of_slice, rows_of_slice
-from crossent.measure.values.means import NOT_OF_TEXTS, Evidence, bits_per_byte, errors, likelihood, truth
+from crossent.measure.values.means import NOT_OF_TEXTS, Evidence, errors, likelihood, truth
+from crossent.measure.values.per_byte import bits_per_byte
 from crossent.record import Curve, Number, Table
 
 COSTLIEST = 20

@@ -61,6 +61,28 @@ def of_cells(cells: Cells, a: _Float, b: _Float, mean: float) -> tuple[float, fl
     return float(second.sum()), float(third.sum()), float(np.sum(a * a * two + 2 * a * b * y + b * b * yy))
 
 
+def costs_of_cells(cells: Cells) -> tuple[_Float, _Float]:
+    """What a label of 0, and of 1, costs under the mean prediction of each cell; 0 for cells without rows."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = np.where(cells.weight > 0, cells.prediction / cells.weight, 0.5)
+        zero, one = -np.log1p(-np.minimum(p, 1.0)), -np.log(p)
+    # An infinite cost that nobody paid counts nothing; one that was paid is not asked for here.
+    return np.where(np.isfinite(zero), zero, 0.0), np.where(np.isfinite(one), one, 0.0)
+
+
+def as_claimed(cells: Cells, zero: _Float, one: _Float) -> tuple[float, float]:
+    """How much terms, ``zero`` (cells,) or ``one`` by the label of two, would scatter if labels came as claimed.
+
+    Over the rows of weight w with claims p: Σ w² Σ_y p_y (t_y − T)² and Σ w³ Σ_y p_y (t_y − T)³, T the mean claim.
+    """
+    two = cells.squares[0]
+    p = np.clip(cells.prediction / cells.weight, 0.0, 1.0)
+    mean = float(np.sum(cells.weight * (p * one + (1 - p) * zero)) / np.sum(cells.weight))
+    second = two * (p * (one - mean) ** 2 + (1 - p) * (zero - mean) ** 2)
+    third = two * two / cells.weight * (p * (one - mean) ** 3 + (1 - p) * (zero - mean) ** 3)
+    return float(second.sum()), float(third.sum())
+
+
 def spread_on(cells: Cells, a: _Float, b: _Float, freedom: float) -> Spread | None:
     """Give the spread over single rows of terms that are ``a`` (cells,) for a label of 0 and ``b`` for one of 1; None
     where they agree. Of labels that are classes the degrees of freedom are those of the classes, where they are

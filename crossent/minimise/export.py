@@ -37,7 +37,7 @@ from crossent.minimise.networks.tabular import Tabular
 from crossent.minimise.networks.text import TextNetwork
 from crossent.minimise.networks.trees import Trees
 from crossent.minimise.run import Run
-from crossent.minimise.training.judge import averaged, shares_of, temperatures_of
+from crossent.minimise.training.judge import together
 
 OUTPUTS = ("probabilities", "log_probabilities")
 ABOUT = "crossent.json"
@@ -69,9 +69,7 @@ class Exported(nn.Module):
         logits = self.network(x)
         if not hasattr(self.network, "members"):
             logits = logits.unsqueeze(0)
-        log_p = self.calibrator(
-            averaged(self.objective.log_probabilities(logits), shares_of(self.network), temperatures_of(self.network))
-        )
+        log_p = self.calibrator(together(self.network, self.objective.log_probabilities(logits)))
         return log_p.exp().float(), log_p.float()
 
 

@@ -25,7 +25,7 @@ from crossent.minimise.networks.several import Several
 from crossent.minimise.networks.text import TextNetwork
 from crossent.minimise.objective.objective import Objective
 from crossent.minimise.recipe import Recipe
-from crossent.minimise.training.judge import averaged, interval_of, logits_of, shares_of, temperatures_of
+from crossent.minimise.training.judge import interval_of, logits_of, together
 from crossent.minimise.training.learn import Factory
 from crossent.record import Record
 
@@ -93,11 +93,7 @@ class Run:
 
     def log_probabilities(self, features: Tensor) -> Tensor:
         """Log-probabilities (n, classes), float64, of prepared features, before they are calibrated."""
-        return averaged(
-            self.objective.log_probabilities(logits_of(self.network, features)),
-            shares_of(self.network),
-            temperatures_of(self.network),
-        )
+        return together(self.network, self.objective.log_probabilities(logits_of(self.network, features)))
 
     def predict(self, x: Any) -> NDArray[Any]:
         """The most probable class by name (n,), or the expected number of a range (n,)."""

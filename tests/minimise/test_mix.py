@@ -9,7 +9,7 @@ import torch
 
 from crossent.minimise.data.problem import Problem
 from crossent.minimise.data.task import Task
-from crossent.minimise.networks.several import Even
+from crossent.minimise.networks.several import Even, Mixture, averaged, pooled
 from crossent.minimise.training import mix
 from crossent.minimise.training.learn import learn
 from crossent.minimise.training.mix import Cooled, mixed
@@ -77,7 +77,7 @@ def said_by(log_p):
 
 
 def test_what_each_counts_is_what_makes_the_labels_likeliest():
-    """Two that err on unlike rows; by another road: the best of all mixtures on a fine grid."""
+    """Two that err on unlike rows; by another road: odds are multiplied, and the powers the best on a fine grid."""
     random = torch.Generator().manual_seed(3)
     label = torch.randint(2, (400,), generator=random)
     problem = Problem(Task("binary", ("no", "yes"), "y"), torch.zeros(400, 1), label)
@@ -87,13 +87,81 @@ def test_what_each_counts_is_what_makes_the_labels_likeliest():
     done = [said_by(first.log()), said_by(second.log())]
     network, held_out = mixed(done, [Cooled(), Cooled()], 1, FEW.objective(problem.task, problem.counts()), problem)
     grid = torch.linspace(0, 1, 1001, dtype=torch.float64).view(-1, 1)
-    likely = [part[torch.arange(400), label] for part in (first, second)]
-    cost = -(grid * likely[0] + (1 - grid) * likely[1]).log().mean(1)
+    odds = [(part / (1 - part))[torch.arange(400), label] for part in (first, second)]
+    product = odds[0] ** grid * odds[1] ** (1 - grid)
+    cost = -(product / (1 + product)).log().mean(1)
     assert problem.cross_entropy(held_out) == pytest.approx(float(cost.min()), abs=2e-3)  # a row's worth of evenness
     best = float(grid[cost.argmin(), 0])
     shares = network.shares.tolist()
     assert shares[0] / sum(shares[:2]) == pytest.approx(best, abs=0.01)
     assert 0.2 < best < 0.8
+
+
+def by_hand(members, shares, temperatures, c):
+    """log p(c) of one row, in Python's own floats: means of cooled probabilities, a product, and the even one."""
+    kinds = []
+    for probabilities, temperature in zip(members, temperatures, strict=True):
+        cooled = [[p ** (1 / temperature) for p in each] for each in probabilities]
+        cooled = [[p / sum(each) for p in each] for each in cooled]
+        kinds.append([sum(column) / len(cooled) for column in zip(*cooled, strict=True)])
+    total = sum(shares[:-1])
+    product = [
+        math.prod(kind[k] ** (share / total) for kind, share in zip(kinds, shares[:-1], strict=False))
+        for k in range(len(kinds[0]))
+    ]
+    return math.log((1 - shares[-1]) * product[c] / sum(product) + shares[-1] / len(product))
+
+
+def test_kinds_are_multiplied_and_the_members_of_a_kind_averaged():
+    members = [[[0.7, 0.2, 0.1], [0.5, 0.1, 0.4]], [[0.2, 0.5, 0.3]], [[1 / 3] * 3]]
+    shares, temperatures = [0.55, 0.35, 0.1], [1.5, 2.0, 1.0]
+
+    class Said(torch.nn.Module):
+        def __init__(self, p):
+            super().__init__()
+            self.members, self.z = len(p), torch.tensor(p, dtype=torch.float64).log()
+
+        def forward(self, x):
+            return self.z.unsqueeze(1).expand(-1, len(x), -1)
+
+    mixture = Mixture([Said(p) for p in members], shares, temperatures)
+    log_p = mixture(torch.zeros(2, 1))
+    assert log_p.shape == (mixture.members, 2, 3) == (4, 2, 3)
+    truth = [by_hand(members, shares, temperatures, c) for c in range(3)]
+    assert mixture.together(log_p)[1].tolist() == pytest.approx(truth, abs=1e-14)
+    others = [  # faults that this would see
+        averaged(log_p, mixture.share_of_each)[1],
+        pooled(torch.stack([averaged(each) for each in log_p.split([2, 1, 1])]), mixture.shares)[1],
+        mixture.together(log_p.flip(0))[1],
+    ]
+    assert all((other - torch.tensor(truth)).abs().max() > 0.01 for other in others)
+    assert mixture.share_of_each.tolist() == pytest.approx([0.275, 0.275, 0.35, 0.1])
+
+
+def test_kinds_that_rule_out_each_another_class_leave_a_distribution():
+    log_p = torch.tensor([[[0.0, -math.inf]], [[-math.inf, 0.0]], [[-math.log(2)] * 2]], dtype=torch.float64)
+    said = pooled(log_p, torch.tensor([0.45, 0.45, 0.1], dtype=torch.float64))
+    assert said.exp().tolist() == [pytest.approx([0.5, 0.5], abs=1e-12)]
+    sure = pooled(log_p[[0, 0, 2]], torch.tensor([0.45, 0.45, 0.1], dtype=torch.float64))
+    assert sure.exp().tolist() == [pytest.approx([0.95, 0.05], abs=1e-12)]  # half of the even share, and not 0
+
+
+def test_powers_of_weights_and_shares_are_those_of_rows_that_come_so_often():
+    random = torch.Generator().manual_seed(11)
+    said = torch.log_softmax(torch.randn(3, 60, 3, generator=random, dtype=torch.float64), -1)
+    times = torch.randint(0, 4, (60, 3), generator=random)
+    times[0] = 0
+    soft = (times + 1e-30) / (times.sum(1, keepdim=True) + 3e-30)
+    task = Task("multi-class", ("a", "b", "c"), "y")
+    one = Problem(task, torch.zeros(60, 1), soft.float(), times.sum(1).float())
+    row, column = times.nonzero(as_tuple=True)
+    again = row.repeat_interleave(times[row, column]), column.repeat_interleave(times[row, column])
+    many = Problem(task, torch.zeros(len(again[0]), 1), again[1])
+    found = mix.powers(said, one, 2)
+    assert found == pytest.approx(mix.powers(said[:, again[0]], many, 2), abs=1e-4)
+    assert sum(found) == pytest.approx(1, abs=1e-12)
+    assert max(abs(a - b) for a, b in zip(found, mix.powers(said, replace(one, weight=None), 2), strict=True)) > 0.01
+    assert mix.powers(said[:1], one, 1) == [1.0]
 
 
 def test_few_rows_do_not_choose_between_networks_of_one_kind():
@@ -111,8 +179,8 @@ def test_few_rows_do_not_choose_between_networks_of_one_kind():
     few = shares(12, 2)
     # By another road: what they count together is 12 / 13, and how they divide it is the best on a fine grid.
     first, even = torch.linspace(0.001, 0.999, 999, dtype=torch.float64), 1 / 13
-    one_right = 0.9 * first + 0.1 * (1 - first)  # what both give to a label that only the first is right about
-    likely = 6 * ((1 - even) * torch.stack((torch.full_like(first, 0.9), one_right)) + even / 2).log()
+    one_right = 9 ** (first - (1 - first))  # the odds of a label that only the first is right about
+    likely = 6 * torch.stack((torch.full_like(first, 0.9), one_right / (1 + one_right))).log()
     best = float(first[(likely.sum(0) + 50 * first.log() + 50 * (1 - first).log()).argmax()])
     assert sum(few) == pytest.approx(1 - even, rel=1e-9)
     assert few[0] / sum(few) == pytest.approx(best, abs=0.001)

@@ -20,9 +20,10 @@ from crossent.measure.predictions.predictions import Predictions
 from crossent.measure.sums import likelihood
 from crossent.minimise.contest.ground import Lesson, Rows
 from crossent.minimise.data.task import Task
+from crossent.minimise.networks.several import averaged
 from crossent.minimise.objective.objective import OfRange
 from crossent.minimise.recipe import Recipe
-from crossent.minimise.training.judge import averaged, logits_of, shares_of, temperatures_of
+from crossent.minimise.training.judge import logits_of, shares_of, together
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +75,7 @@ def train(lesson: Lesson, recipe: Recipe, seed: int, task: Task, **how: Any) -> 
     seconds = max(time.monotonic() - began, history.seconds)  # a training that was gone on with had some before
     logits, shares = logits_of(learned.network, lesson.judged), shares_of(learned.network)
     raw = averaged(objective.log_probabilities(logits, raw=True), shares).numpy()
-    fair = averaged(objective.log_probabilities(logits), shares, temperatures_of(learned.network)).numpy()
+    fair = together(learned.network, objective.log_probabilities(logits)).numpy()
     known = lesson.known
     apart = rows_of(learned.log_probabilities(lesson.apart).numpy(), known.encoded, known.weight)
     temperature = fit_scaling(apart, "temperature")

@@ -1,11 +1,24 @@
-"""Several networks of one kind as one: their logits side by side."""
+"""Several networks as one: their logits side by side, and what they say together.
+
+Members of one kind differ in what they have learned from, and are wrong by chance: their probabilities are averaged.
+Networks of unlike kinds see unlike things in the same rows. What one of them has found out speaks for or against a
+class whatever the others say, as the odds of unlike witnesses multiply; so they are pooled as a product of powers of
+their probabilities, which is a mean of log-probabilities (the logarithmic opinion pool of Genest & Zidek 1986). A mean
+of probabilities is less sure than each of them: where one is sure and right, the others take it back.
+
+A product is as wrong as the surest of them that is wrong. The even distribution beside it bounds what that costs.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+
+LEAST = -1e4
+"""Log-probability below which a kind says never; so what two of them rule out, each another class, is still a row."""
 
 
 class Several(nn.Module):
@@ -31,11 +44,12 @@ class Several(nn.Module):
 
 
 class Mixture(nn.Module):
-    """Networks of several kinds, each with members of its own → logits (members, n, columns) of all.
+    """Networks of several kinds, each with members of its own → logits (members, n, columns) of all; the last is even.
 
-    ``shares`` (members,) say what each member's probabilities count in the mean; they add up to 1. ``temperatures``
-    (members,) say by what its log-probabilities are divided before. ``levels`` (101,) are those that central intervals
-    of a number must have in order to hold it with probability 0, 0.01, …, 1; nothing is known otherwise than they say.
+    What they say together is told by ``together``. ``shares`` (networks,) are what each kind counts, and add up to 1;
+    ``temperatures`` (networks,) are what the log-probabilities of its members are divided by before. ``levels`` (101,)
+    are those that central intervals of a number must have in order to hold it with probability 0, 0.01, …, 1; nothing
+    is known otherwise than they say.
     """
 
     shares: Tensor
@@ -47,16 +61,25 @@ class Mixture(nn.Module):
     ) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
-        counts = [int(network.members) for network in networks]  # type: ignore[arg-type]
-        times, each = torch.tensor(counts), torch.tensor([shares, temperatures], dtype=torch.float64)
-        self.register_buffer("shares", (each[0] / times).repeat_interleave(times))
-        self.register_buffer("temperatures", each[1].repeat_interleave(times))
+        self.register_buffer("shares", torch.tensor(shares, dtype=torch.float64))
+        self.register_buffer("temperatures", torch.tensor(temperatures, dtype=torch.float64))
         self.register_buffer("levels", torch.linspace(0, 1, 101, dtype=torch.float64) if levels is None else levels)
+
+    @property
+    def each(self) -> list[int]:
+        """How many members each network has."""
+        return [int(network.members) for network in self.networks]  # type: ignore[arg-type]
 
     @property
     def members(self) -> int:
         """How many members all networks have together."""
-        return len(self.shares)
+        return sum(self.each)
+
+    @property
+    def share_of_each(self) -> Tensor:
+        """What each member (members,) counts in a mean of all."""
+        times = torch.tensor(self.each)
+        return (self.shares.cpu() / times).repeat_interleave(times)
 
     @property
     def rows_at_once(self) -> int:
@@ -66,6 +89,32 @@ class Mixture(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Every member's logits of every row."""
         return torch.cat([network(x) for network in self.networks])
+
+    def together(self, log_p: Tensor) -> Tensor:
+        """Log-probabilities (n, classes) of all, from those of the members (members, n, classes)."""
+        cooled = [
+            torch.log_softmax(said / temperature, -1)
+            for said, temperature in zip(log_p.split(self.each), self.temperatures, strict=True)
+        ]
+        return pooled(torch.stack([averaged(said) for said in cooled]), self.shares)
+
+
+def averaged(log_p: Tensor, shares: Tensor | None = None) -> Tensor:
+    """Log-probabilities (n, classes) of the mean of probabilities (members, n, classes), by shares or all alike."""
+    if shares is not None:
+        return (log_p + shares.log().view(-1, 1, 1)).logsumexp(0)
+    return log_p.logsumexp(0) - math.log(log_p.shape[0])
+
+
+def pooled(log_p: Tensor, shares: Tensor) -> Tensor:
+    """Log-probabilities (n, classes) of kinds (kinds, n, classes) together, the last of which is even.
+
+    The others as a product of powers, p ∝ Π p_k^(s_k / Σ s), and of that and the even one the mean by shares.
+    """
+    others, even = shares[:-1], shares[-1]
+    power = (others / others.sum()).view(-1, 1, 1)
+    product = torch.log_softmax((power * log_p[:-1].clamp(min=LEAST)).sum(0), -1)
+    return torch.logaddexp(product + torch.log1p(-even), log_p[-1] + even.log())
 
 
 class Even(nn.Module):

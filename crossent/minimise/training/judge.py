@@ -15,6 +15,7 @@ from crossent.errors import require
 from crossent.measure.calibration.rows import rows_of
 from crossent.measure.calibration.scaling import Scaling, fit_scaling
 from crossent.minimise.data.problem import Problem
+from crossent.minimise.networks.several import Mixture, averaged
 from crossent.minimise.objective.objective import Objective, OfRange
 
 MOST_ROWS_FOR_THE_CURVE = 1_000
@@ -42,26 +43,17 @@ def logits_of(network: nn.Module, x: Tensor, rows: int = 8192) -> Tensor:
     return torch.cat(pieces, 1)
 
 
-def averaged(log_p: Tensor, shares: Tensor | None = None, temperatures: Tensor | None = None) -> Tensor:
-    """Log-probabilities (n, classes) of the mean of the members' probabilities (members, n, classes).
+def together(network: nn.Module, log_p: Tensor) -> Tensor:
+    """Log-probabilities (n, classes) of all members, from those of each (members, n, classes).
 
-    ``shares`` (members,) are what members count, if not all alike; ``temperatures`` (members,) cool each of them first.
+    A mixture knows how it is mixed; of members of one kind it is the mean of their probabilities.
     """
-    if temperatures is not None:
-        log_p = torch.log_softmax(log_p / temperatures.view(-1, 1, 1), -1)
-    if shares is not None:
-        return (log_p + shares.log().view(-1, 1, 1)).logsumexp(0)
-    return log_p.logsumexp(0) - math.log(log_p.shape[0])
+    return network.together(log_p) if isinstance(network, Mixture) else averaged(log_p)
 
 
 def shares_of(network: nn.Module) -> Tensor | None:
-    """What each member counts in the mean; None where all count alike."""
-    return getattr(network, "shares", None)
-
-
-def temperatures_of(network: nn.Module) -> Tensor | None:
-    """By what each member's log-probabilities are divided; None where nothing is."""
-    return getattr(network, "temperatures", None)
+    """What each member counts in a mean; None where all count alike."""
+    return network.share_of_each if isinstance(network, Mixture) else None
 
 
 Ends = tuple[NDArray[np.float64], NDArray[np.float64]]

@@ -28,12 +28,10 @@ from crossent.minimise.recipe import Recipe
 from crossent.minimise.training import boost
 from crossent.minimise.training.judge import (
     Ends,
-    averaged,
     blas_alone,
     interval_of,
     logits_of,
-    shares_of,
-    temperatures_of,
+    together,
 )
 from crossent.minimise.training.mix import Cooled, cooled_by_itself, mixed
 from crossent.minimise.training.outlook import Outlook, outlook
@@ -62,12 +60,8 @@ class Learned:
     outlook: Outlook | None = None
 
     def log_probabilities(self, x: Tensor) -> Tensor:
-        """Log-probabilities (n, classes), float64, of prepared rows: of the mean of the members' probabilities."""
-        return averaged(
-            self.objective.log_probabilities(logits_of(self.network, x)),
-            shares_of(self.network),
-            temperatures_of(self.network),
-        )
+        """Log-probabilities (n, classes), float64, of prepared rows: what the members say together."""
+        return together(self.network, self.objective.log_probabilities(logits_of(self.network, x)))
 
     def interval(self, x: Tensor, coverage: float) -> Ends | None:
         """The ends (n,) of intervals of prepared rows, or None where what was learnt has none."""
@@ -125,12 +119,12 @@ def learn(
     parts = int(fold.max()) + 1
     one_by_one = [(_only(repeat, part), recipe) for repeat in fold for part in range(parts)]
     jobs = _kinds(fold, recipe, len(problem)) if together else one_by_one
-    trees = together and boost.wanted(problem, objective, recipe, parts)
-    networks = len(jobs) + trees
+    shapes = boost.SHAPES if together and boost.wanted(problem, objective, recipe, parts) else ()
+    networks = len(jobs) + len(shapes)
     done: list[Trained] = []
     cooled: list[Cooled] = []
     for number, (plan, chosen) in enumerate(jobs, 1):
-        left = (deadline - time.monotonic()) * (SHARE_OF_THE_NETWORKS if trees else 1)
+        left = (deadline - time.monotonic()) * (SHARE_OF_THE_NETWORKS if shapes else 1)
         left /= max(1, sum(rest.model == recipe.model for _, rest in jobs[number - 1 :]))  # a linear one takes no time
         job = _Job(problem, objective, factory, fabric, _numbered(progress, number, networks), time.monotonic() + left)
         kept = None if checkpoint is None else checkpoint / f"network-{number}.pt"
@@ -147,17 +141,22 @@ def learn(
         cooled.append(mean)
         if trained.history.by_hand:
             break
-    if trees and not done[-1].history.by_hand:
-        beside = _numbered(progress, networks, networks)
+    for number, (shape, plan) in enumerate(zip(shapes, (fold[:1], fold[-1:]), strict=False), len(jobs) + 1):
+        if done[-1].history.by_hand:
+            break
+        beside = _numbered(progress, number, networks)
         try:
-            grown = boost.boosted(problem, objective, fold[:1], seed, fabric=fabric, progress=beside, deadline=deadline)
-            mean = Cooled() if grown is None else cooled_by_itself(grown, objective, problem, fold[:1])
+            grown = boost.boosted(
+                problem, objective, plan, seed, shape, fabric=fabric, progress=beside, deadline=deadline
+            )
+            mean = Cooled() if grown is None else cooled_by_itself(grown, objective, problem, plan)
         except KeyboardInterrupt:
             done[-1] = _stopped(done[-1])
-        else:
-            if grown is not None:
-                done.append(grown)
-                cooled.append(mean)
+            break
+        if grown is None:
+            break
+        done.append(grown)
+        cooled.append(mean)
     if together:
         alike = sum(chosen.model == recipe.model for _, chosen in jobs)  # they come first, and count most
         network, held_out = mixed(done, cooled, alike, objective, problem)

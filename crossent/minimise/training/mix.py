@@ -1,7 +1,7 @@
 """Networks of unlike kinds, and trees, as one mixture: what each counts, and how much surer or less sure it is made.
 
-The mean of models of unlike kinds costs less than any of them wherever they are wrong on other rows. All that is
-settled here is settled by what they said of rows held out.
+Models of unlike kinds together cost less than any of them wherever they are wrong on other rows. All that is settled
+here is settled by what they said of rows held out.
 
 **Temperatures.** The epoch was chosen by what a temperature leaves, so an answer may be too sure until it is cooled. A
 mean of m members is less sure than each of them, and needs less. The temperature that it needs is taken to be
@@ -16,6 +16,18 @@ in a detail together,
 
 None is below 1: cooling undoes what the stop allowed, and whether a sharper answer helps is for the guarded calibrator
 to show. On few rows without a mistake the likeliest temperature is near 0, and the first mistake pays.
+
+**Powers.** Kinds k are pooled as a product (``networks.several``), and the powers are those by which the labels y of
+rows i are likeliest,
+
+    L(s)  =  Σ_i [ Σ_k s_k log p_k(y_i)  −  log Σ_c Π_k p_k(c)^(s_k) ],          s_k ≥ 0,   Σ_k s_k = 1.             (3)
+
+L is concave, the logarithm of a sum of exponentials of linear functions being convex, so there is one maximum. That
+they add up to 1 is for the reason that no temperature is below 1: more would make the whole surer than its parts.
+Networks of one kind, which differ in a detail, count alike as long as there are few rows to tell them apart: as if
+α rows spoke for each of the m alike, (Σ their own powers being S)
+
+    L(s)  +  (α/m) Σ_j log(s_j / S).                                                                                 (4)
 """
 
 from __future__ import annotations
@@ -24,19 +36,22 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
 from torch import Tensor
 
 from crossent.measure.calibration.families import mixing_weights
 from crossent.minimise.data.problem import Problem
-from crossent.minimise.networks.several import Even, Mixture
+from crossent.minimise.networks.several import LEAST, Even, Mixture, averaged, pooled
 from crossent.minimise.objective.objective import Objective
-from crossent.minimise.training.judge import answers_of, averaged, claims_of, cooling, members_of
+from crossent.minimise.training.judge import MOST_FOR_A_TEMPERATURE, answers_of, claims_of, cooling, members_of
 from crossent.minimise.training.train import Trained
 
 ENOUGH_FOR_A_TEMPERATURE = 50
 LEAST_SHARE = 0.02
-"""Of a second model, below which it is left out."""
+"""Of a kind, below which it is left out."""
 ALIKE = 100.0
 """Rows that speak for each network of one kind alike, before any row is seen."""
 
@@ -78,42 +93,76 @@ def mixed(
     """All of them, and the even distribution, each counting what makes the labels of rows held out most likely.
 
     Gives the mixture, and log-probabilities (n, classes) of rows held out; the first ``alike`` of them are of one kind.
+    What counts little is left out.
 
-    A few dozen rows settle what each counts: maximum likelihood of a mixture, by expectation-maximisation, where
-    networks of one kind, which differ in a detail, count alike as long as there are few rows to tell them apart. What
-    counts little is left out. The even distribution counts as much as one row more at least, as in Laplace's rule of
-    succession: n rows are no ground for being surer of anything than n to 1, and one row that was certain and wrong
-    costs as much as hundreds that were right.
+    The even distribution counts as much as one row more at least, as in Laplace's rule of succession: n rows are no
+    ground for being surer of anything than n to 1, and one row that was certain and wrong costs as much as hundreds
+    that were right.
     """
     known = torch.stack([~each.held_out[:, 0].isnan() for each in done]).all(0)
-    row, column, counts = problem.take(known).labels()
+    rows = problem.take(known)
     even = objective.log_probabilities(torch.zeros(1, objective.columns)).expand(int(known.sum()), -1)
     said = torch.stack([*(each.held_out[known] for each in done), even])
-    many = _of_all_members(cooled[:alike], _together(said, cooled[:alike], problem.take(known)))
+    many = _of_all_members(cooled[:alike], _together(said, cooled[:alike], rows))
     many += [temperature for each in cooled[alike:] for temperature in _of_all_members([each], each.few)] + [1.0]
     few = torch.tensor([*(max(1.0, each.few) for each in cooled), 1.0], dtype=torch.float64)
     said = torch.log_softmax(said.div_(few.view(-1, 1, 1)), -1)
 
     alike = min(alike, len(done))  # fewer, if a training was stopped by hand
-
-    def shares(parts: list[int]) -> list[float]:
-        likelihood = said[:, row, column][parts].exp().clamp(min=1e-300)
-        kind = sum(part < alike for part in parts)
-        return mixing_weights(likelihood.numpy(), counts.numpy(), alike=kind, rows=ALIKE).tolist()
-
-    parts = list(range(len(said)))
-    kept = [part for part, share in zip(parts, shares(parts), strict=True) if share >= LEAST_SHARE or part == parts[-1]]
-    kept = kept if len(kept) > 1 else parts
-    found = torch.tensor(shares(kept), dtype=torch.float64)
-    found = found / found.sum()
+    found = powers(said[:-1], rows, alike)
+    kept = [part for part, power in enumerate(found) if power >= LEAST_SHARE]
+    found = powers(said[kept], rows, sum(part < alike for part in kept))
+    kept.append(len(done))
+    shares = torch.tensor([*found, 0.0], dtype=torch.float64)
+    row, column, counts = rows.labels()
+    likelihood = torch.stack((pooled(said[kept], shares)[row, column], even[row, column])).exp().clamp(min=1e-300)
+    shares *= (together := mixing_weights(likelihood.numpy(), counts.numpy())).item(0)
+    shares[-1] = together.item(1)
     held_out = torch.full_like(done[0].held_out, math.nan)
-    held_out[known] = averaged(said[kept], found)
+    held_out[known] = pooled(said[kept], shares)
     networks = [*(each.network for each in done), Even(objective.columns)]
     of_nothing = objective.claimed(torch.zeros(len(problem), objective.columns), problem.target)
     claims = [*(each.claims for each in cooled), of_nothing]
-    levels = _levels([claims[part] for part in kept], found, problem)
-    mixture = Mixture([networks[part] for part in kept], found.tolist(), [many[part] for part in kept], levels)
+    levels = _levels([claims[part] for part in kept], shares, problem)
+    mixture = Mixture([networks[part] for part in kept], shares.tolist(), [many[part] for part in kept], levels)
     return mixture, held_out
+
+
+def powers(said: Tensor, problem: Problem, alike: int) -> list[float]:
+    """The powers s, 0 or more and adding up to 1, that make the labels likeliest, by (3) and (4).
+
+    ``said`` (kinds, n, classes) are log-probabilities of the rows of ``problem``.
+    """
+    kinds = len(said)
+    some = slice(None, None, max(1, math.ceil(said[0].numel() / MOST_FOR_A_TEMPERATURE)))
+    said = said[:, some].clamp(min=LEAST)
+    row, column, counts = problem.take(torch.arange(len(problem))[some]).labels()
+    given = (said[:, row, column] * counts).sum(1)
+    weight = torch.zeros(said.shape[1], dtype=torch.float64).index_add_(0, row, counts)
+    prior = ALIKE / max(1, alike) if alike > 1 else 0.0
+
+    def cost(s: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        power = torch.from_numpy(s)
+        product = torch.einsum("k,knc->nc", power, said)
+        whole = product.logsumexp(-1)
+        slope = torch.einsum("nc,knc,n->k", (product - whole.unsqueeze(-1)).exp(), said, weight) - given
+        value = weight @ whole - power @ given
+        if prior:
+            same = power[:alike].clamp(min=1e-12)
+            value -= prior * (same / same.sum()).log().sum()
+            slope[:alike] -= prior / same - ALIKE / same.sum()
+        total = float(weight.sum())
+        return float(value) / total, (slope / total).numpy()
+
+    start = np.full(kinds, 1 / kinds)
+    if kinds == 1:
+        return [1.0]
+    whole = {"type": "eq", "fun": lambda s: s.sum() - 1, "jac": lambda s: np.ones(kinds)}
+    found = minimize(
+        cost, start, jac=True, method="SLSQP", bounds=[(0, 1)] * kinds, constraints=whole, options={"ftol": 1e-10}
+    )
+    best = np.clip(found.x if found.fun <= cost(start)[0] else start, 0, 1)
+    return (best / best.sum()).tolist()
 
 
 def _together(said: Tensor, kinds: Sequence[Cooled], problem: Problem) -> float:

@@ -60,8 +60,9 @@ class Recipe:
 
     Network: ``model`` is "network" (for a table or an array, several perceptrons side by side), "linear", "residual"
     (for images), or "package.module:factory". Rows are parted into ``folds``, and for each fold ``members`` networks
-    learn from the others; the probabilities of a kind are averaged, the kinds multiplied. With one fold a part of the rows is held out once.
-    ``bins`` are the ramps by which a number enters, 0 for none; with ``plain`` half of the members go without.
+    learn from the others; the probabilities of one kind are averaged, those of unlike kinds multiplied. With one fold a
+    part of the rows is held out once. ``bins`` are the ramps by which a number enters, 0 for none; with ``plain`` half
+    of the members go without.
 
     What is minimised: ``loss`` as ``Objective`` reads it, such as "focal(2)"; ``label_smoothing``; the ``code`` of a
     number in a range; ``imbalance``. What is done to the rows: ``mixup`` and ``cutmix`` (their Beta's parameter),

@@ -132,8 +132,8 @@ ROWS = (
           LINEAR, "upstream"),
     Fault("rows of a block gathered from the first on", "linear/blocks.py", "self.dw.view(-1)[span.start * width :]",
           "self.dw.view(-1)[:]", "right for the first rows", BLOCKS, "those_of_the_logits and labels"),
-    Fault("blocks of the last rows' logits forgotten", "linear/blocks.py", "dz[stacked:] = self.beyond[:, block]",
-          "dz[stacked:] = 0", "rows that lie elsewhere", BLOCKS, "those_of_the_logits and labels"),
+    Fault("a row of a block's logits forgotten", "linear/blocks.py", "dz.copy_(self._block(block))",
+          "dz.copy_(self._block(block))[-1] = 0", "a tail", BLOCKS, "those_of_the_logits and labels"),
     Fault("hidden states' gradient of the last block", "linear/blocks.py", "dx.addmm_(dz, self.product.w[block])",
           "torch.mm(dz, self.product.w[block], out=dx)", "a sum over blocks", BLOCKS, "those_of_the_logits and labels"),
     # --- public functions

@@ -1,7 +1,7 @@
 """A head's gradients, a block of its classes at a time: the logits of all rows lie in the memory of its gradient.
 
 In float32 and float64 the gradient dw (v, d) of the head has to be there in the end, and nothing is in it until the
-logits have been used: it has room for d rows of them. So where (nearly) all rows fit,
+logits have been used: it has room for d rows of them. So where there are no more,
 
 1. the logits of every block of b classes are made, and lie where the gradient of that block, b · d numbers, will be;
 2. a few rows at a time are gathered from all blocks, read, and their gradient put back in their place;
@@ -9,7 +9,7 @@ logits have been used: it has room for d rows of them. So where (nearly) all row
 
 These are the same three products. But none is added to memory that is not in cache (chunks of rows pass over all of dw
 for each of them), every block of the head is read while the products need it, and fresh memory, which costs as much as
-the arithmetic done on it, is hardly taken. Rows beyond those for which dw has room lie in a chunk beside it.
+the arithmetic done on it, is hardly taken.
 """
 
 from __future__ import annotations
@@ -34,36 +34,28 @@ class BlockGradients(Gradients):
         product = self.product
         keep, v = product.keep, product.w.shape[0]
         self.x = product.x if keep is None else product.x[keep]
-        beyond = slice(product.stacked, self.x.shape[0])
-        self.beyond = room(self.x, beyond.stop - beyond.start, v)
         self._make()
         few = max(1, min(product.size, GATHERED // v))
         memory = room(self.x, few, v)
-        for span in spans(product.stacked, few):
+        for span in spans(self.x.shape[0], few):
             z = memory[: span.stop - span.start]
-            for there, here in self._stacked(span, z):
+            for there, here in self._places(span, z):
                 here.copy_(there)
             self._span = span
             yield Chunk(self._rows(span), self.x[span], z)
-        if self.beyond.shape[0]:
-            self._span = beyond
-            yield Chunk(self._rows(beyond), self.x[beyond], self.beyond)
 
     def add(self, chunk: Chunk, dz: Tensor) -> None:
         """Put the gradient dz (m, v) of a chunk's logits in their place."""
         if self.db is not None:
             self.db += dz.sum(0, dtype=self.db.dtype)
-        if self._span.start < self.product.stacked:
-            for there, here in self._stacked(self._span, dz):
-                there.copy_(here)
-        elif dz.data_ptr() != self.beyond.data_ptr():
-            self.beyond.copy_(dz)
+        for there, here in self._places(self._span, dz):
+            there.copy_(here)
 
     def rounded(self, factor: Tensor | None = None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """All three, times a factor; see ``Gradients``."""
         if hasattr(self, "x"):
             self._multiply()
-            del self.x, self.beyond
+            del self.x
         return super().rounded(factor)
 
     def _make(self) -> None:
@@ -73,21 +65,18 @@ class BlockGradients(Gradients):
         chunks = [(span, product.x[self._rows(span)]) for span in spans(self.x.shape[0], product.size)]
         for block in product.blocks:
             for span, x in chunks:
-                inside = span.start < product.stacked
-                at = slice(span.start - product.stacked, span.stop - product.stacked)
-                product.logits_of(block, x, self._block(block)[span] if inside else self.beyond[at, block])
+                product.logits_of(block, x, self._block(block)[span])
 
     def _multiply(self) -> None:
         """The gradient of the logits, block by block, times hidden states and head."""
-        x, stacked, blocks = self.x, self.product.stacked, self.product.blocks
+        x, blocks = self.x, self.product.blocks
         assert self.dw is not None
         dx = None if self.dx is None else torch.zeros_like(x, memory_format=torch.contiguous_format)
         memory = room(x, x.shape[0] * (blocks[-1].stop - blocks[-1].start))
         for block in blocks:
             width = block.stop - block.start
             dz = memory[: x.shape[0] * width].view(-1, width)
-            dz[:stacked] = self._block(block)
-            dz[stacked:] = self.beyond[:, block]
+            dz.copy_(self._block(block))
             if dx is not None:
                 dx.addmm_(dz, self.product.w[block])
             torch.mm(dz.T, x, out=self.dw[block])
@@ -95,12 +84,12 @@ class BlockGradients(Gradients):
             self.dx[self._rows(slice(0, x.shape[0]))] = dx
 
     def _block(self, block: slice) -> Tensor:
-        """The logits (stacked, b) of a block, where its gradient will be."""
+        """The logits (rows, b) of a block, where its gradient will be."""
         assert self.dw is not None
-        rows, width = self.product.stacked, block.stop - block.start
+        rows, width = self.x.shape[0], block.stop - block.start
         return self.dw[block].view(-1)[: rows * width].view(rows, width)
 
-    def _stacked(self, span: slice, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _places(self, span: slice, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Where the logits of some rows lie in the blocks and in z (m, v): all blocks of one width, and the last."""
         assert self.dw is not None
         last, d = self.product.blocks[-1], self.dw.shape[1]

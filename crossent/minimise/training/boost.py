@@ -5,10 +5,6 @@ a corner of the table only. For each fold they learn from the rows outside it, a
 cross-entropy on the rows in it is the last one kept, as it is the epoch of a network. What they count beside the
 networks is settled where the mixture is, by rows held out; trees that add nothing count nothing, and are left out.
 
-They grow in two shapes. Flat ones say a little of a few columns, and add up to something smooth; deep ones find what
-only several columns together tell, from few rows if need be. Every cut is chosen among half of the columns, drawn anew,
-so that what one column says best is not all that is learned.
-
 Soft labels, and the shares of a range, are rows that come once for each class, with the share as their weight: the loss
 is the same. All is on one thread: with more, sums are added up in an order of their own, and the bits would differ.
 """
@@ -19,7 +15,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,23 +37,10 @@ MOST_CLASSES = 100
 MOST_ROUNDS = 1000
 LEAST_ROUNDS = 50
 MOST_TREES = 20_000
-"""Of one shape, of all folds and classes together; more classes have fewer rounds."""
+"""Of all folds and classes together; more classes have fewer rounds."""
 MOST_CELLS = 1e10
 """Cells of a table that all trees read together, at a few nanoseconds each; bins are read as rows are."""
-BINS, PATIENCE, RATE, COLUMNS = 255, 20, 0.1, 0.5
-
-
-@dataclass(frozen=True)
-class Shape:
-    """How many leaves a tree has at most, how many cuts lead to one, and how many rows are in it at least."""
-
-    leaves: int
-    depth: int
-    rows: int
-
-
-SHAPES = (Shape(leaves=7, depth=6, rows=20), Shape(leaves=63, depth=6, rows=5))
-"""Flat trees, and deep ones."""
+BINS, LEAVES, DEPTH, PATIENCE, RATE = 255, 15, 10, 20, 0.1
 BINS_OF_WEIGHTS = 63
 """Where rows count differently: scikit-learn then sorts a column anew for every edge of a bin."""
 SORTING = 30
@@ -81,13 +63,12 @@ def boosted(
     objective: Objective,
     fold: Tensor,
     seed: int,
-    shape: Shape,
     *,
     fabric: Any,
     progress: Callable[[Progress], None] = lambda _: None,
     deadline: float = math.inf,
 ) -> Trained | None:
-    """Grow trees of a shape for each fold of a plan (repeats, n), or none if there is not the time for every one.
+    """Grow trees for each fold of a plan (repeats, n), or none at all if there is not the time for every one.
 
     Arguments as for ``train``. Every process grows the same trees; the first one's clock decides for all.
     """
@@ -109,10 +90,8 @@ def boosted(
         model = ensemble.HistGradientBoostingClassifier(
             learning_rate=RATE,
             max_iter=_rounds(problem, objective, len(parts)),
-            max_leaf_nodes=shape.leaves,
-            max_depth=shape.depth,
-            min_samples_leaf=shape.rows,
-            max_features=COLUMNS,
+            max_leaf_nodes=LEAVES,
+            max_depth=DEPTH,
             max_bins=BINS if alike else BINS_OF_WEIGHTS,
             n_iter_no_change=PATIENCE,
             early_stopping=True,
@@ -146,7 +125,7 @@ def _rounds(problem: Problem, objective: Objective, folds: int) -> int:
     """The most rounds: by the trees, and by what each of them reads."""
     trees = folds * (objective.columns if objective.columns > 2 else 1)
     rows, columns = problem.x.shape
-    cells = sum(columns * (rows + BINS * shape.leaves) for shape in SHAPES)
+    cells = columns * (rows + BINS * LEAVES)
     weighed = problem.weight is not None or problem.target.is_floating_point()
-    sorting = len(SHAPES) * folds * columns * rows * BINS_OF_WEIGHTS * SORTING if weighed else 0
+    sorting = folds * columns * rows * BINS_OF_WEIGHTS * SORTING if weighed else 0
     return int(min(MOST_ROUNDS, MOST_TREES / trees, (MOST_CELLS - sorting) / (trees * cells)))

@@ -119,12 +119,12 @@ def learn(
     parts = int(fold.max()) + 1
     one_by_one = [(_only(repeat, part), recipe) for repeat in fold for part in range(parts)]
     jobs = _kinds(fold, recipe, len(problem)) if together else one_by_one
-    shapes = boost.SHAPES if together and boost.wanted(problem, objective, recipe, parts) else ()
-    networks = len(jobs) + len(shapes)
+    trees = together and boost.wanted(problem, objective, recipe, parts)
+    networks = len(jobs) + trees
     done: list[Trained] = []
     cooled: list[Cooled] = []
     for number, (plan, chosen) in enumerate(jobs, 1):
-        left = (deadline - time.monotonic()) * (SHARE_OF_THE_NETWORKS if shapes else 1)
+        left = (deadline - time.monotonic()) * (SHARE_OF_THE_NETWORKS if trees else 1)
         left /= max(1, sum(rest.model == recipe.model for _, rest in jobs[number - 1 :]))  # a linear one takes no time
         job = _Job(problem, objective, factory, fabric, _numbered(progress, number, networks), time.monotonic() + left)
         kept = None if checkpoint is None else checkpoint / f"network-{number}.pt"
@@ -141,22 +141,17 @@ def learn(
         cooled.append(mean)
         if trained.history.by_hand:
             break
-    for number, (shape, plan) in enumerate(zip(shapes, (fold[:1], fold[-1:]), strict=False), len(jobs) + 1):
-        if done[-1].history.by_hand:
-            break
-        beside = _numbered(progress, number, networks)
+    if trees and not done[-1].history.by_hand:
+        beside = _numbered(progress, networks, networks)
         try:
-            grown = boost.boosted(
-                problem, objective, plan, seed, shape, fabric=fabric, progress=beside, deadline=deadline
-            )
-            mean = Cooled() if grown is None else cooled_by_itself(grown, objective, problem, plan)
+            grown = boost.boosted(problem, objective, fold[:1], seed, fabric=fabric, progress=beside, deadline=deadline)
+            mean = Cooled() if grown is None else cooled_by_itself(grown, objective, problem, fold[:1])
         except KeyboardInterrupt:
             done[-1] = _stopped(done[-1])
-            break
-        if grown is None:
-            break
-        done.append(grown)
-        cooled.append(mean)
+        else:
+            if grown is not None:
+                done.append(grown)
+                cooled.append(mean)
     if together:
         alike = sum(chosen.model == recipe.model for _, chosen in jobs)  # they come first, and count most
         network, held_out = mixed(done, cooled, alike, objective, problem)

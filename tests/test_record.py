@@ -38,7 +38,7 @@ RECORD = st.builds(
 )
 
 
-# The first text drawn in a fresh checkout has hypothesis make its table of Unicode: a second or more, on a busy machine.
+# The first text drawn in a fresh checkout has Hypothesis make its table of Unicode: a second or more on a busy machine.
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(RECORD)
 def test_a_record_survives_json(record: Record) -> None:

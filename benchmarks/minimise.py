@@ -287,7 +287,7 @@ def page(record: Mapping[str, Any]) -> Iterator[str]:
     by_title: dict[str, dict[str, Any]] = {
         "Sets in view while the defaults were made": {},
         "Sets asked once, whose answers showed what to mend": {},
-        "Sets fixed after that, and asked once: what they showed was mended too": {},
+        "Sets fixed after that, which showed what to mend, too": {},
         "Sets fixed last, and asked once: they took a change back": {},
     }
     for name, of in record["sets"].items():

@@ -122,14 +122,10 @@ def _mixture(rows: Rows, kind: str, ensemble: bool) -> Mixture:
     return Mixture(scaling.temperature, scaling.bias, (float(scaled), float(came), float(rest)))
 
 
-def mixing_weights(
-    likelihood: Floats, counts: Floats, tolerance: float = 1e-9, most: int = 2000, alike: int = 0, rows: float = 0.0
-) -> Floats:
+def mixing_weights(likelihood: Floats, counts: Floats, tolerance: float = 1e-9, most: int = 2000) -> Floats:
     """Give the weights of the parts of a mixture, from what each part (parts, n) gave to the labels; the last is even.
 
-    ``counts`` (n,) are what a label counts. The first ``alike`` parts divide what they count together as if so many
-    ``rows`` more spoke for each of them alike (a Dirichlet prior within them). Ends when no weight moves by more than
-    ``tolerance``; O(parts · n) a step.
+    ``counts`` (n,) are what a label counts. Ends when no weight moves by more than ``tolerance``; O(parts · n) a step.
 
     >>> mixing_weights(np.array([[1.0, 1.0, 0.0], [0.5, 0.5, 0.5]]), np.ones(3)).round(6).tolist()
     [0.333333, 0.666667]
@@ -143,9 +139,6 @@ def mixing_weights(
     for _ in range(most):
         shares = weights[:, None] * likelihood
         found = shares @ (counts / shares.sum(axis=0)) / total
-        if alike > 1:
-            together = found[:alike].sum()
-            found[:alike] = (found[:alike] + rows / alike / total) / (1 + rows / total / together)
         if found[-1] < least:
             found *= (1 - least) / found[:-1].sum()
             found[-1] = least

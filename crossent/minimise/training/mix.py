@@ -116,8 +116,9 @@ def mixed(
     shares = torch.tensor([*found, 0.0], dtype=torch.float64)
     row, column, counts = rows.labels()
     likelihood = torch.stack((pooled(said[kept], shares)[row, column], even[row, column])).exp().clamp(min=1e-300)
-    shares *= (together := mixing_weights(likelihood.numpy(), counts.numpy())).item(0)
-    shares[-1] = together.item(1)
+    product, nothing = mixing_weights(likelihood.numpy(), counts.numpy()).tolist()
+    shares *= product
+    shares[-1] = nothing
     held_out = torch.full_like(done[0].held_out, math.nan)
     held_out[known] = pooled(said[kept], shares)
     networks = [*(each.network for each in done), Even(objective.columns)]
@@ -134,12 +135,14 @@ def powers(said: Tensor, problem: Problem, alike: int) -> list[float]:
     ``said`` (kinds, n, classes) are log-probabilities of the rows of ``problem``.
     """
     kinds = len(said)
+    if kinds == 1:
+        return [1.0]
     some = slice(None, None, max(1, math.ceil(said[0].numel() / MOST_FOR_A_TEMPERATURE)))
     said = said[:, some].clamp(min=LEAST)
     row, column, counts = problem.take(torch.arange(len(problem))[some]).labels()
     given = (said[:, row, column] * counts).sum(1)
     weight = torch.zeros(said.shape[1], dtype=torch.float64).index_add_(0, row, counts)
-    prior = ALIKE / max(1, alike) if alike > 1 else 0.0
+    prior = ALIKE / alike if alike > 1 else 0.0
 
     def cost(s: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         power = torch.from_numpy(s)
@@ -155,8 +158,6 @@ def powers(said: Tensor, problem: Problem, alike: int) -> list[float]:
         return float(value) / total, (slope / total).numpy()
 
     start = np.full(kinds, 1 / kinds)
-    if kinds == 1:
-        return [1.0]
     whole = {"type": "eq", "fun": lambda s: s.sum() - 1, "jac": lambda s: np.ones(kinds)}
     found = minimize(
         cost, start, jac=True, method="SLSQP", bounds=[(0, 1)] * kinds, constraints=whole, options={"ftol": 1e-10}

@@ -294,7 +294,7 @@ def warn_of_probabilities(z: Tensor) -> None:
     if not targets.visible(z) or z.shape[0] * z.shape[2] < 2 or z.shape[1] < 2:
         return
     rows = (z[:8, :, 0] if z.shape[2] == 1 else z[0, :, :8].T).detach()
-    if bool((rows[0] < 0).any()) or abs(float(rows[0].sum()) - 1) > 0.01:
+    if float(rows[0].amin()) < 0 or abs(float(rows[0].sum()) - 1) > 0.01:
         return  # most calls end here
     head = rows.float()
     one_hot = (head == 0).sum(-1) == z.shape[1] - 1  # identity matrices are fine logits

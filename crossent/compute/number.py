@@ -12,7 +12,9 @@ to 2⁻²⁴ takes away again unless a boundary lies between: some cases in 10�
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -99,13 +101,14 @@ class _Number(torch.autograd.Function):
         divisor: float | Tensor,
     ) -> Tensor:
         ctx.target, ctx.divisor, ctx.loss = target, divisor, loss
-        ctx.at_once = not nobody_waits(z) and z.dtype != torch.float64 and not (loss.affine and _at_zeros(loss)[0])
+        zero, *ctx.slopes = _line(loss) if loss.affine else (0.0, 1.0, 0.0)
+        ctx.at_once = not nobody_waits(z) and z.dtype != torch.float64 and not zero
         if ctx.at_once:
             ctx.save_for_backward(z, labels, soft, None)
-            value, ctx.dz = _read_once(z, labels, soft, target, loss, 1.0 / divisor)
+            value, ctx.dz = _read_once(z, labels, soft, target, loss, ctx.slopes, 1.0 / divisor)
             return _reduced(value, target, reduction, dtype, divisor)
         uniform = "uniform" in loss.reads
-        a, c = (slope * (1.0 / divisor) for slope in slopes(loss))
+        a, c = (slope * (1.0 / divisor) for slope in ctx.slopes)
         given: dict[str, Any] = {} if soft is None else {"q": soft}
         fields, gap, ctx.dz = backends.of(z).both(z, target.live, labels, uniform, a, c, **given)
         ctx.save_for_backward(z, labels, soft, fields)
@@ -124,14 +127,15 @@ class _Number(torch.autograd.Function):
         if plain and made is not None and not nobody_waits(z) and float(g) == 1.0:
             return made, *(None,) * 7
         if plain and ctx.at_once:
-            return _read_once(z, labels, soft, ctx.target, ctx.loss, float(g) / ctx.divisor)[1], *(None,) * 7
+            each = float(g) / ctx.divisor
+            return _read_once(z, labels, soft, ctx.target, ctx.loss, ctx.slopes, each)[1], *(None,) * 7
         each = g.to(wide(z)) / ctx.divisor
         if not ctx.loss.affine:  # its slope depends on the logits: they are read again, and differentiably
             with torch.enable_grad():
                 value, _ = row_losses(z, ctx.target, ctx.loss)
             graph = torch.is_grad_enabled()
             return torch.autograd.grad(value, z, each.expand_as(value), create_graph=graph)[0], *(None,) * 7
-        a, c = (each * slope for slope in slopes(ctx.loss))
+        a, c = (each * slope for slope in ctx.slopes)
         uniform = "uniform" in ctx.loss.reads
         if fields is None:
             with torch.no_grad():
@@ -157,10 +161,15 @@ def _reduced(value: Tensor, target: Target, reduction: str, dtype: torch.dtype, 
 
 
 def _read_once(
-    z: Tensor, labels: Tensor | None, soft: Tensor | None, target: Target, loss: Loss, each: Any
+    z: Tensor,
+    labels: Tensor | None,
+    soft: Tensor | None,
+    target: Target,
+    loss: Loss,
+    rises: Sequence[float],
+    each: Any,
 ) -> tuple[Tensor, Tensor]:
     """The losses (n,) of rows and, if each loss has the cotangent ``each``, the gradient: all that is kept of a row."""
-    rises = slopes(loss) if loss.affine else (1.0, 0.0)
     asked: dict[str, Any] = {} if soft is None else {"q": soft}
     asked |= {"slopes": rises} if loss.affine else {"focal": loss.focus}
     a, c = (slope * each for slope in rises)
@@ -169,16 +178,22 @@ def _read_once(
 
 
 def slopes(loss: Loss) -> tuple[float, float]:
-    """The derivatives of an affine loss by nll and uniform: how far it rises from a row of zeros, with each at 1."""
-    at_zero, by_nll, by_uniform = _at_zeros(loss)
-    return by_nll - at_zero, by_uniform - at_zero
+    """The derivatives of an affine loss by nll and uniform."""
+    _, by_nll, by_uniform = _line(loss)
+    return by_nll, by_uniform
 
 
-def _at_zeros(loss: Loss) -> list[float]:
-    """An affine loss of a row of zeros, of one whose nll is 1, and of one whose uniform is 1."""
-    nll, even = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64), torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
-    found: list[float] = loss(plain_stats(nll.unsqueeze(-1), even, even, torch.ones(3), 2)).tolist()
-    return found
+def _line(loss: Loss) -> tuple[float, float, float]:
+    """An affine loss of a row of zeros, and how far it rises from there with nll at 1, and with uniform at 1."""
+    at_zero, by_nll, by_uniform = loss(_three_rows()).tolist()
+    return at_zero, by_nll - at_zero, by_uniform - at_zero
+
+
+@cache
+def _three_rows() -> Stats:
+    """A row of zeros, one whose nll is 1, and one whose uniform is 1."""
+    nll, even = torch.eye(3, dtype=torch.float64, device="cpu")[1:]
+    return plain_stats(nll.unsqueeze(-1), even, even, nll.new_ones(3), 2)
 
 
 def plain_stats(nll: Tensor, lse: Tensor, uniform: Tensor | None, count: Tensor | None, classes: int) -> Stats:

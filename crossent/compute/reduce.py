@@ -32,17 +32,20 @@ def reduce(
         return value.reshape(shape).to(dtype)
     if reduction == "sum":
         return value.sum().to(dtype)
+    total: float | Tensor
     if normaliser is not None:
-        total = torch.as_tensor(normaliser, dtype=value.dtype, device=value.device)
+        total = normaliser.to(value) if isinstance(normaliser, Tensor) else normaliser
     else:
-        total = value.new_full((), value.numel()) if weight is None else weight.sum()
+        total = value.numel() if weight is None else weight.sum()
     if empty == "raise" and not torch.compiler.is_compiling() and bool(total == 0):
         raise ValueError(
             "no row has any weight: every target is ignored, the batch is empty, or all class weights are 0. "
             'The mean of nothing is undefined; pass empty="zero" to make it 0.'
         )
-    if empty == "zero":
+    if empty == "zero" and isinstance(total, Tensor):
         total = torch.where(total == 0, 1.0, total)
+    elif empty == "zero":
+        total = total or 1.0
     return (value.sum() / total).to(dtype)
 
 

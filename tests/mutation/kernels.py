@@ -164,11 +164,13 @@ KERNELS = (
     Fault("target shifted by one", _WIDE, "j = index[r, 0]\n", "j = max(index[r, 0] - 1, 0)\n", "labels from 1", DIGITS,
           "1000"),
     # --- memory and threads
-    Fault("strides exchanged", "backends/cpu/memory.py", "*x.shape, *x.stride())",
-          "*x.shape, x.stride(0), x.stride(2), x.stride(1))", "channels first or last", LAYOUT, "label"),
+    Fault("strides exchanged", "backends/cpu/memory.py", "*shape, *steps)",
+          "*shape, steps[0], steps[2], steps[1])", "channels first or last", LAYOUT, "label"),
     Fault("a view read from its base", "backends/cpu/memory.py", "as_strided((extent,), (1,))",
           "as_strided((extent,), (1,), 0)", "the offset of a view forgotten",
           ("laws/test_losses.py::test_a_row_does_not_depend_on_its_neighbours_or_on_layout",), "NLL"),
+    Fault("rows of a block one number short", "backends/cpu/views.py", "builder.mul(steps[0], length)",
+          "builder.mul(steps[0], builder.sub(length, item.type(1)))", "the last index for the length", DIGITS, "1000"),
     Fault("last block of rows skipped", "backends/cpu/threads.py", "range(0, rows, size)",
           "range(0, rows - size, size)", "off by one block", PLANTED, "threads"),
     # --- the reference

@@ -15,13 +15,15 @@ number of threads. ``element`` is the binary case.
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from crossent.compute.backends import reference
 from crossent.compute.backends.cpu import element, lines, narrow, once, wide
-from crossent.compute.backends.cpu.memory import gradient_like, strided, values, worked_in
+from crossent.compute.backends.cpu.memory import Strided, gradient_like, strided, values, worked_in
 from crossent.compute.backends.cpu.threads import over_blocks
 from crossent.compute.stats import field_names
 
@@ -49,7 +51,7 @@ def part(
     targets = 1 if q is not None else z.shape[1] if index is None else index.shape[1]
     gap = torch.empty((rows, targets), dtype=torch.float64)
     where = [names.index(name) if name in names else -1 for name in ("total", "dot", "first")]
-    read, soft = strided(z), strided(_nothing_like(z) if q is None else q)
+    read, soft = strided(z), _no_target(z.dtype) if q is None else strided(q)
     given = (read, _rows_that_count(live), columns, soft, _of_classes(column_weight), *where)
     out = values(fields), values(gap)
 
@@ -84,7 +86,7 @@ def pull(
     names = field_names(dense=q is not None, uniform=c is not None, entropy=d is not None)
     columns = np.empty((a.shape[0], 0), np.int64) if index is None else values(index.contiguous())
     where = [names.index(name) if name in names else -1 for name in ("total", "dot")]
-    read, soft = strided(z), strided(_nothing_like(z) if q is None else q)
+    read, soft = strided(z), _no_target(z.dtype) if q is None else strided(q)
     cotangents = [_NOTHING if x is None else values(x.contiguous()) for x in (b, c, d)]
     known = values(fields.contiguous())
     weight = _of_classes(column_weight)
@@ -132,7 +134,7 @@ def both(
     every = focal is None and slopes is None
     fields = torch.empty((len(names), rows), dtype=torch.float64) if every else None
     gap = torch.empty((rows, 1), dtype=torch.float64)
-    read, soft = strided(z), strided(_nothing_like(z) if q is None else q)
+    read, soft = strided(z), _no_target(z.dtype) if q is None else strided(q)
     dz = gradient_like(z) if out is None else out
     total = names.index("total") if uniform else -1
     by = _NOTHING if slopes is None else np.array(slopes)
@@ -213,8 +215,9 @@ def _lines(x: Tensor, lines: int) -> np.ndarray:
     return np.empty((lines, x.shape[1]), worked_in(x))
 
 
-def _nothing_like(z: Tensor) -> Tensor:
-    return z.new_empty((0, 0, 0))
+@cache
+def _no_target(like: torch.dtype) -> Strided:
+    return strided(torch.empty((0, 0, 0), dtype=like, device="cpu"))
 
 
 def _rows_that_count(live: Tensor | None) -> np.ndarray:

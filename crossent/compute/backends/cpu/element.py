@@ -19,6 +19,7 @@ from crossent.compute.backends.cpu.precision import (
     stored,
     widened,
 )
+from crossent.compute.backends.cpu.views import lent
 from crossent.compute.backends.reference import ELEMENTS
 
 BLOCK = ELEMENTS  # elements that are worked on together
@@ -119,6 +120,8 @@ def part(
 
     ``memory`` (5, BLOCK) is to work in. start is a multiple of BLOCK.
     """
+    z, share, pos, pattern = lent(z), lent(share), lent(pos), lent(pattern)
+    memory, out = lent(memory), lent(out)
     lanes = np.empty(LANES)
     for i in range(start, stop, BLOCK):
         j = min(i + BLOCK, stop)
@@ -147,6 +150,8 @@ def pull(
     stop: int,
 ) -> None:
     """The gradient of elements start … stop from the cotangents ``a``: one, one for each block, or one for each."""
+    z, share, pos, pattern, a = lent(z), lent(share), lent(pos), lent(pattern), lent(a)
+    memory, out = lent(memory), lent(out)
     blocks = (z.size + BLOCK - 1) // BLOCK
     for i in range(start, stop, BLOCK):
         j = min(i + BLOCK, stop)
@@ -171,6 +176,8 @@ def both(
     stop: int,
 ) -> None:
     """``part`` into ``sums`` and ``pull`` into ``out`` of elements that are read once: ``a`` is known beforehand."""
+    z, share, pos, pattern = lent(z), lent(share), lent(pos), lent(pattern)
+    memory, out = lent(memory), lent(out)
     lanes = np.empty(LANES)
     for i in range(start, stop, BLOCK):
         j = min(i + BLOCK, stop)

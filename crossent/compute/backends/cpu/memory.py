@@ -31,14 +31,18 @@ class Strided(NamedTuple):
 
 def values(x: Tensor) -> NDArray:
     """The numbers of a tensor as an array that shares its memory; 16-bit floats as the integers that carry them."""
-    x = x.detach()
+    return _array(x.detach())
+
+
+def _array(x: Tensor) -> NDArray:
     return (x.view(_CARRIED[x.dtype]) if x.dtype in _CARRIED else x).numpy()
 
 
 def strided(x: Tensor) -> Strided:
     """A tensor (n, v, inner) of any layout, without a copy."""
-    extent = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
-    return Strided(values(x.detach().as_strided((extent,), (1,))), *x.shape, *x.stride())
+    shape, steps = x.shape, x.stride()
+    extent = 1 + sum((size - 1) * step for size, step in zip(shape, steps, strict=True)) if x.numel() else 0
+    return Strided(_array(x.detach().as_strided((extent,), (1,))), *shape, *steps)
 
 
 def gradient_like(z: Tensor) -> Tensor:
@@ -53,6 +57,8 @@ def gradient_like(z: Tensor) -> Tensor:
     memory = memory[first : first + z.numel()]
     flat = torch.from_numpy(memory)
     flat = flat.view(z.dtype) if z.dtype in _CARRIED else flat
+    if z.is_contiguous():
+        return flat.view(z.shape)
     return flat.as_strided(z.shape, torch.empty_like(z, device="meta").stride())
 
 

@@ -23,7 +23,8 @@ from crossent.compute.backends.cpu.tile import (
     turn_in,
     turn_out,
 )
-from crossent.compute.backends.cpu.tree import FOUR, TILE, in_fours
+from crossent.compute.backends.cpu.tree import FOUR, TILE, copy, in_fours
+from crossent.compute.backends.cpu.views import lent
 
 NARROW = 64  # columns; more are a wide row
 
@@ -35,7 +36,7 @@ NARROW = 64  # columns; more are a wide row
 @kernel
 def peaks(tile: NDArray, peak: NDArray) -> None:
     """The greatest logit of each row."""
-    peak[:] = tile[0]
+    copy(tile[0], peak)
     fours, rest = in_fours(tile[1:])
     for b in range(fours.shape[0]):
         four = fours[b]
@@ -113,10 +114,10 @@ def copied(sums: NDArray, rows: int, fields: NDArray, r: int) -> None:
 
 
 @kernel
-def gaps(tile: NDArray, peak: NDArray, index: NDArray, gap: NDArray) -> None:
-    """How far below the peak the labels are."""
-    for t in range(index.size):
-        gap[t] = np.float64(peak[t]) - np.float64(tile[np.uint64(index[t]), t])
+def gaps(peak: NDArray, hit: NDArray, gap: NDArray) -> None:
+    """How far below the peak the labels' logits are."""
+    for t in range(gap.size):
+        gap[t] = np.float64(peak[t]) - np.float64(hit[t])
 
 
 @kernel
@@ -159,10 +160,11 @@ def uniform_of(tile: NDArray, peak: NDArray, weight: NDArray, sums: NDArray) -> 
             column = rest[j]
             for t in range(TILE):
                 total[t] += np.float64(half * column[t] - half * peak[t] if column[t] > -np.inf else nothing)
-    total *= 2.0
-    count[:] = allowed
+    for t in range(TILE):
+        total[t] *= 2.0
+    copy(allowed, count)
     if not weight.size:
-        measure[:] = count
+        copy(allowed, measure)
 
 
 @kernel
@@ -187,7 +189,9 @@ def part(
 
     ``tile``, ``kept`` and ``shares`` (v, TILE) are memory to work in, of the dtype in which z and q are worked out.
     """
-    peak = np.empty(TILE, tile.dtype)
+    z, q, live, index, weight = lent(z), lent(q), lent(live), lent(index), lent(weight)
+    tile, kept, shares, fields, gap = lent(tile), lent(kept), lent(shares), lent(fields), lent(gap)
+    peak, hit = np.empty(TILE, tile.dtype), np.empty(TILE, tile.dtype)
     power_sum, ties = np.empty(TILE), np.empty(TILE, np.int32)
     sums, there, alone = np.empty((3, TILE)), np.empty(TILE, np.int32), np.empty(TILE, np.int32)
     tile[:] = 0
@@ -201,7 +205,8 @@ def part(
         powers(tile, peak, kept, power_sum, ties, z, q, q, r + rows, stop)
         peak_and_rest(peak, power_sum, ties, fields[0, r : r + rows], fields[1, r : r + rows])
         for k in range(index.shape[1]):
-            gaps(tile, peak, index[r : r + rows, k], gap[r : r + rows, k])
+            entries_in(tile, index[r : r + rows, k], hit)
+            gaps(peak, hit, gap[r : r + rows, k])
         if not index.shape[1] and not q.v:
             for t in range(rows):
                 for j in range(z.v):
@@ -296,7 +301,7 @@ def _targets(
             for t in range(rows):
                 u[t] = weight[np.uint64(index[t, k])]
     else:
-        hit[:] = tile[k]
+        copy(tile[k], hit)
         if weight.size:
             u[:] = weight[k]
     for t in range(rows):
@@ -335,6 +340,9 @@ def pull(
 
     ``entries`` (k, TILE) holds the entries of the target columns meanwhile.
     """
+    z, q, out, live, index, weight = lent(z), lent(q), lent(out), lent(live), lent(index), lent(weight)
+    tile, kept, shares, entries = lent(tile), lent(kept), lent(shares), lent(entries)
+    fields, a, b, c, d = lent(fields), lent(a), lent(b), lent(c), lent(d)
     peak, factor, each = np.zeros(TILE, tile.dtype), np.zeros(TILE, tile.dtype), np.zeros(TILE)
     hit, alpha, u, known = np.zeros(TILE, tile.dtype), np.zeros(TILE), np.ones(TILE), np.zeros((8, TILE))
     column_of, there, listed, few = np.zeros(TILE, np.int32), np.zeros(TILE, np.int32), np.empty(TILE, np.int32), 0
@@ -346,8 +354,8 @@ def pull(
         turn_in(z, r, rows, tile)
         silence(live, r, rows, tile)
         collect(r, rows, fields, uniform, dot, a, b, c, d, known)
-        factor[:] = known[7]
-        peak[:rows] = fields[0, r : r + rows]
+        copy(known[7], factor)
+        copy(fields[0, r:], peak[:rows])
         if q.v:
             turn_in(q, r, rows, shares)
             classes_of_tile(shares, there, column_of)
@@ -358,7 +366,8 @@ def pull(
                 _targets(k, tile, index[r : r + rows], a[r : r + rows], weight, hit, alpha, u)
                 exact(hit, peak, alpha, u, known, entries[k])
         if uniform >= 0 or dot >= 0:
-            kept[:] = tile
+            for j in range(z.v):
+                copy(tile[j], kept[j])
         _columns(tile, peak, factor, z, q, out, r + rows, stop)
         if uniform >= 0:
             _less_uniform(tile, kept, weight, known[5])

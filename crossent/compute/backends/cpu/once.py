@@ -35,7 +35,8 @@ from crossent.compute.backends.cpu.tile import (
     turn_out,
     turn_out_less,
 )
-from crossent.compute.backends.cpu.tree import LANES
+from crossent.compute.backends.cpu.tree import LANES, copy
+from crossent.compute.backends.cpu.views import lent
 
 TILE = narrow.TILE
 
@@ -47,7 +48,7 @@ def _collect(
     """As ``target.collect``, of cotangents that are the same for all rows but for a ``slope``, if it has a size."""
     rest, measure, a_row, c_row, factor = known[0], known[1], known[3], known[5], known[7]
     stop = at + rows
-    rest[:rows] = fields[1, at:stop]
+    copy(fields[1, at:], rest[:rows])
     if soft:
         held = fields[3, at:stop]
         for t in range(rows):
@@ -56,12 +57,13 @@ def _collect(
         for t in range(rows):
             a_row[t] = a * slope[t]
     else:
-        a_row[:rows] = a
+        for t in range(rows):
+            a_row[t] = a
     if uniform >= 0:
         count = fields[uniform + 1, at:stop]
         for t in range(rows):
             c_row[t] = (c * fields[2, at + t] if soft else c) / count[t]
-        measure[:rows] = fields[uniform + 2, at:stop]
+        copy(fields[uniform + 2, at:], measure[:rows])
     for t in range(rows):
         factor[t] = (a_row[t] + c_row[t] * measure[t]) / (1.0 + rest[t]) * UNSHIFT
 
@@ -132,6 +134,8 @@ def of_narrow(
     those of ``_losses``: they come in the place of gaps. ``every`` says that fields have room for all rows, and not for
     those that are worked on together.
     """
+    z, q, out, live, index, by = lent(z), lent(q), lent(out), lent(live), lent(index), lent(by)
+    tile, kept, shares, fields, gap = lent(tile), lent(kept), lent(shares), lent(fields), lent(gap)
     peak, hit, entries = np.zeros(TILE, tile.dtype), np.zeros(TILE, tile.dtype), np.zeros(TILE)
     listed, scale, take = np.empty(TILE, np.int32), np.empty(TILE, tile.dtype), np.empty(TILE, tile.dtype)
     even = np.empty(TILE if uniform >= 0 else 0, tile.dtype)
@@ -160,7 +164,7 @@ def of_narrow(
             narrow.copied(masses[1:], rows, fields[2:4], at)
         else:
             entries_in(tile, index[r : r + rows, 0], hit)
-            narrow.gaps(tile, peak, index[r : r + rows, 0], here)
+            narrow.gaps(peak, hit, here)
         if uniform >= 0:
             narrow.uniform_of(tile, peak, nothing, evens)
             narrow.copied(evens, rows, fields[uniform : uniform + 3], at)
@@ -169,15 +173,15 @@ def of_narrow(
         elif by.size:
             _losses(fields, q.v > 0, uniform, by, at, here)
         _collect(fields, at, rows, q.v > 0, uniform, a, c, slope, known)
-        scale[:] = known[7]
-        even[:] = known[5, : even.size]
+        copy(known[7], scale)
+        copy(known[5], even)
         if q.v:
             held = fields[3, at : at + rows]
             few = exact_of_tile(tile, peak, shares, nothing, known, held, there, column_of, each, entries, listed)
-            take[:] = each
+            copy(each, take)
             if uniform >= 0:
                 _scaled(kept, scale, even, tile)
-                scale[:] = ones
+                copy(ones, scale)
             turn_out_less(kept, scale, shares, take, rows, out, r)
             some_to_places(entries, column_of, listed[:few], out, r, tile[0])
             silence_places(live, r, rows, out)
@@ -213,6 +217,8 @@ def of_wide(
     stop: int,
 ) -> None:
     """``wide.part`` and ``wide.pull`` of rows start … stop, of the same targets; ``over``: out is z itself."""
+    z, q, out, live, index, by = lent(z), lent(q), lent(out), lent(live), lent(index), lent(by)
+    rows, grads, shares, fields, gap = lent(rows), lent(grads), lent(shares), lent(fields), lent(gap)
     powers = np.empty(2 * LANES, rows.dtype)
     lanes, masses, tree = np.empty(LANES), np.empty(LANES), np.empty(LANES)
     nothing, slope = lanes[:0], np.empty(1)

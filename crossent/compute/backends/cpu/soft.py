@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from crossent.compute.backends.cpu.precision import as_worked, fma, kernel
 from crossent.compute.backends.cpu.target import at_target, exact, row_of
-from crossent.compute.backends.cpu.tree import FOUR, LANES, TILE, add_row, in_blocks, in_fours, tree_sum
+from crossent.compute.backends.cpu.tree import FOUR, LANES, TILE, add_row, copy, in_blocks, in_fours, tree_sum
 
 FEW = TILE // 8  # entries of a tile that are sooner made one by one
 
@@ -55,8 +55,9 @@ def sums_of_tile(tile: NDArray, peak: NDArray, q: NDArray, weight: NDArray, sums
                 aim[t] += np.float64(share[t]) * np.float64(gap)
             for t in range(TILE):
                 mass[t] += np.float64(share[t])
-        held[:] = mass
-    aim *= 2.0
+        copy(mass, held)
+    for t in range(TILE):
+        aim[t] *= 2.0
 
 
 @kernel
@@ -153,7 +154,7 @@ def less_shares(tile: NDArray, q: NDArray, weight: NDArray, each: NDArray) -> No
                 column[t] -= as_worked(each[t] * (np.float64(share[t]) * w), column[t])
         return
     rounded = np.empty(TILE, tile.dtype)
-    rounded[:] = each
+    copy(each, rounded)
     for j in range(q.shape[0]):
         column, share = tile[j], q[j]
         for t in range(TILE):

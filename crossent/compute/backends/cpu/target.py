@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.compute.backends.cpu.precision import UNSHIFT, kernel, power
-from crossent.compute.backends.cpu.tree import TILE
+from crossent.compute.backends.cpu.tree import TILE, copy
 
 
 class Row(NamedTuple):
@@ -40,18 +40,18 @@ def collect(
     rest, measure, beyond = known[0], known[1], known[2]
     a_row, b_row, c_row, d_row, factor = known[3], known[4], known[5], known[6], known[7]
     fields, a = fields[:, r : r + rows], a[r : r + rows]
-    rest[:rows] = fields[1]
-    a_row[:rows] = a[:, 0]
+    copy(fields[1], rest[:rows])
+    copy(a[:, 0], a_row[:rows])
     for k in range(1, a.shape[1]):
         for t in range(rows):
             a_row[t] += a[t, k]
     if b.size:
-        b_row[:rows] = b[r : r + rows]
+        copy(b[r:], b_row[:rows])
     if uniform >= 0:
         c_row[:rows] = c[r : r + rows] / fields[uniform + 1]
-        measure[:rows] = fields[uniform + 2]
+        copy(fields[uniform + 2], measure[:rows])
     if dot >= 0:
-        d_row[:rows] = d[r : r + rows]
+        copy(d[r:], d_row[:rows])
         beyond[:rows] = fields[dot] / (1.0 + rest[:rows])
     for t in range(rows):
         factor[t] = (a_row[t] + b_row[t] + c_row[t] * measure[t]) / (1.0 + rest[t]) * UNSHIFT

@@ -37,13 +37,18 @@ os.register_at_fork(after_in_child=_forget)
 
 
 def over_blocks(work: Callable[[int, int], None], rows: int, columns: int, multiple: int = 1) -> None:
-    """Call work(start, stop) on all rows, in blocks that begin at a multiple of ``multiple`` rows."""
-    size = max(1, BLOCK // max(1, columns))
-    size = -(-size // multiple) * multiple
-    threads = min(torch.get_num_threads(), -(-rows // size))
+    """Call work(start, stop) on all rows, in blocks that begin at a multiple of ``multiple`` rows.
+
+    There are as many for each thread, if there are few: of five blocks one of two threads would do three.
+    """
+    blocks = -(-rows * max(1, columns) // BLOCK)
+    threads = min(torch.get_num_threads(), blocks)
     if threads <= 1:
         work(0, rows)
         return
+    blocks = -(-blocks // threads) * threads
+    size = -(-rows // blocks)
+    size = -(-size // multiple) * multiple
     starts = iter(range(0, rows, size))  # shared: next() on it is one step under the interpreter's lock
 
     def share() -> None:

@@ -6,11 +6,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.compute.backends.cpu.precision import kernel
+from crossent.compute.backends.cpu.views import shaped
 
 LANES = 128  # sums of a wide row: those of column mod LANES, joined as a fixed tree
 TILE = 256  # narrow rows side by side
 STRETCH = 4096  # columns of a wide row whose powers are made, and then added up, while they are in the first cache
 FOUR = 4  # columns of a tile that are added up in one go: their sums are fetched and put back once
+
+
+@kernel
+def copy(x: NDArray, into: NDArray) -> None:
+    """As many numbers of x as there is room for, in its dtype. (To assign a slice takes several times as long.)"""
+    for t in range(into.size):
+        into[t] = x[t]
 
 
 @kernel
@@ -30,11 +38,10 @@ def tree_sum(lanes: NDArray, tree: NDArray) -> float:
 def in_blocks(row: NDArray, size: int) -> tuple[NDArray, NDArray]:
     """The whole blocks of a row, (blocks, size), and what is left of it.
 
-    (Indices into two dimensions cost nothing; a slice for each block would count references, for as long as the block's
-    arithmetic takes.)
+    (Indices into two dimensions cost nothing.)
     """
     whole = row.size // size
-    return row[: whole * size].reshape(whole, size), row[whole * size :]
+    return shaped(row, (whole, size)), row[whole * size :]
 
 
 @kernel
@@ -55,7 +62,7 @@ def add_pairs(row: NDArray, lanes: NDArray) -> None:
 def in_fours(tile: NDArray) -> tuple[NDArray, NDArray]:
     """The columns of a tile four by four, (fours, FOUR, TILE), and what is left of them, (rest, TILE)."""
     whole = tile.shape[0] // FOUR * FOUR
-    return tile[:whole].reshape(whole // FOUR, FOUR, TILE), tile[whole:]
+    return shaped(tile, (whole // FOUR, FOUR, TILE)), tile[whole:]
 
 
 @kernel

@@ -27,6 +27,7 @@ from crossent.compute.backends.cpu.precision import ONE, UNSHIFT, as_worked, gre
 from crossent.compute.backends.cpu.soft import only_one, sums_of_row, take_from_row
 from crossent.compute.backends.cpu.target import Row, at_target, collect, row_of
 from crossent.compute.backends.cpu.tree import LANES, STRETCH, add_pairs, in_blocks, tree_sum
+from crossent.compute.backends.cpu.views import lent
 
 # --- forwards -----------------------------------------------------------------------------------------------------
 
@@ -140,6 +141,8 @@ def part(
 
     ``rows`` and ``shares`` (SIDE_BY_SIDE, v) are memory to work in, of the dtype in which z and q are worked out.
     """
+    z, q, live, index, weight = lent(z), lent(q), lent(live), lent(index), lent(weight)
+    rows, shares, fields, gap = lent(rows), lent(shares), lent(fields), lent(gap)
     powers = np.empty(STRETCH, rows.dtype)
     lanes, masses, tree = np.empty(LANES), np.empty(LANES), np.empty(LANES)
     r = start
@@ -230,6 +233,8 @@ def pull(
 
     ``over`` says that out is z itself.
     """
+    z, q, out, live, index, weight = lent(z), lent(q), lent(out), lent(live), lent(index), lent(weight)
+    rows, shares, grads, alpha, fields, a = lent(rows), lent(shares), lent(grads), lent(alpha), lent(fields), lent(a)
     known = np.zeros((8, stop - start))
     collect(start, stop - start, fields, uniform, dot, a, b, c, d, known)
     lean = uniform < 0 and dot < 0 and not q.v

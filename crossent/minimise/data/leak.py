@@ -2,44 +2,54 @@
 
 A date of discharge in data about who survives, an account number given to defaulters: such a column makes a model that
 is useless and looks perfect. Each column is asked alone, by the frequencies of the classes within its values, or within
-32 quantiles of its numbers, counted on one half of the rows and judged on the other, both ways.
+the leaves of a small tree on its numbers, counted on one half of the rows and judged on the other, both ways.
+
+A tree and not quantiles: a number that parts the classes at one point parts them at a quantile by luck alone, and the
+quantile that is parted costs more than is allowed.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossent.errors import require
 
-MOST_ROWS = 20_000
-BINS, MOST_VALUES = 32, 200
+MOST_ROWS, MOST_CELLS = 20_000, 2_000_000
+"""Rows that are asked at most, and cells: thousands of columns are asked on fewer rows."""
+LEAST_ROWS = 50
+LEAVES, MOST_VALUES = 32, 200
 SUSPICIOUS = 0.02
 """A share of the labels' entropy below which one column's cross-entropy is too good to be true."""
 
 
-def leaks(table: object, encoded: NDArray[np.generic]) -> list[str]:
-    """Say which columns of a pandas table give the label away; ``encoded`` (n,) classes, or fractions of a range.
+def leaks(x: object, encoded: NDArray[np.generic]) -> list[str]:
+    """Say which columns of a table, or of an array (n, d), give the label away.
 
-    Soft labels count as their most probable class, a range as its tenths. Tables of fewer than 50 rows are not asked.
+    ``encoded`` are (n,) classes, (n, classes) shares, which count as their most probable class, or fractions of a
+    range, which count as their tenths. Fewer than 50 rows are not asked, nor are images.
     """
     pandas = require("pandas", "cli", "a table's columns")
-    if not isinstance(table, pandas.DataFrame) or len(table) < 50:
+    if getattr(x, "ndim", 0) != 2 or len(encoded) < LEAST_ROWS:
         return []
+    table = x if isinstance(x, pandas.DataFrame) else pandas.DataFrame(x)
     y = encoded.argmax(1) if encoded.ndim == 2 else encoded
     if y.dtype.kind == "f":
         y = np.searchsorted(np.quantile(y, np.linspace(0.1, 0.9, 9)), y)
-    some = np.linspace(0, len(table) - 1, min(len(table), MOST_ROWS)).astype(int)
+    most = min(len(table), MOST_ROWS, max(1_000, MOST_CELLS // max(1, table.shape[1])))
+    some = np.linspace(0, len(table) - 1, most).astype(int)
     some = np.random.default_rng(0).permutation(some)  # a sorted table would have other rows in either half
     y = np.unique(y[some], return_inverse=True)[1]
     share = np.bincount(y) / len(y)
     entropy = -float(np.sum(share * np.log(share)))
+    half = np.arange(len(y)) % 2 == 0
     said = []
     for name in table.columns:
-        cells = _cells(table[name].iloc[some], pandas)
-        if cells is None:
-            continue
-        nats = _alone(cells, y, share)
+        column = table[name].iloc[some]
+        costs = [_costs(column, y, share, counted, pandas) for counted in (half, ~half)]
+        nats = float(np.concatenate(costs).mean())
         if nats < SUSPICIOUS * entropy:
             said.append(
                 f"Column {name!r} alone gives {nats:.3g} nats, where the labels' entropy is {entropy:.3g}: it all but "
@@ -48,27 +58,28 @@ def leaks(table: object, encoded: NDArray[np.generic]) -> list[str]:
     return said
 
 
-def _cells(column: object, pandas: object) -> NDArray[np.int64] | None:
-    """A column's values by number: quantiles of numbers, values of others; None where there are too many to count."""
-    api = pandas.api.types  # type: ignore[attr-defined]
+def _costs(
+    column: Any, y: NDArray[np.int64], share: NDArray[np.float64], counted: NDArray[np.bool_], pandas: Any
+) -> NDArray[np.float64]:
+    """What labels cost given their cells: by the frequencies in the rows ``counted``, and a row of the whole's."""
+    api = pandas.api.types
     if api.is_numeric_dtype(column) and not api.is_bool_dtype(column):
-        numbers = column.to_numpy(dtype=np.float64, na_value=np.nan)  # type: ignore[attr-defined]
-        known = numbers[np.isfinite(numbers)]
-        if not len(known):
-            return None
-        edges = np.unique(np.quantile(known, np.linspace(0, 1, BINS + 1)))
-        return np.where(np.isfinite(numbers), np.searchsorted(edges, numbers), len(edges) + 1)
-    codes, values = pandas.factorize(column, use_na_sentinel=False)  # type: ignore[attr-defined]
-    return codes if len(values) <= MOST_VALUES else None
+        cells = _leaves(column.to_numpy(dtype=np.float64, na_value=np.nan), y, counted)
+    else:
+        cells, values = pandas.factorize(column, use_na_sentinel=False)
+        if len(values) > MOST_VALUES:
+            return np.array([np.inf])
+    counts = np.zeros((int(cells.max()) + 1, len(share)))
+    np.add.at(counts, (cells[counted], y[counted]), 1)
+    p = (counts + share) / (counts.sum(1, keepdims=True) + 1)
+    return -np.log(p[cells[~counted], y[~counted]])
 
 
-def _alone(cells: NDArray[np.int64], y: NDArray[np.int64], share: NDArray[np.float64]) -> float:
-    """Cross-entropy of the labels given the cells: frequencies of one half, and a row of the whole's, on the other."""
-    half = np.arange(len(y)) % 2 == 0
-    costs = []
-    for here in (half, ~half):
-        counts = np.zeros((int(cells.max()) + 1, len(share)))
-        np.add.at(counts, (cells[here], y[here]), 1)
-        p = (counts + share) / (counts.sum(1, keepdims=True) + 1)
-        costs.append(-np.log(p[cells[~here], y[~here]]))
-    return float(np.concatenate(costs).mean())
+def _leaves(numbers: NDArray[np.float64], y: NDArray[np.int64], counted: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The leaf (n,) that each number falls into, of a tree grown on the rows ``counted``."""
+    tree = require("sklearn.tree", "cli", "a table's columns").DecisionTreeClassifier
+    known = np.isfinite(numbers)
+    place = np.full((len(numbers), 1), -1.0)  # by rank: the tree is of float32, which large numbers are too close for
+    place[known, 0] = np.unique(numbers[known], return_inverse=True)[1]
+    grown = tree(max_leaf_nodes=LEAVES, min_samples_leaf=5, random_state=0).fit(place[counted], y[counted])
+    return grown.apply(place)

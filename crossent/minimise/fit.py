@@ -15,12 +15,11 @@ from crossent.errors import DataError
 from crossent.minimise import own
 from crossent.minimise.data import task
 from crossent.minimise.data.leak import leaks
-from crossent.minimise.data.parts import both, parted, rare
+from crossent.minimise.data.parts import both, parted, prepared, rare
 from crossent.minimise.data.preparation import Preparation
 from crossent.minimise.data.problem import Problem
-from crossent.minimise.data.tokens import WORD, Tokens
 from crossent.minimise.finish import finish
-from crossent.minimise.left import with_left
+from crossent.minimise.left import with_left, with_left_of_ones_own
 from crossent.minimise.recipe import Recipe, model_asked
 from crossent.minimise.run import Run
 from crossent.minimise.training.judge import blas_alone
@@ -102,16 +101,10 @@ def fit(
     leaking = leaks(rest.x, rest.encoded)
     for sentence in leaking:
         said(sentence)
-    preparation: Preparation | Tokens
-    texts = (named := model_asked(recipe, settings)).startswith(WORD)
-    if texts:
-        preparation = Tokens.of(named, rest.x, mine.source, found)
-        features, model = preparation(rest.x, mine.source), preparation.copy
-    else:
-        preparation, features = Preparation.fit(rest.x, mine.source)
+    preparation, features, model = prepared(model_asked(recipe, settings), rest.x, mine.source, found, model)
     test_x = preparation(judge.x, judge.data.source)  # what is wrong with it is said before the training, not after
     problem = Problem(found, features, found.target(rest.encoded), rest.tensor_of_weights)
-    recipe = (recipe or (Recipe.texts() if texts else Recipe.usual(problem))).parsed(settings)
+    recipe = (recipe or Recipe.usual(problem)).parsed(settings)
     all_of = "" if other is None else f" (all of {other.source})"
     said(f"{len(rest):,} rows to learn from, {recipe.says_of_folds(len(rest))}; {len(judge):,} to test once{all_of}.")
     learned = learn(
@@ -145,7 +138,7 @@ def fit(
             "notes": [*preparation.notes, *leaking, *rare(found, (rest, judge))],
         },
     )
-    return with_left(run, problem, test_x.numpy(), judge.encoded)
+    return with_left(run, problem, test_x, judge)
 
 
 def _fit_own(
@@ -168,7 +161,7 @@ def _fit_own(
     learned = learn_from_loader(
         network, own.scaled(loader, problem.task), problem, recipe, seed, fabric, checkpoint, progress, deadline
     )
-    return finish(
+    run = finish(
         learned,
         recipe,
         Preparation((), problem.x.shape[1] if problem.x.dim() > 1 else 0),
@@ -188,3 +181,4 @@ def _fit_own(
             "notes": [],
         },
     )
+    return with_left_of_ones_own(run, problem)

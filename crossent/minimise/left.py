@@ -2,9 +2,10 @@
 
     calibration      miscalibration on the test rows: repairable now, without learning anything
     overfitting      what the networks lose between rows they learnt from and rows they did not
-    a baseline       whether trees or a linear model, asked in passing, tell classes apart that the network does not
+    a baseline       whether trees or a linear model, asked in passing, tell rows apart that the network does not
     noise            what nobody can win: labels of equal rows that differ, or the entropy of soft labels
     the worst class  where most of the loss is made, for its number of rows
+    slices           values of columns whose rows cost surely more than the others
 
 The parts are not a sum: each is one way of looking at the same loss.
 """
@@ -12,14 +13,20 @@ The parts are not a sum: each is one way of looking at the same loss.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from crossent.errors import require
+from crossent.measure.intervals.cluster import cluster_mean
 from crossent.measure.sums.likelihood import costs_of_logs
+from crossent.minimise.data.parts import Part
 from crossent.minimise.data.problem import Problem
 from crossent.minimise.data.repeats import hashes
 from crossent.minimise.run import Run
@@ -33,17 +40,42 @@ MOST_CLASSES = 100
 """Beyond which no baseline is asked: trees grow one for each class in every round."""
 LEAST_REPEATED = 0.02
 """The share of rows that have a twin, below which twins say nothing of the noise."""
+BINS_OF_WEIGHTS = 63
+"""Where rows count differently: scikit-learn then sorts a column anew for every edge of a bin."""
+MOST_COLUMNS, MOST_VALUES, LEAST_OF_A_SLICE = 300, 50, 30
+"""Columns that slices are looked for in, values of one that are slices, and rows that make one."""
+SLICES_SAID = 3
 
 
-def with_left(run: Run, problem: Problem, test_x: NDArray[np.float32], test_y: NDArray[Any]) -> Run:
+Line = tuple[str, float, float | None, float | None, str]
+"""A part, its nats and their interval, if there is one, and what it means."""
+
+
+def with_left(run: Run, problem: Problem, test_x: Tensor, judge: Part) -> Run:
     """The same run with the table ``left`` in its record: part, nats, low, high, meaning.
 
-    ``problem`` are the rows learnt from, ``test_x`` (n, d) the prepared test rows, ``test_y`` their encoded labels.
+    ``problem`` are the rows learnt from, ``test_x`` (n, …) the test rows as the network reads them, and ``judge`` what
+    they were before. Weights count in all of it.
     """
     parts = [_calibration(run.record), _overfitting(run.record)]
-    if run.task.kind != "range" and test_x.ndim == 2 and test_x.dtype.kind == "f":
-        parts += _baselines(run, problem, test_x, test_y)
+    own = _costs(run, judge)
+    if own is not None and test_x.ndim == 2 and test_x.is_floating_point():
+        parts += _baselines(run, problem, test_x, judge, own)
     parts += [*_noise(problem, run), *_worst_class(run.record)]
+    if own is not None and hasattr(judge.x, "columns"):
+        parts += _slices(judge.x, judge.weight, own)
+    return _with(run, parts)
+
+
+def with_left_of_ones_own(run: Run, judged_by: Problem) -> Run:
+    """The same for a network and loaders of the user's own, of which nobody knows what rows of theirs were learnt.
+
+    ``judged_by`` are the rows that the epoch was chosen by.
+    """
+    return _with(run, [_calibration(run.record), *_noise(judged_by, run), *_worst_class(run.record)])
+
+
+def _with(run: Run, parts: list[Line | None]) -> Run:
     rows = [part for part in parts if part is not None]
     table: Table = {
         name: [row[place] for row in rows] for place, name in enumerate(("part", "nats", "low", "high", "meaning"))
@@ -51,38 +83,49 @@ def with_left(run: Run, problem: Problem, test_x: NDArray[np.float32], test_y: N
     return replace(run, record=replace(run.record, tables={**run.record.tables, "left": table}))
 
 
-Part = tuple[str, float, float | None, float | None, str]
+def _costs(run: Run, judge: Part) -> NDArray[np.float64] | None:
+    """What each test row cost, if none of them was infinite."""
+    if run.predicted is None:
+        return None
+    with np.errstate(divide="ignore"):
+        own = costs_of_logs(np.log(run.predicted.probabilities[run.predicted.splits == "test"]), judge.encoded)
+    return own if np.isfinite(own).all() else None
 
 
-def _calibration(record: Record) -> Part | None:
+def _calibration(record: Record) -> Line | None:
     found = record.numbers.get("miscalibration")
     if found is None:
         return None
-    word = "Repairable now: crossent calibrate." if found.low is not None and found.low > 0 else "Nothing to repair."
+    repairable = found.low is not None and found.low > 0
+    word = "Repairable now: crossent calibrate." if repairable else "Nothing to repair that these rows show."
     return "calibration", found.value, found.low, found.high, f"Miscalibration of the test rows. {word}"
 
 
-def _overfitting(record: Record) -> Part:
+def _overfitting(record: Record) -> Line:
     gap = record["validation_cross_entropy"].value - record["training_cross_entropy"].value
-    return (
-        "overfitting", gap, None, None,
-        "Rows held out cost more than rows learnt: more rows, augmentation or a stronger penalty win part of it.",
-    )  # fmt: skip
+    sentence = "Rows held out cost more than rows learnt: more rows, augmentation or a stronger penalty win part of it."
+    return "overfitting", gap, None, None, sentence if gap > 0 else "Rows held out cost no more than rows learnt."
 
 
-def _baselines(run: Run, problem: Problem, test_x: NDArray[np.float32], test_y: NDArray[Any]) -> list[Part]:
-    """What two models that learn in seconds make of the test rows, held against the run row by row."""
+def _baselines(run: Run, problem: Problem, test_x: Tensor, judge: Part, own: NDArray[np.float64]) -> list[Line]:
+    """What two models that learn in seconds make of the test rows, held against the run row by row.
+
+    Soft labels, and the shares of a range, are rows that come once for each class, with the share as their weight.
+    """
     ensemble = require("sklearn.ensemble", "cli", "a baseline")
     linear = require("sklearn.linear_model", "cli", "a baseline")
     pipeline = require("sklearn.pipeline", "cli", "a baseline")
     preprocessing = require("sklearn.preprocessing", "cli", "a baseline")
     impute = require("sklearn.impute", "cli", "a baseline")
-    n = min(len(problem), MOST_ROWS, max(100, MOST_NUMBERS // max(1, problem.x.shape[1])))
-    some = np.linspace(0, len(problem) - 1, n).astype(int)
-    target = problem.target.numpy()[some]
-    y = target.argmax(1) if target.ndim == 2 else target
-    if not 2 <= len(np.unique(y)) <= MOST_CLASSES or run.predicted is None:
+    of_each = run.task.columns if problem.target.is_floating_point() else 1
+    n = min(len(problem), MOST_ROWS, max(100, MOST_NUMBERS // max(1, problem.x.shape[1] * of_each)))
+    some = problem.take(torch.linspace(0, len(problem) - 1, n, dtype=torch.float64).long())
+    row, y, count = (part.numpy() for part in some.labels())
+    classes, rows_of = np.unique(y, return_counts=True)
+    if not 2 <= len(classes) <= MOST_CLASSES:
         return []
+    x, alike = some.x.numpy()[row], bool((count == count[0]).all())
+    weight = None if alike else count
     models = {
         "a linear model": pipeline.make_pipeline(
             impute.SimpleImputer(keep_empty_features=True),
@@ -90,31 +133,33 @@ def _baselines(run: Run, problem: Problem, test_x: NDArray[np.float32], test_y: 
             linear.LogisticRegression(max_iter=200),
         ),
         "boosted trees": ensemble.HistGradientBoostingClassifier(
-            max_iter=100, early_stopping=bool(np.bincount(y)[np.unique(y)].min() > 1 and n >= 200), random_state=0
+            max_iter=100,
+            max_bins=255 if alike else BINS_OF_WEIGHTS,
+            early_stopping=bool(rows_of.min() > 1 and n >= 200),
+            random_state=0,
         ),
     }
-    with np.errstate(divide="ignore"):
-        own = costs_of_logs(np.log(run.predicted.probabilities[run.predicted.splits == "test"]), test_y)
-    found: list[Part] = []
+    found: list[Line] = []
     for name, model in models.items():
+        counted = "logisticregression__sample_weight" if name == "a linear model" else "sample_weight"
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")  # one that has not converged is a baseline too
-            model.fit(problem.x.numpy()[some], y)
-            said = model.predict_proba(test_x)
+            model.fit(x, y, **{counted: weight})
+            said = model.predict_proba(test_x.numpy())
         p = np.full((len(said), run.task.columns), 1e-6)
         p[:, model.classes_] = np.maximum(said, 1e-6)  # an impossible label would make the baseline infinitely bad
-        difference = own - costs_of_logs(np.log(p / p.sum(1, keepdims=True)), test_y)
-        mean, error = float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(len(own)))
-        if not np.isfinite(mean):
-            continue
-        low, high = mean - 1.96 * error, mean + 1.96 * error
-        word = "It knows something that the network does not." if low > 0 else "The network knows what it knows."
+        difference = cluster_mean(own - costs_of_logs(np.log(p / p.sum(1, keepdims=True)), judge.encoded), judge.weight)
+        low, high = difference.interval()
+        word = "These rows cannot tell which is ahead."
+        if low is not None and high is not None and not low <= 0 <= high:
+            word = "The run is ahead." if high < 0 else "It knows something that the run does not."
         rows = f" (on {n:,} of the rows)" if n < len(problem) else ""
-        found.append((f"against {name}", mean, low, high, f"Test cross-entropy less that of {name}{rows}. {word}"))
+        sentence = f"Test cross-entropy less that of {name}{rows}. {word}"
+        found.append((f"against {name}", difference.value, low, high, sentence))
     return found
 
 
-def _noise(problem: Problem, run: Run) -> list[Part]:
+def _noise(problem: Problem, run: Run) -> list[Line]:
     """What labels of equal rows differ by, or the entropy of soft labels: nobody gets below it."""
     if run.task.kind != "range" and problem.target.is_floating_point():
         q = problem.distribution.numpy()
@@ -145,7 +190,7 @@ def _noise(problem: Problem, run: Run) -> list[Part]:
     ]  # fmt: skip
 
 
-def _worst_class(record: Record) -> list[Part]:
+def _worst_class(record: Record) -> list[Line]:
     """The class with the largest part of the loss for its rows."""
     table = record.tables.get("per_class", {})
     loss, rows, names = table.get("cross_entropy"), table.get("rows"), table.get("class")
@@ -163,3 +208,58 @@ def _worst_class(record: Record) -> list[Part]:
             f"{names[worst]}: {rows[worst] / sum(rows):.0%} of the rows and {share:.0%} of the loss.",
         )
     ]  # fmt: skip
+
+
+def _slices(table: Any, weight: NDArray[np.float64] | None, own: NDArray[np.float64]) -> list[Line]:
+    """Slices of the test rows that surely cost more than all do; one of a column, and first what costs most on them.
+
+    The intervals of all slices that were looked at hold together.
+    """
+    if table.shape[1] > MOST_COLUMNS:
+        return []
+    weight = np.ones(len(table)) if weight is None else weight
+    mean = float(np.average(own, weights=weight))
+    looked_at = [
+        (column, name, rows)
+        for column in table.columns
+        for name, rows in _cut(table[column])
+        if LEAST_OF_A_SLICE <= np.count_nonzero(weight[rows]) < np.count_nonzero(weight)
+    ]
+    costly = []
+    for column, name, rows in looked_at:
+        found = cluster_mean(own[rows], weight[rows])
+        low, high = found.interval(0.05 / len(looked_at))
+        if low is not None and low > mean:
+            share = float(weight[rows].sum() / weight.sum())
+            costly.append((share * (found.value - mean), column, name, share, found.value, low, high))
+    worst: dict[str, Any] = {}
+    for each in sorted(costly, key=lambda each: -each[0]):
+        worst.setdefault(each[1], each)
+    return [
+        (
+            name, value, low, high,
+            f"A costly slice: {share:.0%} of the rows and {share * value / mean:.0%} of the loss. "
+            f"{len(looked_at):,} were looked at.",
+        )
+        for _, _, name, share, value, low, high in [*worst.values()][:SLICES_SAID]
+    ]  # fmt: skip
+
+
+def _cut(column: Any) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """The slices of a column: each of its values where there are few, and else the quarters of its numbers."""
+    pandas = require("pandas", "cli", "a table's columns")
+    try:
+        codes, values = pandas.factorize(column)
+    except TypeError:  # cells that are lists, say
+        return
+    number = pandas.api.types.is_numeric_dtype(column) and not pandas.api.types.is_bool_dtype(column)
+    yield f"{column.name} missing", codes < 0
+    if len(values) <= (4 if number else MOST_VALUES):
+        for code, value in enumerate(values):
+            yield f"{column.name} = {value}", codes == code
+    elif number:
+        cells = column.to_numpy(dtype=np.float64, na_value=np.nan)
+        inner = np.unique(np.nanquantile(cells, (0.25, 0.5, 0.75)))
+        for low, high in pairwise([-np.inf, *inner.tolist(), np.inf]):
+            said = [f"{low:g} <"] * (low > -np.inf) + [str(column.name)] + [f"≤ {high:g}"] * (high < np.inf)
+            yield " ".join(said), (cells > low) & (cells <= high)

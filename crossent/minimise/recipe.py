@@ -126,12 +126,14 @@ class Recipe:
 
     @classmethod
     def usual(cls, problem: Problem) -> Recipe:
-        """The recipe that nobody chose another for: by rows (n, d), or images (n, channels, height, width).
+        """The recipe that nobody chose another for: by rows (n, d), tokens, or images (n, channels, height, width).
 
         Images are mirrored where a mirror image could be one of the same class (``data.mirror``). Tables of thousands
         of columns or classes have fewer and narrower networks, and many rows of many classes are held out in one part:
         what is said of each held-out row is a number for each class.
         """
+        if not problem.x.is_floating_point():
+            return cls(**TEXTS)
         if problem.x.dim() > 2:
             return cls(**IMAGES, flip=mirrors_alike(problem))
         ends = problem.x.shape[1] + problem.task.columns
@@ -140,11 +142,6 @@ class Recipe:
         folds = 1 if len(problem) * problem.task.columns > MOST_SAID else cls.folds
         width = MOST_WEIGHTS // (folds * ends) // 16 * 16
         return cls(folds=folds, members=1, width=max(32, min(cls.width, width)))
-
-    @classmethod
-    def texts(cls) -> Recipe:
-        """The recipe for fine-tuning a model of texts that nobody chose another for."""
-        return cls(**TEXTS)
 
     def says_of_folds(self, rows: int) -> str:
         """How ``rows`` are held out, in words."""

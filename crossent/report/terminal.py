@@ -22,7 +22,7 @@ _WITHOUT_UNICODE = str.maketrans({"−": "-", "–": "-", "—": "-", "…": "~"
 
 
 def show(record: Record, console: Console | None = None) -> None:
-    """Print the record: headline, notes, numbers, classes, costliest rows.
+    """Print the record: headline, notes, numbers, what is left to win, classes, costliest rows.
 
     Narrow terminals see fewer columns of the tables; a file or a pipe sees the same without colours.
 
@@ -53,7 +53,7 @@ def show(record: Record, console: Console | None = None) -> None:
     for note in record.facts.get("notes") or []:
         screen.print()
         _say(screen, f"Note: {printable(note)}", "yellow")
-    _print_section(screen, "", _numbers(record, screen))
+    _print_section(screen, "", _lines(text.summary(record), screen))
     for title, sheet in comparison.sheets(record, _MOST_ROWS) + contest.sheets(record):
         _print_section(screen, title, _sheet(sheet, screen))
     _print_section(screen, "The trials", _sheet(search.sheet_of_trials(record, _MOST_TRIALS), screen))
@@ -61,6 +61,7 @@ def show(record: Record, console: Console | None = None) -> None:
     if searched := " ".join(search.sentences(record)):
         screen.print()
         _say(screen, searched)
+    _print_section(screen, "Where the remaining nats are", _lines(text.left(record), screen))
     _print_section(screen, "By slice", _sheet(table.slices(record, _MOST_SLICES), screen))
     _print_section(screen, "By class", _sheet(table.per_class(record, _MOST_CLASSES), screen))
     _print_section(screen, "The rows that cost most", _sheet(table.costliest(record, _MOST_ROWS), screen))
@@ -84,11 +85,11 @@ def _print_section(screen: Console, title: str, content: RenderableType | None) 
     screen.print(content)
 
 
-def _numbers(record: Record, screen: Console) -> RenderableType | None:
+def _lines(lines: list[text.Line], screen: Console) -> RenderableType | None:
+    """Numbers by name, and what they mean where there is room for it."""
     from rich.table import Table
     from rich.text import Text
 
-    lines = text.summary(record)
     if not lines:
         return None
     grid = Table.grid(padding=(0, 2, 0, 0))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from crossent.record import Number, Record
 from crossent.report import comparison, contest, digits, search
-from crossent.report.label import printable
+from crossent.report.label import clip, printable
 
 _MEANINGS = {
     "cross_entropy": (
@@ -174,6 +174,21 @@ def summary(record: Record) -> list[Line]:
         label, explanation = meanings.get(name, (printable(name).replace("_", " ").capitalize(), ""))
         lines.append(Line(label, digits.written(record.numbers[name]), explanation))
     return lines
+
+
+def left(record: Record) -> list[Line]:
+    """Where the remaining nats of a fit are, part by part.
+
+    >>> table = {"part": ["noise"], "nats": [0.1], "low": [None], "high": [None], "meaning": ["Nobody gets below it."]}
+    >>> left(Record("fit", "a test", tables={"left": table}))
+    [Line(label='noise', value='0.100 nats', explanation='Nobody gets below it.')]
+    """
+    table = record.tables.get("left", {})
+    columns = [table.get(name, []) for name in ("part", "nats", "low", "high", "meaning")]
+    return [
+        Line(clip(part, 40), digits.written(Number(nats, "nats", low, high)), printable(meaning))
+        for part, nats, low, high, meaning in zip(*columns, strict=False)
+    ]
 
 
 def is_impossible(record: Record) -> bool:

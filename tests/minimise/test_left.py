@@ -32,6 +32,20 @@ def test_a_column_that_gives_the_label_away_is_named_and_no_other():
     assert "'copy'" in leaks(table.assign(copy=share), share / 1.25)[0]  # a range
 
 
+@pytest.mark.parametrize("at", [0.373, 0.5, 0.811])
+def test_a_number_that_parts_the_classes_anywhere_is_named(at):
+    random = np.random.default_rng(1)
+    number = random.normal(size=2000)
+    y = (number > np.quantile(number, at)).astype(int)
+    accounts = 9_000_000_000 + number.argsort().argsort().astype(float)
+    accounts[::10] = np.nan
+    said = leaks(pd.DataFrame({"number": 1e3 * number, "id": accounts, "rough": number.round()}), y)
+    assert [sentence.split("'")[1] for sentence in said] == ["number"]  # a tenth of the ids is missing
+    assert leaks(np.stack((random.normal(size=2000), number), 1), y)[0].startswith("Column 1 alone gives")
+    assert leaks(random.normal(size=(2000, 3)), y) == []
+    assert leaks(random.random((200, 4, 4)), y[:200]) == []  # images
+
+
 def test_equal_rows_with_different_labels_show_the_noise():
     random = np.random.default_rng(0)
     x = random.integers(0, 4, (600, 1)).astype(float)
@@ -66,3 +80,52 @@ def test_the_page_shows_where_the_nats_are():
     page = report.html.page(run.record)
     assert "Where the remaining nats are" in page
     assert "against boosted trees" in page
+
+
+def test_weights_count_in_what_is_left():
+    """Rows of the second half have the other label for the same feature, and weigh nothing: a baseline knows it."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(600, 1))
+    second = np.arange(600) >= 300
+    y = (x[:, 0] > 0) != second
+    learned = ["folds=3", "members=1", "width=16", "epochs=60"]
+    run = crossent.fit(x, y, weight=np.where(second, 1e-9, 1.0), settings=learned)
+    beside = part(run, "against a linear model")
+    assert -0.3 < beside["nats"] < 0.1  # -0.6 if every row counted
+    run = crossent.fit(x, y, weight=np.where(second, 1e-9, 1.0), settings=[*TINY, "learning_rate=1e-9"])
+    assert part(run, "against a linear model")["low"] > 0.3  # 0 if every row counted: there is nothing to know
+
+
+def test_a_range_has_baselines_too():
+    random = np.random.default_rng(0)
+    x = random.normal(size=(500, 3))
+    y = 1 / (1 + np.exp(-2 * x[:, 0]))
+    best = float(np.mean(-y * np.log(y) - (1 - y) * np.log(1 - y)))
+    blind = crossent.fit(x, y, limits=(0, 1), settings=[*TINY, "learning_rate=1e-9"])
+    for name in ("against a linear model", "against boosted trees"):
+        found = part(blind, name)
+        assert found["low"] > 0.05
+        assert blind.record["cross_entropy"].value - found["nats"] == pytest.approx(best, abs=0.05)
+
+
+def test_slices_that_surely_cost_more_are_named_and_no_others():
+    random = np.random.default_rng(0)
+    n = 4000
+    table = pd.DataFrame(
+        {
+            "town": random.choice(["Ulm", "Köln", "Bonn"], n),
+            "near": random.choice(["u", "k"], n),
+            "age": random.uniform(20, 60, n),
+            "lead": random.normal(size=n),
+        }
+    )
+    noisy = (table["town"] == "Ulm") | (table["age"] > 50)
+    y = np.where(noisy, random.random(n) < 0.5, table["lead"] > 0)
+    run = crossent.fit(table, y, settings=["folds=2", "members=1", "width=32", "epochs=15", "beside=no"])
+    parts = run.record.tables["left"]
+    named = [name for name in parts["part"] if set(name.split()) & set(table.columns)]
+    assert sorted(name.partition(" < ")[2] or name for name in named) == ["age", "town = Ulm"]
+    ulm = part(run, "town = Ulm")
+    assert ulm["low"] > run.record["cross_entropy"].value
+    assert ulm["low"] < ulm["nats"] < ulm["high"]
+    assert "% of the rows and" in ulm["meaning"]

@@ -8,7 +8,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import crossent
 from crossent.errors import DataError
-from crossent.minimise import Recipe
 
 SETTINGS = ["epochs=12", "patience=12", "averaging=0.5", "learning_rate=0.02"]
 
@@ -107,4 +106,24 @@ def test_a_model_folder_of_texts_is_fine_tuned_saved_and_read_back(tmp_path):
     with pytest.raises(DataError, match=r"no config\.json"):
         crossent.fit(table, y, settings=[f"model=text:{tmp_path / 'nowhere'}"])
     with pytest.raises(DataError, match="no column of text"):
-        crossent.fit(table[["id"]], y, recipe=Recipe.texts().changed(model=f"text:{folder}"))
+        crossent.fit(table[["id"]], y, settings=[f"model=text:{folder}"])
+
+
+def test_a_model_folder_of_texts_can_be_searched(tmp_path):
+    pytest.importorskip("transformers", reason="the extra 'text' is not installed")
+    from tests.minimise.test_text import model_folder, texts
+
+    named = f"model=text:{model_folder(tmp_path / 'bert')}"
+    table, y = texts(60)
+    tuned = crossent.tune(table, y, settings=[named, "epochs=1"], trials=2)
+    assert tuned.trials["state"][0] == "complete"
+    assert tuned.trials["state"][1] in ("complete", "pruned")
+    assert "failed" not in tuned.trials["state"]
+    assert {"noise", "mixup", "cutmix", "width"}.isdisjoint(tuned.run.record.facts["space"])
+    assert named in tuned.recipe.command()
+    assert tuned.run.predict_proba(table).shape == (60, 2)
+
+
+def test_what_is_left_to_win_is_said_of_a_network_of_ones_own_too():
+    run = crossent.fit(network(), loaders(*rows()), settings=SETTINGS)
+    assert run.record.tables["left"]["part"] == ["calibration", "the worst class"]

@@ -118,6 +118,7 @@ def test_what_is_left_to_the_number_of_rows():
 
 def test_rows_and_images_have_recipes_of_their_own():
     assert Recipe.usual(problem_of(torch.zeros(3, 4))) == Recipe()
+    assert Recipe.usual(problem_of(torch.zeros(3, 4, dtype=torch.long))).learning_rate == 5e-5  # tokens
     images = Recipe.usual(problem_of(torch.zeros(3, 1, 8, 8)))
     assert (images.model, images.folds, images.flip) == ("residual", 1, False)
     assert images.says_of_folds(1437) == "a sixth of them held out"

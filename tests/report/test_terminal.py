@@ -6,6 +6,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from crossent.errors import MissingExtra
+from crossent.record import Record
 from crossent.report import show
 
 
@@ -66,3 +67,14 @@ def test_without_rich_the_extra_is_named(case, monkeypatch):
     sentence = r"printing a record needs the library 'rich'.*pip install 'crossent\[cli\]'"
     with pytest.raises(MissingExtra, match=sentence):
         show(case("binary"))
+
+
+def test_what_is_left_to_win_is_said_with_its_meaning_where_there_is_room():
+    parts = {"part": ["noise", "x" * 60], "nats": [0.25, 0.5], "low": [None, 0.4], "high": [None, 0.6]}
+    record = Record("fit", "a fit", tables={"left": {**parts, "meaning": ["Nobody gets below it.", "A costly slice."]}})
+    wide, narrow = _shown(record, 130), _shown(record, 60)
+    assert "Where the remaining nats are" in wide
+    assert "0.50 nats (0.40 to 0.60)" in wide
+    assert "Nobody gets below it." in wide
+    assert "Nobody gets below it." not in narrow
+    assert "x" * 39 + "…" in wide

@@ -25,11 +25,9 @@ from crossent.errors import DataError
 from crossent.measure.sums.hashing import stream
 from crossent.minimise import own
 from crossent.minimise.data.dataset import Data
-from crossent.minimise.data.parts import Judged, Part, parted
-from crossent.minimise.data.preparation import Preparation
+from crossent.minimise.data.parts import Judged, Part, parted, prepared
 from crossent.minimise.data.problem import Problem, folds
 from crossent.minimise.data.task import Task
-from crossent.minimise.data.tokens import WORD, Tokens
 from crossent.minimise.recipe import Recipe
 from crossent.minimise.training.learn import Factory, Learned, learn, learn_from_loader
 
@@ -100,8 +98,8 @@ class Drawn:
         self._rest = rest
         self._first = preparation, problem, *_ = self._prepared(*next(self._splits(seed)))
         self.problem, self.notes = problem, list(preparation.notes)
-        usual = Recipe.texts() if asked.startswith(WORD) else Recipe.usual(problem)
-        self.usual = usual.changed(plain=False, beside=False)  # one network for each loss, and nothing to lean on
+        # One network for each loss, and nothing to lean on.
+        self.usual = Recipe.usual(problem).changed(plain=False, beside=False)
         self.sizes = {"learn": len(problem), "test": len(self.tested)}
 
     def lessons(self, seed: int) -> Iterator[Lesson]:
@@ -146,13 +144,7 @@ class Drawn:
 
     def _prepared(self, rest: Part, judge: Part) -> tuple[Any, Problem, Part, Part, Tensor, Factory | None]:
         """What is known of features is learnt from the rows to learn from, in every fold anew."""
-        source, model = self.source, self._model
-        preparation: Preparation | Tokens
-        if self._asked.startswith(WORD):
-            preparation = Tokens.of(self._asked, rest.x, source, self.task)
-            features, model = preparation(rest.x, source), preparation.copy
-        else:
-            preparation, features = Preparation.fit(rest.x, source)
+        preparation, features, model = prepared(self._asked, rest.x, self.source, self.task, self._model)
         problem = Problem(self.task, features, self.task.target(rest.encoded), rest.tensor_of_weights)
         return preparation, problem, rest, judge, preparation(judge.x, judge.data.source), model
 

@@ -1,8 +1,9 @@
-"""The rows of one run in two parts: to learn from, and to judge by once."""
+"""The rows of one run in two parts, to learn from, and to judge by once; and what a network reads of the first."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from crossent.errors import DataError, some
 from crossent.measure.sums.likelihood import costs_of_logs
 from crossent.minimise.data import dataset, split, task
+from crossent.minimise.data.preparation import Preparation
+from crossent.minimise.data.tokens import WORD, Tokens
 from crossent.record import Number
 
 FEW_ROWS = 10
@@ -121,6 +124,19 @@ def parted(found: task.Task, own: dataset.Data, other: dataset.Data | None, seed
             f"rest; it takes at least {FEW_ROWS}."
         )
     return learn, judge
+
+
+def prepared(
+    asked: str, x: Any, source: str, found: task.Task, model: Callable[..., Any] | None = None
+) -> tuple[Preparation | Tokens, torch.Tensor, Callable[..., Any] | None]:
+    """What is known of rows to learn from, their features or tokens, and what makes the network, if it is not ours.
+
+    ``asked`` is the recipe's ``model``: a model folder of texts takes tokens, and is copied for every training.
+    """
+    if not asked.startswith(WORD):
+        return *Preparation.fit(x, source), model
+    tokens = Tokens.of(asked, x, source, found)
+    return tokens, tokens(x, source), tokens.copy
 
 
 def rare(found: task.Task, parts: tuple[Part, ...]) -> list[str]:

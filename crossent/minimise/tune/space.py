@@ -205,24 +205,28 @@ def usual_texts(problem: Problem, base: Recipe) -> dict[str, str]:
     rows, images = len(problem), problem.x.dim() > 2
     classes, soft = problem.task.kind != "range", problem.target.dim() > 1
     texts = {"learning_rate": "5e-4..2e-2 log", "weight_decay": "0.003..1 log", "averaging": "0.5..8 log"}
-    texts["optimiser"] = "adamw, muon, schedulefree" if find_spec("schedulefree") else "adamw, muon"
+    tokens = not problem.x.is_floating_point()
+    if tokens:  # a model that has learnt much already: small steps, by the optimiser it was made with, of whole texts
+        texts |= {"learning_rate": "1e-5..2e-4 log", "averaging": "0, 0.5..2", "epochs": "2..8"}
+    else:
+        texts["optimiser"] = "adamw, muon, schedulefree" if find_spec("schedulefree") else "adamw, muon"
     if base.model == "network":
         texts |= {"width": "48..512 log", "depth": "1..4", "dropout": "0..0.6", "bins": "0, 4..48"}
     elif base.model == "residual":
         texts |= {"width": "16, 24, 32, 48", "depth": "1..3", "dropout": "0..0.4", "flip": "no, yes", "crop": "0..4"}
     else:  # a linear model has few steps to choose from, and of another's insides nothing is known
-        texts.pop("optimiser") if base.model == "linear" else None
+        texts.pop("optimiser", None) if base.model == "linear" else None
     if classes:
         texts["loss"] = "nll, focal(0.3..3.0), gce(0.05..0.7), poly1(0.5..4.0)"
         texts["label_smoothing"] = "0, 0.005..0.2 log"
-        texts |= {"mixup": "0, 0.1..1", "cutmix": "0, 0.1..1"}
+        texts |= {} if tokens else {"mixup": "0, 0.1..1", "cutmix": "0, 0.1..1"}
         counts = problem.counts()
         if float(counts.max()) > _UNEVEN * max(float(counts.min()), 1.0):
             cures = "none, weights(0.2..1.0), logit_adjusted(0.2..1.0)"
             texts["imbalance"] = cures if soft else f"{cures}, balanced(0.2..1.0)"
     else:
         texts["code"] = "fraction, mse, continuous_bernoulli, hlgauss(20..100)"
-    if not images:
+    if not images and not tokens:
         texts["noise"] = "0, 0.01..0.3 log"
     sizes = [size for size in (64, 128, 256, 512, 1024) if size * 8 <= rows]
     if len(sizes) > 1:

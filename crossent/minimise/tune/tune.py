@@ -28,11 +28,10 @@ from torch import nn
 from crossent.errors import DataError
 from crossent.files import refusal
 from crossent.minimise.data import task
-from crossent.minimise.data.parts import both, parted
-from crossent.minimise.data.preparation import Preparation
+from crossent.minimise.data.parts import both, parted, prepared
 from crossent.minimise.data.problem import Problem
 from crossent.minimise.fit import fit
-from crossent.minimise.recipe import Recipe
+from crossent.minimise.recipe import Recipe, model_asked
 from crossent.minimise.run import Run
 from crossent.minimise.training.learn import Factory, launched
 from crossent.minimise.training.train import Progress
@@ -113,7 +112,7 @@ def tune(
     found = task.look(mine.y, mine.source, mine.target, kind, limits, mine.names)
     said(found.found)
     rest, _ = parted(found, mine, other, seed)
-    _, features = Preparation.fit(rest.x, mine.source)
+    _, features, factory = prepared(model_asked(recipe, settings), rest.x, mine.source, found, model)
     problem = Problem(found, features, found.target(rest.encoded), rest.tensor_of_weights)
     base = (recipe or Recipe.usual(problem)).parsed(settings)
     tried = Space.read(space, problem, base, [setting.partition("=")[0] for setting in settings])
@@ -124,7 +123,7 @@ def tune(
         f"{len(rest):,} rows to search on, each held out once in a trial of {FOLDS} trainings; the test rows are not "
         f"looked at. Searched: {', '.join(tried.to_dict())}."
     )
-    judge = Judge(problem, seed, fabric or launched(), model, progress)
+    judge = Judge(problem, seed, fabric or launched(), factory, progress)
     search = Search(study, judge, tried, base, began, budget, trials, said)
     try:
         search.run()

@@ -1,7 +1,7 @@
 """A finished run as one file that runs without crossent: prepared features in, calibrated probabilities out.
 
-Everything behind the preparation goes in: the scaling of the features, what is said of a missing one, the members, the
-mean of their probabilities, the calibrator. ``.pt2`` is the format of ``torch.export``, for any program with torch;
+Everything behind the preparation goes in: the scaling of the features, what is said of a missing one, the networks and
+trees, what they say together, the calibrator. ``.pt2`` is the format of ``torch.export``, for any program with torch;
 ``.onnx`` is for onnxruntime and whatever else reads ONNX, in any language. The preparation of a table (dates,
 categories, text) and a tokenizer stay in Python: ``run.preparation(table, "new rows")`` gives the features.
 
@@ -54,7 +54,7 @@ class Exported(nn.Module):
     """Prepared rows (n, …), float32, or tokens (n, t), int64 → probabilities (n, C) and their logarithms, float32.
 
     What ``Run.predict_proba`` does after the preparation: the network, the way back from what its loss made it say,
-    the mean of the members' probabilities, the calibrator; all but the network in float64. The logarithms are not those
+    what the members say together, the calibrator; all but the network in float64. The logarithms are not those
     of the probabilities: they stay exact where a probability is too small for float32. Nothing is refused here.
     """
 

@@ -84,6 +84,13 @@ def not_seen_by_what_is_no_view(head: nn.Linear, x: Tensor) -> Tensor:
     return torch.stack([F.cross_entropy(copied, Y), F.nll_loss(log, Y), F.cross_entropy(z, Y)])
 
 
+def seen_by_what_was_contiguous(head: nn.Linear, x: Tensor) -> Tensor:
+    z = head(x)
+    same, copied = z.contiguous(), z.T.contiguous()
+    same[:, 3] = -torch.inf
+    return torch.stack([F.cross_entropy(z, Y % 3), F.cross_entropy(copied.T, Y % 3)])
+
+
 def seen_by_the_detached(head: nn.Linear, x: Tensor) -> Tensor:
     z = head(x)
     apart = z.detach()
@@ -104,6 +111,7 @@ WRITTEN = [
     written_through_a_view,
     seen_by_an_earlier_view,
     not_seen_by_what_is_no_view,
+    seen_by_what_was_contiguous,
     seen_by_the_detached,
     detached_view_written,
 ]

@@ -174,12 +174,20 @@ def detached(z: LazyLogits) -> LazyLogits:
     return z.like(z.recipe, graph=False, alias=Tensor.detach, meta=looks(z))
 
 
-@answers(Tensor.contiguous, Tensor.clone, torch.clone)
-def copied(z: LazyLogits, *, memory_format: Any = torch.preserve_format) -> LazyLogits:
+@answers(Tensor.clone, torch.clone)
+def copied(z: LazyLogits, *, memory_format: Any = torch.preserve_format) -> Any:
     """The same again: there is nothing to copy."""
     if memory_format not in (torch.preserve_format, torch.contiguous_format):
         return NotImplemented
     return z.like(z.recipe)
+
+
+@answers(Tensor.contiguous)
+def contiguous(z: LazyLogits, *, memory_format: Any = torch.contiguous_format) -> Any:
+    """Itself, if its logits would be: what is written to one is seen in the other."""
+    if memory_format == torch.contiguous_format and looks(z).is_contiguous():
+        return z
+    return copied(z, memory_format=memory_format)
 
 
 @answers(Tensor.to, Tensor.type)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from crossent.compute.group import Group, gathered, refuse_batches
 from crossent.compute.link import Link
-from crossent.compute.losses import Loss
+from crossent.compute.losses.algebra import Loss, tensors_of
 from crossent.compute.target import Target, visible
 
 
@@ -151,8 +151,8 @@ def outline(link: Link | None) -> Any:
 
 
 def learned_weights(weight: Tensor | None, loss: Loss | None, sample_weight: Tensor | None) -> list[bool]:
-    """Whether somebody asks for the gradients of class weights, those of a loss, and sample weights."""
-    knobs = weight, None if loss is None else loss.class_weight, sample_weight
+    """Whether somebody asks for the gradients of class weights, what a loss holds, and sample weights."""
+    knobs = weight, *([] if loss is None else tensors_of(loss)), sample_weight
     return [x is not None and x.requires_grad for x in knobs]
 
 

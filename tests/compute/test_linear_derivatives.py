@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from crossent import Link, Target, cross_entropy, linear_cross_entropy, sparse
 from crossent.compute.linear import operators
-from crossent.compute.losses import LOSSES, Focal, LogZ
+from crossent.compute.losses import LOSSES, Brier, Focal, LogZ, Loss
+from crossent.compute.stats import Stats
 from tests.compare import faults
 from tests.compute.test_autograd import CALLS, CLASSES, COLUMNS, HEAVIER, LABELS, ROWS, SHARES, SOFT, N, V, in_float32
 from tests.compute.test_compile import compiler
@@ -108,6 +110,43 @@ def test_whatever_else_may_be_learned_has_its_gradient() -> None:
     inputs = free(X, W, SHARES, CLASSES, ROWS)
     assert torch.autograd.gradcheck(of, inputs)
     assert torch.autograd.gradgradcheck(of, inputs)
+
+
+@dataclass(frozen=True, eq=False)
+class Curved(Loss):
+    """Somebody's own loss, with a number that is learned: (1 + loss)^power."""
+
+    power: Tensor
+    loss: Loss
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return self.loss.reads
+
+    def __call__(self, s: Stats) -> Tensor:
+        return (1.0 + self.loss(s)) ** self.power
+
+
+@pytest.mark.parametrize("inner", [LogZ(), Brier()], ids=["of statistics", "of columns"])
+@pytest.mark.parametrize("target", [LABELS, SOFT], ids=["labels", "soft"])
+def test_what_a_loss_holds_may_be_learned(inner: Loss, target: Tensor) -> None:
+    power = torch.tensor(1.5, dtype=torch.float64)
+
+    def of(made: Callable, reduction: str) -> Callable[..., Tensor]:
+        def call(x: Tensor, w: Tensor, b: Tensor, power: Tensor) -> Tensor:
+            return made(target, {"loss": Focal(2.0) + 0.5 * Curved(power, inner)}, reduction=reduction)(x, w, b)
+
+        return call
+
+    for reduction in ("mean", "none"):
+        mine, theirs = free(X, W, B, power), free(X, W, B, power)
+        got, expected = of(fused, reduction)(*mine), of(apart, reduction)(*theirs)
+        torch.testing.assert_close(got, expected, rtol=1e-13, atol=0)
+        slopes = (torch.autograd.grad(v.square().sum(), leaves) for v, leaves in ((got, mine), (expected, theirs)))
+        for a, b in zip(*slopes, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-14)
+        assert a.abs() > 1e-3
+    assert torch.autograd.gradgradcheck(of(fused, "mean"), free(X, W, B, power))
 
 
 def test_a_product_with_the_hessian_is_that_of_the_logits() -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from crossent import cross_entropy, parallel
-from crossent.compute.losses import Smoothed
+from crossent.compute.losses import Focal, LogZ, Smoothed
+from tests.compute.test_linear_derivatives import Curved
 from tests.laws.test_losses import KNOBS
 from tests.parallel.test_vocabulary import SIZES, Z, own
 from tests.parallel.world import Raised, good, world_of
@@ -50,6 +51,35 @@ def test_class_and_sample_weights_that_are_learned(name: str, soft: bool, throug
             for each in found:
                 torch.testing.assert_close(each, expected, rtol=1e-11, atol=1e-13)
             assert not torch.allclose(found[0] / size, expected, rtol=1e-6)
+
+
+def of_own_loss(sizes: tuple[int, ...], target: Any, through_head: bool) -> tuple[Tensor, ...]:
+    """A job: the gradients of own columns, and of a number that a loss holds."""
+    leaf, power = own(LEARNED[0], sizes).clone().requires_grad_(), POWER.clone().requires_grad_()
+    loss = Focal(2.0) + 0.5 * Curved(power, LogZ())
+    if through_head:
+        eye = torch.eye(len(leaf), dtype=leaf.dtype)
+        value = parallel.linear_cross_entropy(eye, leaf.T, own(target, sizes), chunk_rows=2, loss=loss)
+    else:
+        value = parallel.cross_entropy(leaf, own(target, sizes), loss=loss)
+    return torch.autograd.grad(value.square(), (leaf, power))
+
+
+POWER = torch.tensor(1.5, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("through_head", [False, True])
+@pytest.mark.parametrize("soft", [False, True])
+def test_what_a_loss_holds_may_be_learned(soft: bool, through_head: bool) -> None:
+    target = torch.rand(4, 6, generator=G).double() if soft else torch.tensor([0, 5, 2, 3])
+    leaves = [t.clone().requires_grad_() for t in (LEARNED[0], POWER)]
+    value = cross_entropy(leaves[0], target, loss=Focal(2.0) + 0.5 * Curved(leaves[1], LogZ()))
+    truth = torch.autograd.grad(value.square(), leaves)
+    for size, sizes in SIZES.items():
+        of_logits, powers = zip(*good(world_of(size).run(of_own_loss, sizes, target, through_head)), strict=True)
+        torch.testing.assert_close(torch.cat(of_logits, 1), truth[0], rtol=1e-11, atol=1e-13)
+        for each in powers:
+            torch.testing.assert_close(each, truth[1], rtol=1e-11, atol=1e-13)
 
 
 def test_class_weights_that_are_learned_with_smoothing_are_refused() -> None:

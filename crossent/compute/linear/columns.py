@@ -27,7 +27,7 @@ from crossent.compute.linear.derivative import in_chunks, one_by_one, pulled, pu
 from crossent.compute.linear.operators import at_rows, by_itself, lift_of, product_of
 from crossent.compute.linear.product import Rows, spans
 from crossent.compute.link import Link
-from crossent.compute.losses.algebra import Loss, Reweighted
+from crossent.compute.losses.algebra import Loss, tensors_of, with_tensors
 from crossent.compute.rows import is_compiled, is_learned, refuse_nested_forward
 from crossent.compute.rows import row_losses as of_logits
 from crossent.compute.target import Target
@@ -68,17 +68,17 @@ def columns_of(target: Target, loss: Loss, link: Link | None, read: Any = of_log
         index: Tensor | None,
         weight: Tensor | None,
         row_weight: Tensor | None,
-        class_weight: Tensor | None,
-        *of_link: Tensor | None,
+        *held: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        fields: Any = {name: given for name, given in zip(names, of_link, strict=True) if given is not None}
-        whole = loss if class_weight is None else Reweighted(loss, class_weight)
+        given = iter(held)
+        whole = with_tensors(loss, given)
+        fields: Any = {name: field for name, field in zip(names, given, strict=True) if field is not None}
         these = Target(index, weight, live, row_weight, target.unchecked)
         return read(z, these, whole, None if link is None else replace(link, **fields))
 
     of_link = (getattr(link, name, None) for name in names)
     tensors = (x if isinstance(x, Tensor) else None for x in of_link)
-    return Columns(of, (target.index, target.weight, target.row_weight), (loss.class_weight, *tensors))
+    return Columns(of, (target.index, target.weight, target.row_weight), (*tensors_of(loss), *tensors))
 
 
 def needs_columns(target: Target, loss: Loss, link: Link | None = None) -> bool:

@@ -36,7 +36,7 @@ from crossent.compute.linear.operators import (
 )
 from crossent.compute.linear.product import Chunk, Gradients
 from crossent.compute.link import Link
-from crossent.compute.losses.algebra import Loss
+from crossent.compute.losses.algebra import Loss, tensors_of
 from crossent.compute.number import nobody_waits, plain_stats, slopes
 from crossent.compute.reduce import reduce
 from crossent.compute.rows import is_learned, losses_of, stats_of
@@ -72,11 +72,11 @@ def number(
     normaliser: float | Tensor | None,
 ) -> Tensor | None:
     """The mean or sum over rows of logits x @ w.T + bias, or None where it takes the ordinary way."""
-    if is_trained(link) or any(is_learned(knob) for knob in (target.weight, target.row_weight, loss.class_weight)):
+    if not _is_wanted(x, w, bias):
+        return None
+    if is_trained(link) or any(is_learned(knob) for knob in (target.weight, target.row_weight, *tensors_of(loss))):
         return None
     if target.index is None and loss.class_weight is not None:  # of a soft target only the kernel knows the mean weight
-        return None
-    if not _is_wanted(x, w, bias):
         return None
     divisor = _divisor(_weights(target, loss, x), x, reduction, normaliser)
     if needs_columns(target, loss, link):

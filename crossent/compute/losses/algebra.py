@@ -8,6 +8,8 @@ Each is one to three lines of plain torch on ``Stats``; autograd differentiates 
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -162,3 +164,25 @@ class Reweighted(Loss):
     def __call__(self, s: Stats) -> Tensor:
         """The loss itself: the weights are already in the statistics."""
         return self.loss(s)
+
+
+def tensors_of(loss: Loss) -> list[Tensor]:
+    """All tensors that a loss and the losses within it hold: class weights, and whatever else may be learned."""
+    found: list[Tensor] = []
+    for held in vars(loss).values():
+        if isinstance(held, Tensor):
+            found.append(held)
+        elif isinstance(held, Loss):
+            found += tensors_of(held)
+    return found
+
+
+def with_tensors(loss: Loss, tensors: Iterator[Tensor]) -> Loss:
+    """The same loss with other tensors in the places of its own, in the order of ``tensors_of``."""
+    made = copy.copy(loss)
+    for name, held in vars(loss).items():
+        if isinstance(held, Tensor):
+            object.__setattr__(made, name, next(tensors))
+        elif isinstance(held, Loss):
+            object.__setattr__(made, name, with_tensors(held, tensors))
+    return made

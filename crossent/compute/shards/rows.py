@@ -19,7 +19,7 @@ from crossent.compute.group import copied, joined, refuse_batch, shared, total
 from crossent.compute.linear.columns import needs_columns
 from crossent.compute.link import Link
 from crossent.compute.losses import NLL, Loss
-from crossent.compute.losses.algebra import Reweighted
+from crossent.compute.losses.algebra import Reweighted, tensors_of, with_tensors
 from crossent.compute.shards.merge import (
     Shard,
     as_subset,
@@ -168,8 +168,7 @@ def row_losses(z: Tensor, target: Target, loss: Loss, link: Link | None, shard: 
         return rows.row_losses(whole, _whole(target, shard), loss)
     one_by_one = needs_columns(target, loss)
     if one_by_one:  # each rank's cotangents are partial, of what all hold too
-        if loss.class_weight is not None:
-            loss = Reweighted(loss, copied(loss.class_weight, shard.group))
+        loss = with_tensors(loss, (copied(held, shard.group) for held in tensors_of(loss)))
         if target.row_weight is not None:
             target = replace(target, row_weight=copied(target.row_weight, shard.group))
 

@@ -197,10 +197,10 @@ def linear_cross_entropy(
         ValueError, TypeError, IndexError: as ``cross_entropy`` of this module.
 
     Every rank gets the gradient of its part of the head. That of hidden states is the sum over the ranks: reduced to
-    all, or scattered along ``sequence_dim``; 16-bit ones are added up in float32. Cost: the flops of
-    ``crossent.linear_cross_entropy`` divided among the ranks; one gather of 24 bytes a row for each chunk; one
-    reduction of the hidden states' gradient, and with ``sequence_dim`` one gather of hidden states. Memory: as
-    there, and the hidden states of the whole sequence.
+    all, or scattered along ``sequence_dim``; 16-bit ones are added up in float32. Cost: 8 N C D
+    flops divided among the ranks, for a mean too; one gather of 24 bytes a row, and a few of each chunk for losses that
+    read the columns themselves; one reduction of the hidden states' gradient, and with ``sequence_dim`` one gather of
+    hidden states. Memory: as there, and the hidden states of the whole sequence.
 
     >>> import torch.distributed as dist
     >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)

@@ -385,8 +385,9 @@ def linear_cross_entropy(
             ``cross_entropy``.
         ignore_index: None means -100 for class indices, as in PyTorch.
         budget: how much memory the logits of one chunk may take: bytes, or a text like ``"256 MiB"``; 64 MiB by
-            default, which was near the best for the time, too (docs/decisions/016). A link, and a loss that looks at
-            the logits themselves, count 64 bytes for each logit, since plain torch works them out.
+            default, which was near the best for the time, too (docs/decisions/016), and 1,000 MiB on a GPU. A link,
+            and a loss that looks at the logits themselves, count 64 bytes for each logit, since plain torch works them
+            out.
         chunk_rows: how many rows make a chunk, instead of a budget.
 
     Returns:
@@ -403,9 +404,9 @@ def linear_cross_entropy(
     is rounded once more where what comes from above is no power of two.
     Memory: the gradients of what needs them; the budget; for a head of 16 bits the float32 sum of its gradient, 4 C D
     bytes, or, where that is less, all logits in 16 bits at once (unless a budget forbids it).
-    Cost: 6 N C D flops for a mean or a sum, 8 N C D for rows.
+    Cost: 6 N C D flops for a mean or a sum, 8 N C D for rows, and where more is learned than hidden states and head.
     Derivatives: of first order in ``input``, ``linear_weight``, ``linear_bias``, the fields of the link, targets,
-    sample weights and class weights; of second order too, chunk by chunk in plain torch (``create_graph=True``,
+    sample weights, class weights and whatever else a loss holds; of second order too, chunk by chunk in plain torch (``create_graph=True``,
     ``torch.func.hessian``); forward ones (``torch.func.jvp``) of both. ``vmap`` goes through its batch one by one;
     ``torch.compile`` keeps it whole, but for a loss that looks at the logits (``Brier``, ``Hinge``, ``Focal`` of
     probabilities) and a link that is trained: their chunks are compiled one by one, eight of them unless a budget asks

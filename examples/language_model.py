@@ -19,6 +19,7 @@ import ctypes
 import importlib.resources
 import math
 import multiprocessing
+import os
 import random
 import statistics
 import sys
@@ -71,6 +72,11 @@ def arguments() -> argparse.Namespace:
     told.sequences = told.sequences or (2 if told.quick else 8)
     if told.width % 32 or told.steps < 2:
         parser.error("--width must be a multiple of 32, and --steps at least 2: the first one is not timed")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        parser.error(
+            "this program trains in two processes of its own, one for each head: start it with python. "
+            "examples/parallel_language_model.py is the one for torchrun."
+        )
     return told
 
 

@@ -84,6 +84,17 @@ def test_a_head_that_is_not_the_same_is_found_out(tmp_path: Path) -> None:
     assert "alarm" in (tmp_path / "language_model.html").read_text(encoding="utf-8").partition("</style>")[2]
 
 
+def test_under_torchrun_it_names_the_example_that_is_for_it(
+    example: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["language_model.py"])
+    assert example.arguments().steps == 60
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit):
+        example.arguments()
+    assert "examples/parallel_language_model.py is the one for torchrun" in capsys.readouterr().err
+
+
 def test_a_curve_that_is_no_number_is_far_from_every_other(example: ModuleType) -> None:
     assert example.apart([1.0, 2.0], [1.0, 2.5]) == [0.0, 0.5]
     assert example.apart([1.0, math.nan], [1.0, math.nan]) == [0.0, math.inf]

@@ -406,11 +406,11 @@ def linear_cross_entropy(
     bytes, or, where that is less, all logits in 16 bits at once (unless a budget forbids it).
     Cost: 6 N C D flops for a mean or a sum, 8 N C D for rows, and where more is learned than hidden states and head.
     Derivatives: of first order in ``input``, ``linear_weight``, ``linear_bias``, the fields of the link, targets,
-    sample weights, class weights and whatever else a loss holds; of second order too, chunk by chunk in plain torch (``create_graph=True``,
-    ``torch.func.hessian``); forward ones (``torch.func.jvp``) of both. ``vmap`` goes through its batch one by one;
-    ``torch.compile`` keeps it whole, but for a loss that looks at the logits (``Brier``, ``Hinge``, ``Focal`` of
-    probabilities) and a link that is trained: their chunks are compiled one by one, eight of them unless a budget asks
-    for others. Source: Wijmans et al. 2024.
+    sample weights, class weights and whatever else a loss holds; of second order too, chunk by chunk in plain torch
+    (``create_graph=True``, ``torch.func.hessian``); forward ones (``torch.func.jvp``) of both. ``vmap`` goes through a
+    batch one by one; ``torch.compile`` keeps it whole, but for a loss that looks at the logits (``Brier``, ``Hinge``,
+    ``Focal`` of probabilities) and a link that is trained: their chunks are compiled one by one, eight of them unless a
+    budget asks for others. Source: Wijmans et al. 2024.
 
     >>> x, w = torch.eye(3), 2 * torch.eye(3)
     >>> linear_cross_entropy(x, w, torch.tensor([0, 1, 2]))

@@ -90,10 +90,12 @@ def target_of(
     ignore_index: int,
     mask: Tensor | None,
     validate: str,
+    later: bool = False,
 ) -> Target:
     """Find out what the target is from its dtype and shape, or say what is wrong with it.
 
-    ``mask`` (n,) is as ``weights_of_rows`` gives it: what stands in rows that do not count is not looked at.
+    ``mask`` (n,) is as ``weights_of_rows`` gives it: what stands in rows that do not count is not looked at. ``later``
+    leaves it to the caller to ``look`` at the values of class probabilities.
     """
     if isinstance(target, Target):
         if ignore_index != -100:
@@ -114,7 +116,7 @@ def target_of(
                 )
             rows_last = like_logits == (*shape, classes)
             q = target.reshape(math.prod(shape), classes) if rows_last else columns(target)
-            return targets.probabilities(q, mask, validate=validate)
+            return targets.probabilities(q, mask, validate=validate, later=later)
         if got == tuple(shape):
             raise TypeError(
                 f"target is {dtype} of shape {got}: class labels are integers (write target.long()), "

@@ -125,7 +125,7 @@ def cross_entropy(
     z = columns(input)
     shape = input.shape[:0] if input.dim() == 1 else input.shape[:1] + input.shape[2:]
     row_weight, mask = weights_of_rows(sample_weight, mask, shape, validate)
-    rows = target_of(target, tuple(input.shape), shape, classes, ignore_index, mask, validate)
+    rows = target_of(target, tuple(input.shape), shape, classes, ignore_index, mask, validate, later=True)
     rows = rows.weighted(row_weight, mask)
     if validate == "full":
         warn_of_probabilities(z)
@@ -133,9 +133,11 @@ def cross_entropy(
     if validate == "full":
         check_class_weight(whole)
     if reduction != "none" and link is None:
-        at_once = number(z, rows, whole, reduction, result_dtype(input), normaliser, empty)
+        at_once = number(z, rows, whole, reduction, result_dtype(input), normaliser, empty, validate)
         if at_once is not None:
             return at_once
+    if rows.index is None and rows.unchecked:
+        targets.look(rows, validate)
     value, row_weight = row_losses(z, rows, whole, link)
     return reduce(value, row_weight, reduction, empty, shape, result_dtype(input), normaliser)
 

@@ -12,6 +12,7 @@ to 2⁻²⁴ takes away again unless a boundary lies between: some cases in 10�
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -26,7 +27,7 @@ from crossent.compute.losses.algebra import Loss
 from crossent.compute.reduce import reduce
 from crossent.compute.rows import is_learned, pulled, row_losses
 from crossent.compute.stats import Stats, finish, unpack
-from crossent.compute.target import Target, visible
+from crossent.compute.target import Target, look, visible
 
 
 def number(
@@ -37,8 +38,12 @@ def number(
     dtype: torch.dtype,
     normaliser: float | Tensor | None = None,
     empty: str = "zero",
+    validate: str = "off",
 ) -> Tensor | None:
-    """The mean or sum over rows of z (n, v, l), or None where it takes the ordinary way."""
+    """The mean or sum over rows of z (n, v, l), or None where it takes the ordinary way.
+
+    ``validate`` is for weights of a soft target that nobody has looked at: a negative one is seen as it is read.
+    """
     wanted = z.requires_grad and torch.is_grad_enabled() and visible(z) and z.numel() > 0
     if not wanted or torch.autograd.forward_ad._current_level >= 0 or not hasattr(backends.of(z), "both"):
         return None
@@ -55,7 +60,13 @@ def number(
     divisor = _divisor(z, target, reduction, normaliser)
     if isinstance(divisor, Tensor) and empty != "zero" and reduction == "mean":
         return None  # nobody looks whether it is 0
-    return None if divisor is None else _Number.apply(z, labels, soft, target, loss, reduction, dtype, divisor)
+    if divisor is None:
+        return None
+    signs = torch.zeros(1, dtype=torch.bool) if soft is not None and target.unchecked else None
+    value = _Number.apply(z, labels, soft, target, loss, reduction, dtype, divisor, signs)
+    if signs is not None and (bool(signs) or math.isnan(value.detach())):
+        look(target, validate)
+    return value
 
 
 def _soft(z: Tensor, target: Target, loss: Loss) -> Tensor | None:
@@ -99,17 +110,18 @@ class _Number(torch.autograd.Function):
         reduction: str,
         dtype: torch.dtype,
         divisor: float | Tensor,
+        signs: Tensor | None,
     ) -> Tensor:
         ctx.target, ctx.divisor, ctx.loss = target, divisor, loss
         zero, *ctx.slopes = _line(loss) if loss.affine else (0.0, 1.0, 0.0)
         ctx.at_once = not nobody_waits(z) and z.dtype != torch.float64 and not zero
         if ctx.at_once:
             ctx.save_for_backward(z, labels, soft, None)
-            value, ctx.dz = _read_once(z, labels, soft, target, loss, ctx.slopes, 1.0 / divisor)
+            value, ctx.dz = _read_once(z, labels, soft, target, loss, ctx.slopes, 1.0 / divisor, signs)
             return _reduced(value, target, reduction, dtype, divisor)
         uniform = "uniform" in loss.reads
         a, c = (slope * (1.0 / divisor) for slope in ctx.slopes)
-        given: dict[str, Any] = {} if soft is None else {"q": soft}
+        given: dict[str, Any] = {} if soft is None else {"q": soft, "signs": signs}
         fields, gap, ctx.dz = backends.of(z).both(z, target.live, labels, uniform, a, c, **given)
         ctx.save_for_backward(z, labels, soft, fields)
         part = unpack(fields, gap, dense=soft is not None, uniform=uniform, entropy=False)
@@ -125,16 +137,16 @@ class _Number(torch.autograd.Function):
         made, ctx.dz = ctx.dz, None  # given away once: whoever accumulates gradients may keep it without a copy
         plain = not torch.is_grad_enabled() and visible(g)
         if plain and made is not None and not nobody_waits(z) and float(g) == 1.0:
-            return made, *(None,) * 7
+            return made, *(None,) * 8
         if plain and ctx.at_once:
             each = float(g) / ctx.divisor
-            return _read_once(z, labels, soft, ctx.target, ctx.loss, ctx.slopes, each)[1], *(None,) * 7
+            return _read_once(z, labels, soft, ctx.target, ctx.loss, ctx.slopes, each)[1], *(None,) * 8
         each = g.to(wide(z)) / ctx.divisor
         if not ctx.loss.affine:  # its slope depends on the logits: they are read again, and differentiably
             with torch.enable_grad():
                 value, _ = row_losses(z, ctx.target, ctx.loss)
             graph = torch.is_grad_enabled()
-            return torch.autograd.grad(value, z, each.expand_as(value), create_graph=graph)[0], *(None,) * 7
+            return torch.autograd.grad(value, z, each.expand_as(value), create_graph=graph)[0], *(None,) * 8
         a, c = (each * slope for slope in ctx.slopes)
         uniform = "uniform" in ctx.loss.reads
         if fields is None:
@@ -151,7 +163,7 @@ class _Number(torch.autograd.Function):
             dz = backends.of(z).pull(z, live, index, None, None, fields, a, None, c, None, out=made, unless=g)
         else:
             dz = pulled(z, ctx.target, soft, fields, a, c)
-        return dz, *(None,) * 7
+        return dz, *(None,) * 8
 
 
 def _reduced(value: Tensor, target: Target, reduction: str, dtype: torch.dtype, divisor: float | Tensor) -> Tensor:
@@ -168,9 +180,10 @@ def _read_once(
     loss: Loss,
     rises: Sequence[float],
     each: Any,
+    signs: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The losses (n,) of rows and, if each loss has the cotangent ``each``, the gradient: all that is kept of a row."""
-    asked: dict[str, Any] = {} if soft is None else {"q": soft}
+    asked: dict[str, Any] = {} if soft is None else {"q": soft, "signs": signs}
     asked |= {"slopes": rises} if loss.affine else {"focal": loss.focus}
     a, c = (slope * each for slope in rises)
     _, value, dz = backends.of(z).both(z, target.live, labels, "uniform" in loss.reads, a, c, **asked)

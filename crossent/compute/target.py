@@ -24,8 +24,8 @@ class Target:
     In the second case ``index`` is None and ``weight`` has the shape of the logits, (n, v) or (n, v, l). ``weight``
     None is a weight of 1 for every column of ``index``. A row that is not ``live`` (n,) is ignored and never read; None
     says that all are live. ``row_weight`` (n,) multiplies the losses of rows and their share in a mean. ``unchecked``
-    says of labels that nobody looked at that the weight is 1, or NaN where they are no class. Build one with
-    ``labels``, ``probabilities`` or ``sparse``.
+    says that nobody has looked at the values: of labels the weight is then 1, or NaN where they are no class. Build one
+    with ``labels``, ``probabilities`` or ``sparse``.
     """
 
     index: Tensor | None
@@ -95,13 +95,23 @@ def labels(y: Tensor, classes: int, ignore_index: int, mask: Tensor | None = Non
     return Target(index, torch.where(outside, torch.nan, 1.0).unsqueeze(-1), live, unchecked=True)
 
 
-def probabilities(q: Tensor, mask: Tensor | None = None, *, validate: str = "full") -> Target:
+def probabilities(q: Tensor, mask: Tensor | None = None, *, validate: str = "full", later: bool = False) -> Target:
     """A weight for every class: q (n, v) or (n, v, l), as PyTorch takes class probabilities. Rows need not sum to 1.
 
-    Rows where ``mask`` (n · l,) is False do not count and may hold anything.
+    Rows where ``mask`` (n · l,) is False do not count and may hold anything. ``later`` leaves it to the caller to
+    ``look``: whoever reads every weight anyway can see a sign on the way.
     """
-    _refuse_negative(q, None if mask is None else mask.reshape(q.shape[0], 1, *q.shape[2:]), validate)
-    return Target(None, q, mask)
+    target = Target(None, q, mask, unchecked=later)
+    if not later:
+        look(target, validate)
+    return target
+
+
+def look(target: Target, validate: str) -> None:
+    """Refuse weights of all columns that are negative or NaN in a row that counts."""
+    q, live = target.weight, target.live
+    assert q is not None
+    _refuse_negative(q, None if live is None else live.reshape(q.shape[0], 1, *q.shape[2:]), validate)
 
 
 def sparse(index: Tensor, weight: Tensor, classes: int, *, ignore_index: int = -100, validate: str = "full") -> Target:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from crossent import cross_entropy
 from crossent.compute import functional, number
+from crossent.compute import target as targets
 from crossent.compute.backends.cpu.precision import log1p
 from crossent.compute.losses import LOSSES, NLL, Focal, LogZ, Smoothed
 from tests.laws.test_losses import KNOBS
@@ -76,6 +77,29 @@ def test_the_bits_of_the_ordinary_way(
         assert found[1].stride() == dz.stride()
     # Mean and sum differ, labels and soft targets, and what is smoothed: so the comparison can.
     assert len({tuple(dz.nan_to_num().flatten().tolist()) for _, dz in at_once}) == len(calls)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("classes", [5, 100])
+@pytest.mark.parametrize("wrong", [-1e-30, -1.0, float("nan")])
+def test_a_weight_that_is_none_is_seen_as_it_is_read(
+    monkeypatch: pytest.MonkeyPatch, wrong: float, classes: int, dtype: torch.dtype
+) -> None:
+    looked, really = [], targets.look
+    monkeypatch.setattr(number, "look", lambda *given: (looked.append(given), really(*given)))
+    monkeypatch.setattr(targets, "look", lambda *_: pytest.fail("the weights were read for their own sake"))
+    z = torch.randn(700, classes).to(dtype).requires_grad_()
+    q = torch.softmax(torch.randn(700, classes), 1).to(dtype)
+    cross_entropy(z, q)
+    assert not looked
+    q[599, classes - 1] = -0.0  # a minus, and not negative
+    assert cross_entropy(z, q).isfinite()
+    assert len(looked) == 1
+    q[600, classes - 1] = wrong
+    with pytest.raises(ValueError, match=rf"1 are negative or NaN, first at \(row, class\) \(600, {classes - 1}\)"):
+        cross_entropy(z, q)
+    assert cross_entropy(z, q, mask=torch.arange(700) != 600).isfinite()
+    cross_entropy(z, q, validate="off")
 
 
 def asked(monkeypatch: pytest.MonkeyPatch, **options: object) -> bool:

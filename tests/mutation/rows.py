@@ -12,6 +12,8 @@ COMPOSED = ("laws/test_composition.py::test_a_loss_with_everything_is_the_compos
 LINEAR = ("compute/test_linear.py",)
 BLOCKS = ("compute/test_linear_blocks.py",)
 BINARY = ("compute/test_binary.py",)
+ONCE = ("compute/test_number.py::test_the_bits_of_the_ordinary_way",)
+SEEN = ("compute/test_number.py::test_a_weight_that_is_none_is_seen_as_it_is_read",)
 
 # fmt: off
 ROWS = (
@@ -77,25 +79,26 @@ ROWS = (
           "the mean was written first",
           ("compute/test_number.py",)),
     Fault("read once, smoothing missing in the factor", "backends/cpu/once.py", "(a_row[t] + c_row[t] * measure[t])",
-          "a_row[t]", "it is 0 for the NLL", ("compute/test_number.py",)),
+          "a_row[t]", "it is 0 for the NLL", ONCE, "first"),
     Fault("read once, a soft target's weight missing", "backends/cpu/once.py", "a_row[t] = a * held[t]",
-          "a_row[t] = a", "it is 1 for probabilities", ("compute/test_number.py",)),
+          "a_row[t] = a", "it is 1 for probabilities", ONCE, "first"),
     Fault("read once, losses without a soft target's weight", "backends/cpu/once.py", "gap[t] *= held[t]",
-          "gap[t] *= 1.0", "it is 1 for probabilities", ("compute/test_number.py",)),
+          "gap[t] *= 1.0", "it is 1 for probabilities", ONCE, "first"),
     Fault("read once, smoothed losses without a soft target's sum", "backends/cpu/once.py",
-          "even * fields[2, at + t] if soft else even", "even", "it is 1 for probabilities",
-          ("compute/test_number.py",)),
+          "even * fields[2, at + t] if soft else even", "even", "it is 1 for probabilities", ONCE, "first"),
     Fault("read once, ignored rows of soft targets not silenced", "backends/cpu/once.py",
-          "            silence_places(live, r, rows, out)\n", "", "their targets sum to 0",
-          ("compute/test_number.py",)),
+          "            silence_places(live, r, rows, out)\n", "", "their targets sum to 0", ONCE, "first"),
     Fault("read once, fields of all tiles in the first one's place", "backends/cpu/once.py",
-          "at = r if every else 0\n", "at = 0\n", "right where losses are wanted", ("compute/test_linear.py",)),
+          "at = r if every else 0\n", "at = 0\n", "right where losses are wanted", ONCE, "first"),
     Fault("read once, shares taken unscaled", "backends/cpu/tile.py", "- share[t] * each[t], like)",
-          "- share[t], like)", "right for a sum", ("compute/test_number.py",)),
+          "- share[t], like)", "right for a sum", ONCE, "first"),
+    Fault("signs of the last weight not looked at", "backends/cpu/soft.py", "range(q.size):\n        signs |= signs_of",
+          "range(q.size - 1):\n        signs |= signs_of", "off by one", SEEN),
+    Fault("a minus that nobody hears of", "number.py", "(bool(signs) or math", "(math", "NaN is what is wrong", SEEN),
     Fault("exact entries of soft targets counted from the end", "backends/cpu/tile.py", "index[t] * x.sv)",
-          "(x.v - 1 - index[t]) * x.sv)", "a loop goes that way", ("compute/test_number.py",)),
+          "(x.v - 1 - index[t]) * x.sv)", "a loop goes that way", ONCE, "first"),
     Fault("read once, a wide soft target's weight missing", "backends/cpu/once.py", "a_row = a * held", "a_row = a",
-          "it is 1 for probabilities", ("compute/test_number.py",)),
+          "it is 1 for probabilities", ONCE, "first"),
     Fault("soft upstream gradient not weighed", "number.py", "a * fields[3].unsqueeze(-1)", "a",
           "backward begins with 1", ("compute/test_number.py",)),
     Fault("upstream gradient of focal losses not passed on", "number.py", "each = float(g) / ctx.divisor",
@@ -111,7 +114,7 @@ ROWS = (
     Fault("negative shares let through by their bits", "target.py", "return int(least) >= 0 and ", "return ",
           "most are too large", BINARY),
     Fault("read once, last column without a gradient", "backends/cpu/once.py", "range(kept.shape[0])",
-          "range(kept.shape[0] - 1)", "off by one", ("compute/test_number.py",)),
+          "range(kept.shape[0] - 1)", "off by one", ONCE, "first"),
     # --- links
     Fault("temperature multiplied", "link.py", "z / self.temperature", "z * self.temperature",
           "an inverse temperature", COMPOSED, "NLL and hard"),

@@ -119,6 +119,7 @@ def both(
     q: Tensor | None = None,
     focal: float | None = None,
     slopes: tuple[float, float] | None = None,
+    signs: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Fields, gaps and gradient of rows with a label (r, 1) each or a soft target q, whose cotangents are known.
 
@@ -126,7 +127,8 @@ def both(
     with that exponent, whose nll has a slope in each row that a is multiplied by. With it, or with ``slopes`` by nll
     and uniform of a loss that is 0 with them, the losses (r, 1) come in the place of gaps, and fields are None: kept
     for all rows they would take as much memory as narrow rows themselves. The gradient goes where ``out`` says, which
-    may be z: its rows are then written over, each once it has been read.
+    may be z: its rows are then written over, each once it has been read. ``signs`` (1,) becomes True if some weight of
+    q, or some -0, has a minus.
     """
     names = field_names(dense=q is not None, uniform=uniform, entropy=False)
     rows = z.shape[0] * z.shape[2]
@@ -138,7 +140,8 @@ def both(
     dz = gradient_like(z) if out is None else out
     total = names.index("total") if uniform else -1
     by = _NOTHING if slopes is None else np.array(slopes)
-    given = (read, _rows_that_count(live), columns, soft, total, a, c, -1.0 if focal is None else focal, by)
+    minus = _EVERY_ROW if signs is None else values(signs)
+    given = (read, _rows_that_count(live), columns, soft, total, a, c, -1.0 if focal is None else focal, by, minus)
     of_rows, flat, into = None if fields is None else values(fields), values(gap.view(-1)), strided(dz)
 
     def work(start: int, stop: int) -> None:

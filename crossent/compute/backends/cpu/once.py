@@ -19,6 +19,7 @@ from crossent.compute.backends.cpu.soft import (
     classes_of_tile,
     exact_of_tile,
     gaps_of_tile,
+    has_sign,
     only_one,
     sums_of_row,
     sums_of_tile,
@@ -118,6 +119,7 @@ def of_narrow(
     c: float,
     gamma: float,
     by: NDArray,
+    minus: NDArray,
     tile: NDArray,
     kept: NDArray,
     shares: NDArray,
@@ -131,10 +133,11 @@ def of_narrow(
     """``narrow.part`` and ``narrow.pull`` of rows start … stop, whose targets are labels or, if there is a q, soft.
 
     A ``gamma`` of 0 or more asks for focal losses of labels with that exponent, and ``by`` with its two slopes for
-    those of ``_losses``: they come in the place of gaps. ``every`` says that fields have room for all rows, and not for
+    those of ``_losses``: they come in the place of gaps. ``minus``, if it has a size, becomes True where a weight of q
+    has a minus. ``every`` says that fields have room for all rows, and not for
     those that are worked on together.
     """
-    z, q, out, live, index, by = lent(z), lent(q), lent(out), lent(live), lent(index), lent(by)
+    z, q, out, live, index, by, minus = lent(z), lent(q), lent(out), lent(live), lent(index), lent(by), lent(minus)
     tile, kept, shares, fields, gap = lent(tile), lent(kept), lent(shares), lent(fields), lent(gap)
     peak, hit, entries = np.zeros(TILE, tile.dtype), np.zeros(TILE, tile.dtype), np.zeros(TILE)
     listed, scale, take = np.empty(TILE, np.int32), np.empty(TILE, tile.dtype), np.empty(TILE, tile.dtype)
@@ -158,6 +161,10 @@ def of_narrow(
         narrow.peak_and_rest(peak, sums, ties, high, rest)
         if q.v:
             turn_in(q, r, rows, shares)
+            if minus.size:
+                for j in range(z.v):
+                    if has_sign(shares[j]):
+                        minus[0] = True
             sums_of_tile(tile, peak, shares, nothing, masses)
             classes_of_tile(shares, there, column_of)
             gaps_of_tile(tile, peak, masses, there, column_of, here)
@@ -205,6 +212,7 @@ def of_wide(
     c: float,
     gamma: float,
     by: NDArray,
+    minus: NDArray,
     rows: NDArray,
     grads: NDArray,
     shares: NDArray,
@@ -217,7 +225,7 @@ def of_wide(
     stop: int,
 ) -> None:
     """``wide.part`` and ``wide.pull`` of rows start … stop, of the same targets; ``over``: out is z itself."""
-    z, q, out, live, index, by = lent(z), lent(q), lent(out), lent(live), lent(index), lent(by)
+    z, q, out, live, index, by, minus = lent(z), lent(q), lent(out), lent(live), lent(index), lent(by), lent(minus)
     rows, grads, shares, fields, gap = lent(rows), lent(grads), lent(shares), lent(fields), lent(gap)
     powers = np.empty(2 * LANES, rows.dtype)
     lanes, masses, tree = np.empty(LANES), np.empty(LANES), np.empty(LANES)
@@ -250,6 +258,8 @@ def of_wide(
             a_row, c_row, measure, held, several = a, 0.0, 0.0, 0.0, False
             if q.v:
                 share = lines.line(q, lines.place(q, r), shares[0])
+                if minus.size and has_sign(share):
+                    minus[0] = True
                 gap[r], mass, held = sums_of_row(x, peak, share, nothing, lanes, masses, tree)
                 fields[2, f], fields[3, f] = mass, held
                 a_row = a * held

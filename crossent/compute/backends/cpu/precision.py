@@ -304,6 +304,16 @@ def _as_worked(x: Any, like: Any) -> Any:
     return lambda x, like: np.float64(x)
 
 
+@for_kernels
+def signs_of(x: Any) -> Any:
+    """The bits of a float as an integer, whose sign is the float's."""
+
+
+@overload(signs_of, strict=False)
+def _signs_of(x: Any) -> Any:
+    return (lambda x: _bits_of_32(x)) if x == types.float32 else (lambda x: _key_of_64(x))
+
+
 LEAST_KEY = np.int32(-(2**31))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossent.compute.backends.cpu.precision import as_worked, fma, kernel
+from crossent.compute.backends.cpu.precision import as_worked, fma, kernel, signs_of
 from crossent.compute.backends.cpu.target import at_target, exact, row_of
 from crossent.compute.backends.cpu.tree import FOUR, LANES, TILE, add_row, copy, in_blocks, in_fours, tree_sum
 
@@ -159,6 +159,15 @@ def less_shares(tile: NDArray, q: NDArray, weight: NDArray, each: NDArray) -> No
         column, share = tile[j], q[j]
         for t in range(TILE):
             column[t] -= share[t] * rounded[t]
+
+
+@kernel
+def has_sign(q: NDArray) -> bool:
+    """Whether some number of a row has a minus."""
+    signs = signs_of(as_worked(0.0, q[0]))
+    for j in range(q.size):
+        signs |= signs_of(q[j])
+    return signs < 0
 
 
 # --- a wide row ---------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from crossent.compute import backends, operators
 from crossent.compute.backends.reference import wide
-from crossent.compute.losses.algebra import Loss
+from crossent.compute.losses.algebra import Loss, tensors_of
 from crossent.compute.reduce import reduce
 from crossent.compute.rows import is_learned, pulled, row_losses
 from crossent.compute.stats import Stats, finish, unpack
@@ -49,7 +49,7 @@ def number(
         return None
     if not loss.affine and (not loss.focus or nobody_waits(z) or z.dtype == torch.float64):
         return None
-    if loss.class_weight is not None or loss.reads - {"uniform"}:
+    if tensors_of(loss) or loss.reads - {"uniform"}:
         return None
     labels, soft = None, _soft(z, target, loss)
     if soft is None:

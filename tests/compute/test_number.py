@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from crossent import cross_entropy
+from crossent import binary_cross_entropy_with_logits, cross_entropy
 from crossent.compute import functional, number
 from crossent.compute import target as targets
 from crossent.compute.backends.cpu.precision import log1p
-from crossent.compute.losses import LOSSES, NLL, Focal, LogZ, Smoothed
+from crossent.compute.losses import LOSSES, NLL, Focal, LogZ, Loss, Smoothed
 from tests.laws.test_losses import KNOBS
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -77,6 +77,21 @@ def test_the_bits_of_the_ordinary_way(
         assert found[1].stride() == dz.stride()
     # Mean and sum differ, labels and soft targets, and what is smoothed: so the comparison can.
     assert len({tuple(dz.nan_to_num().flatten().tolist()) for _, dz in at_once}) == len(calls)
+
+
+@pytest.mark.parametrize("loss", [Smoothed, Focal, lambda knob: 2 * Smoothed(knob) + Focal(knob)])
+def test_a_number_that_a_loss_holds_is_learned(loss: Callable[[object], Loss]) -> None:
+    z, y = torch.randn(5, 4, dtype=torch.float64, requires_grad=True), torch.tensor([0, 1, 2, 3, 0])
+    logits, step = torch.randn(6, dtype=torch.float64, requires_grad=True), 1e-6
+    for value in (
+        lambda knob: cross_entropy(z, y, loss=loss(knob)),
+        lambda knob: binary_cross_entropy_with_logits(logits, torch.arange(6) / 5, loss=loss(knob)),
+    ):
+        knob = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+        (found,) = torch.autograd.grad(value(knob), knob)
+        rise = (value(0.4 + step) - value(0.4 - step)).item() / (2 * step)
+        assert rise != 0
+        assert abs(found.item() - rise) <= 1e-7  # the difference quotient has 10 digits
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -185,7 +185,7 @@ def _noise(problem: Problem, run: Run) -> list[Line]:
     return [
         (
             "noise", value, None, None,
-            f"Equal rows have different labels: on the {twins.mean():.0%} of rows with a twin nobody gets below it.",
+            f"Equal rows have different labels: on the {_percent(twins.mean())} with a twin nobody gets below it.",
         )
     ]  # fmt: skip
 
@@ -204,8 +204,8 @@ def _worst_class(record: Record) -> list[Line]:
     share = loss[worst] * rows[worst] / total
     return [
         (
-            "the worst class", float(loss[worst]), None, None,
-            f"{names[worst]}: {rows[worst] / sum(rows):.0%} of the rows and {share:.0%} of the loss.",
+            f"class {names[worst]}", float(loss[worst]), None, None,
+            f"The worst class: {_percent(rows[worst] / sum(rows))} of the rows and {_percent(share)} of the loss.",
         )
     ]  # fmt: skip
 
@@ -238,11 +238,15 @@ def _slices(table: Any, weight: NDArray[np.float64] | None, own: NDArray[np.floa
     return [
         (
             name, value, low, high,
-            f"A costly slice: {share:.0%} of the rows and {share * value / mean:.0%} of the loss. "
+            f"A costly slice: {_percent(share)} of the rows and {_percent(share * value / mean)} of the loss. "
             f"{len(looked_at):,} were looked at.",
         )
         for _, _, name, share, value, low, high in [*worst.values()][:SLICES_SAID]
     ]  # fmt: skip
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _cut(column: Any) -> Iterator[tuple[str, NDArray[np.bool_]]]:

@@ -114,7 +114,8 @@ class Recipe:
             if value not in choices and not (name == "model" and ":" in value):
                 close = difflib.get_close_matches(str(value), choices, n=1)
                 hint = f" Did you mean {close[0]!r}?" if close else ""
-                raise DataError(f"the recipe's {name} is one of {', '.join(choices)}; it is {value!r}.{hint}")
+                more = ", text:FOLDER of a model of texts, or package.module:factory" if name == "model" else ""
+                raise DataError(f"the recipe's {name} is one of {', '.join(choices)}{more}; it is {value!r}.{hint}")
         for name, least in LEAST.items():
             if getattr(self, name) < least:
                 raise DataError(f"the recipe's {name} must be at least {least}, and is {getattr(self, name)}.")

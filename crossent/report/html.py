@@ -173,7 +173,12 @@ def _listed(pairs: dict[str, Any] | None, form: str) -> str:
 
 
 def _pairs(settings: dict[str, Any] | None) -> list[tuple[str, str]]:
-    return [(printable(name).replace("_", " "), printable(value)) for name, value in (settings or {}).items()]
+    """Settings by name; a switch is written as the command line has it."""
+    words = {True: "yes", False: "no"}
+    return [
+        (printable(name).replace("_", " "), words[value] if isinstance(value, bool) else printable(value))
+        for name, value in (settings or {}).items()
+    ]
 
 
 def _tied(line: str) -> str:

@@ -86,6 +86,11 @@ _MEANINGS = {
         "Uncalibrated cross-entropy",
         "On the same rows, had the calibration been left out.",
     ),
+    "coverage": ("Held by intervals", "Test rows whose number lies in its interval, of which 90 % should."),
+    "next_minute": (
+        "The next minute",
+        "What one more minute of training is expected to win; 0 where the held-out loss no longer falls.",
+    ),
 }
 
 # Where a label is a number in a range, it counts as a fraction of it, and a fraction is never quite foretold.

@@ -313,7 +313,7 @@ def test_a_pattern_names_one_column_for_each_class(tmp_path):
     assert dataset.read(tmp_path / "a.csv", "votes_*", "w", labelled=False).x.columns.tolist() == ["a"]
     for pattern, sentence in (
         ("ballot_*", r"has 0 columns like 'ballot_\*'; labels in several columns need one for each class, two or more"),
-        ("votes_n*", r"has 1 columns like 'votes_n\*'"),
+        ("votes_n*", r"has 1 column like 'votes_n\*'"),
         ("*", r"has only columns like '\*': there is nothing to predict them from"),
     ):
         with pytest.raises(DataError, match=sentence):

@@ -271,6 +271,14 @@ def test_beside_the_network_a_linear_model_and_knowing_nothing_count_what_held_o
         assert best < problem.cross_entropy(alone.held_out) + 1e-3
 
 
+def test_the_seconds_of_a_training_are_those_of_all_its_networks(tmp_path):
+    learned = learn(rows(), replace(FEW, beside=True), checkpoint=tmp_path)
+    each = [torch.load(path, weights_only=True)["history"]["seconds"] for path in sorted(tmp_path.glob("*.pt"))]
+    assert len(each) == 2
+    assert learned.history.seconds == pytest.approx(sum(each), rel=1e-9)
+    assert learned.history.seconds > max(each)
+
+
 def test_with_refit_fresh_networks_learn_from_all_rows_and_held_out_rows_stay_those_of_the_first():
     problem = rows()
     first, whole = learn(problem, FEW), learn(problem, replace(FEW, refit=True))

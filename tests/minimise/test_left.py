@@ -128,4 +128,4 @@ def test_slices_that_surely_cost_more_are_named_and_no_others():
     ulm = part(run, "town = Ulm")
     assert ulm["low"] > run.record["cross_entropy"].value
     assert ulm["low"] < ulm["nats"] < ulm["high"]
-    assert "% of the rows and" in ulm["meaning"]
+    assert " % of the rows and" in ulm["meaning"]

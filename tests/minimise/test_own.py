@@ -126,4 +126,4 @@ def test_a_model_folder_of_texts_can_be_searched(tmp_path):
 
 def test_what_is_left_to_win_is_said_of_a_network_of_ones_own_too():
     run = crossent.fit(network(), loaders(*rows()), settings=SETTINGS)
-    assert run.record.tables["left"]["part"] == ["calibration", "the worst class"]
+    assert run.record.tables["left"]["part"] == ["calibration", "class 1"]

@@ -42,6 +42,10 @@ def test_a_word_that_is_none_of_the_choices_is_refused_with_what_is_close(name):
     with pytest.raises(DataError, match=r"it is 'qqq'\.$"):
         Recipe(**{name: "qqq"})
     assert Recipe(model="package.module:factory").model == "package.module:factory"
+    with pytest.raises(
+        DataError, match=r"residual, text:FOLDER of a model of texts, or package.module:factory; it is 'foo'"
+    ):
+        Recipe(model="foo")
 
 
 CHANGED = Recipe(

@@ -127,6 +127,7 @@ def digits_fit():
                 "loss": "cross_entropy",
                 "label_smoothing": 0.0,
                 "members": 4,
+                "refit": False,
             },
         },
     )

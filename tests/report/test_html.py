@@ -61,6 +61,7 @@ def test_the_page_is_whole_and_asks_for_nothing(record, page):
 def test_the_headline_and_every_number_are_on_the_page(case, page):
     words = " ".join(" ".join(Reader(page(case("digits_fit"))).words).replace("\u00a0", " ").split())
     assert headline(case("digits_fit")) in words
+    assert "refit no" in words  # as the command line has it
     for expected in (
         "0.072 nats (0.045 to 0.110)",
         "Learning curves",

@@ -107,9 +107,10 @@ def _several(table: Any, pattern: str, source: str, weights: Any, labelled: bool
     if not columns and not labelled:
         return Data(table, None, source, pattern, weight=weights)
     if len(columns) < 2:
+        count = f"{len(columns)} column{'s' * (len(columns) != 1)}"
         raise DataError(
-            f"{source!r} has {len(columns)} columns like {pattern!r}; labels in several columns need one for each "
-            f"class, two or more. Its columns are {some(list(table.columns), 12)}."
+            f"{source!r} has {count} like {pattern!r}; labels in several columns need one for each class, two or more. "
+            f"Its columns are {some(list(table.columns), 12)}."
         )
     x, y = table.drop(columns=columns), table[columns]
     if x.shape[1] == 0:

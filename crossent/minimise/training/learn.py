@@ -324,8 +324,12 @@ def _stopped(trained: Trained) -> Trained:
 
 
 def _told(done: list[Trained]) -> History:
-    """What happened to the first network; to the last, if it was stopped by hand, for who asks whether one was."""
-    return done[-1 if done[-1].history.by_hand else 0].history
+    """What happened to the first network; to the last, if it was stopped by hand, for who asks whether one was.
+
+    The seconds are those of all of them.
+    """
+    history = done[-1 if done[-1].history.by_hand else 0].history
+    return replace(history, seconds=sum(each.history.seconds for each in done))
 
 
 def _outlook(done: list[Trained], deadline: float) -> Outlook | None:

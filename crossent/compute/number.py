@@ -62,7 +62,7 @@ def number(
         return None  # nobody looks whether it is 0
     if divisor is None:
         return None
-    signs = torch.zeros(1, dtype=torch.bool) if soft is not None and target.unchecked else None
+    signs = torch.zeros(1, dtype=torch.bool, device="cpu") if soft is not None and target.unchecked else None
     value = _Number.apply(z, labels, soft, target, loss, reduction, dtype, divisor, signs)
     if signs is not None and (bool(signs) or math.isnan(value.detach())):
         look(target, validate)

@@ -2,7 +2,7 @@
 
     python benchmarks/interval_coverage.py means [repetitions]      plain t beside Hall's, gained and skill
     python benchmarks/interval_coverage.py parts [repetitions]      the decomposition of two classes
-    python benchmarks/interval_coverage.py grouped [repetitions]    the same, rows in groups of ten
+    python benchmarks/interval_coverage.py grouped [repetitions]    both, rows in 10 to 300 groups of ten
     python benchmarks/interval_coverage.py classes [repetitions]    the decomposition of three classes
     python benchmarks/interval_coverage.py by_class [repetitions]   that of each class against the rest, and its figures
     python benchmarks/interval_coverage.py slices [repetitions]     the decomposition of a slice of two classes
@@ -39,8 +39,12 @@ MODELS = {  # name: (mean and standard deviation of the true log-odds, sharpness
     "over-confident, twice": (0.0, 2.0, 2.0),
     "over-confident, four times": (0.0, 3.0, 4.0),
     "wavy": (0.0, 2.0, np.nan),
+    "rare class, claimed × 2": (-4.0, 1.5, 2.0),
+    "calibrated, rarer class": (-5.0, 1.5, 1.0),
 }
 SIZES = (30, 100, 300, 1000)
+GROUP = 10
+GROUPS = (10, 30, 100, 300)
 
 
 def claimed(z: np.ndarray, sharpness: float) -> np.ndarray:
@@ -106,24 +110,20 @@ def _binary(rng: np.random.Generator, true: np.ndarray, stated: np.ndarray, grou
     return Tally.like(rows).add(rows)
 
 
-def of_parts(repetitions: int, group: int = 1, sizes: tuple[int, ...] = (100, 1000)) -> None:
-    """Two classes; in groups of ``group`` rows the log-odds are the same and most of the draws too."""
+def of_parts(repetitions: int) -> None:
+    """Two classes, rows by themselves."""
     print("| model | rows | uncertainty | discrimination | miscalibration | mean − truth | looks miscalibrated, % |")
     print("|---|---|---|---|---|---|---|")
     rng = np.random.default_rng(0)
     for name, (mean, deviation, sharpness) in MODELS.items():
         loss, entropy, best = truth(mean, deviation, sharpness)
         wanted = {"uncertainty": entropy, "discrimination": entropy - best, "miscalibration": loss - best}
-        for n in sizes:
+        for n in (100, 1000):
             sides: dict[str, list[int]] = {key: [] for key in wanted}
             values, alarms = [], 0
             for _ in range(repetitions):
-                z = np.repeat(rng.normal(mean, deviation, n // group), group)
-                if group > 1:  # each row copies its group's draw with probability 0.7
-                    tally = _grouped(rng, z, claimed(z, sharpness), group)
-                else:
-                    tally = _binary(rng, z, claimed(z, sharpness))
-                parts = tally.parts()[0]
+                z = rng.normal(mean, deviation, n)
+                parts = _binary(rng, z, claimed(z, sharpness)).parts()[0]
                 for key, value in wanted.items():
                     sides[key].append(side(ends_of(parts[key]), value))
                 values.append(parts["miscalibration"].value)
@@ -131,6 +131,31 @@ def of_parts(repetitions: int, group: int = 1, sizes: tuple[int, ...] = (100, 10
             off = np.mean(values) - wanted["miscalibration"]
             counted = " | ".join(shown(found) for found in sides.values())
             print(f"| {name} | {n} | {counted} | {off:+.4f} | {100 * alarms / repetitions:.1f} |", flush=True)
+
+
+def of_groups(repetitions: int) -> None:
+    """Two classes in groups of ten rows, whose log-odds are the same and most of whose draws are too."""
+    wanted = ("cross_entropy", "uncertainty", "information_gained", "skill", "discrimination", "miscalibration")
+    print("| model | groups | " + " | ".join(wanted) + " |")
+    print("|---|---|" + "---|" * len(wanted))
+    for number, (name, (mean, deviation, sharpness)) in enumerate(MODELS.items()):
+        loss, entropy, best = truth(mean, deviation, sharpness)
+        true = dict(
+            zip(wanted, (loss, entropy, entropy - loss, 1 - loss / entropy, entropy - best, loss - best), strict=True)
+        )
+        for groups in GROUPS:
+            rng = np.random.default_rng([number, groups])
+            sides: dict[str, list[int]] = {key: [] for key in wanted}
+            for _ in range(repetitions):
+                z = np.repeat(rng.normal(mean, deviation, groups), GROUP)
+                tally = _grouped(rng, z, claimed(z, sharpness), GROUP)
+                of = tally.evidence()
+                found = means.likelihood(of, of) | tally.parts()[0]
+                found["information_gained"] = found["information_gained"].to("nats")
+                for key, value in true.items():
+                    if key in found:
+                        sides[key].append(side(ends_of(found[key]), value))
+            print(f"| {name} | {groups} | {' | '.join(map(shown, sides.values()))} |", flush=True)
 
 
 def of_slices(repetitions: int) -> None:
@@ -254,7 +279,7 @@ def main(what: str = "means", repetitions: str = "1000") -> None:
     kinds: dict[str, Callable[[int], None]] = {
         "means": of_means,
         "parts": of_parts,
-        "grouped": lambda count: of_parts(count, group=10, sizes=(1000, 3000)),
+        "grouped": of_groups,
         "classes": of_classes,
         "by_class": of_each_class,
         "slices": of_slices,

@@ -5,7 +5,7 @@ import pytest
 from scipy.special import expit, log_expit
 
 from crossent.measure import compare
-from crossent.measure.comparison.claimed import claimed_error
+from crossent.measure.comparison.claimed import CLAIMED_FREEDOM, claimed_error
 from crossent.measure.comparison.contrast import Ground, parts
 from crossent.measure.comparison.rival import Rival
 from crossent.measure.intervals.cluster import cluster_mean
@@ -63,6 +63,27 @@ def test_differences_of_ten_labels_hold_the_truth_oftener():
             held[name] += low <= truth <= high
     assert held["claimed"] >= 0.91 * 200  # 95 % but for twice its standard error
     assert held["rows alone"] < 0.85 * 200  # it can fail
+
+
+def test_claims_lend_degrees_of_freedom_whichever_error_is_larger():
+    rng = np.random.default_rng(3)
+    seen = set()
+    for clusters in [10] * 12 + [60]:
+        z, came, cluster = drawn(rng, clusters)
+        a, b = cost(z, came), cost(2 * z, came)
+        one, two = (Rival(name, c, c, None, 0.0, "", came) for name, c in (("A", a), ("B", b)))
+        found = parts(Ground(np.arange(z.size), [], None, cluster, None, {}), one, two)["cross_entropy"]
+        own = cluster_mean(b - a, clusters=cluster)
+        claimed = claimed_error(a, b, came, np.full(z.size, 1 / z.size), cluster)
+        if claimed is None or own.freedom >= 20:
+            assert found.interval() == pytest.approx(own.interval(), rel=1e-12)
+            seen.add("many labels")
+            continue
+        assert found.freedom == pytest.approx(own.freedom + CLAIMED_FREEDOM)
+        assert found.error == pytest.approx(max(own.error, claimed))
+        assert found.lean == (0.0 if claimed > own.error else pytest.approx(own.lean))
+        seen.add("claimed" if claimed > own.error else "own")
+    assert seen == {"claimed", "own", "many labels"}
 
 
 def test_many_labels_are_judged_by_themselves_and_weights_count():

@@ -10,9 +10,11 @@ rows share one draw u, the label of each being u < p, the sum is a step function
 h_i a row's share of the weight, D the claimed mean, ρ how much labels of a cluster go together: the mean of r_i r_j
 over its pairs beside that of r², r = (y − p) / √(p (1 − p)) (the moments' estimate of the correlation within
 clusters). It is asked for where the rows are worth fewer than ``FEW_LABELS`` independent ones, n / (1 + (m − 1) ρ) with
-m the rows of a cluster that a row is in, on average; and the interval takes it for the error where it is the larger,
-with ``CLAIMED_FREEDOM`` more degrees of freedom, and without the skewness of the pulls: Hall's cubic is there because a
-mean and an error from the same rows go together, and this error does not come from their labels.
+m the rows of a cluster that a row is in, on average. The interval then takes the larger of this error and the
+clusters' own, with ``CLAIMED_FREEDOM`` more degrees of freedom: Student's tails are there for errors that come out too
+small, and one that is not let fall below what is claimed does so less often. Where the claimed one is the larger the
+skewness of the pulls is left out: Hall's cubic is there because a mean and an error from the same rows go together,
+and this error does not come from their labels.
 How often that holds: docs/guides/compare.md.
 """
 
@@ -23,10 +25,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-FEW_LABELS = 30
-CLAIMED_FREEDOM = 4
-"""Degrees of freedom of a claimed error beyond those of the clusters, on whose scatter it does not rest: of five
-clusters of very unequal size intervals hold 98 %, and were a seventh to a fifth longer without."""
+FEW_LABELS = 40
+CLAIMED_FREEDOM = 6
+"""Degrees of freedom beyond those of the clusters, of an error that claims hold up."""
 _Float = NDArray[np.float64]
 
 

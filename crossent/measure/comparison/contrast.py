@@ -81,14 +81,17 @@ def parts(ground: Ground, baseline: Rival, model: Rival) -> dict[str, ClusterMea
 
 
 def _of_few_labels(ground: Ground, baseline: Rival, model: Rival, mean: ClusterMean) -> ClusterMean:
-    """The same mean, with the error that the models claim where few clusters hold few labels (``claimed``)."""
+    """The same mean, its error no smaller than the models claim where few clusters hold few labels (``claimed``)."""
     if ground.clusters is None or baseline.came is None or mean.error is None or mean.freedom >= FEW:
         return mean
     error = claimed_error(baseline.floored, model.floored, baseline.came, ground.share(), ground.clusters)
-    if error is None or error <= mean.error:
+    if error is None:
         return mean
+    freedom = mean.freedom + CLAIMED_FREEDOM
+    if error <= mean.error:
+        return replace(mean, freedom=freedom)
     # An error that is not the rows' own does not go together with their mean: nothing leans T to a side.
-    return replace(mean, error=error, freedom=mean.freedom + CLAIMED_FREEDOM, lean=0.0)
+    return replace(mean, error=error, freedom=freedom, lean=0.0)
 
 
 def per_byte(ground: Ground, baseline: Rival, model: Rival) -> ClusterMean | None:

@@ -44,7 +44,7 @@ from crossent.measure.sums.likelihood import costs_of_logs, distributions
 from crossent.measure.sums.sample import Sample
 from crossent.measure.values.isotonic import DRAWS, Optimism, cost, dispersion, isotonic, optimism, smooth, stated
 from crossent.measure.values.means import Evidence, label_entropy
-from crossent.measure.values.spread import Spread, clustered, spread_on
+from crossent.measure.values.spread import Spread, as_claimed, clustered, spread_on
 from crossent.record import Number
 
 _Float = NDArray[np.float64]
@@ -126,7 +126,7 @@ def isotonic_parts(of: Evidence, calibrated: Calibrated, draws: int = DRAWS) -> 
         entropy.value,
         of.cost_under_frequencies(),
         of.floor,
-        lambda a, b, labels: _spread(of, calibrated.cells, a, b, labels),
+        lambda a, b, labels: _spread(of, calibrated, a, b, labels),
         of.n,
         draws,
     )
@@ -210,8 +210,10 @@ def _costs(q: _Float) -> tuple[_Float, _Float]:
         return -np.log1p(-q), -np.log(q)
 
 
-def _spread(of: Evidence, cells: Cells, a: _Float, b: _Float, labels: bool) -> Spread | None:
-    """The spread of terms that are ``a`` (cells,) for a label of 0 and ``b`` for one of 1."""
+def _spread(of: Evidence, calibrated: Calibrated, a: _Float, b: _Float, labels: bool) -> Spread | None:
+    """The spread of terms that are ``a`` (cells,) for a label of 0 and ``b`` for one of 1; of differences between
+    ``labels``, of which few groups hold one, no less than that of labels drawn as the model claims or by the curve."""
+    cells = calibrated.cells
     total = float(cells.weight.sum())
     mean = float(np.sum(a * (cells.weight - cells.label) + b * cells.label)) / total
     if of.groups is not None and (folds := of.groups.by_fold()) is not None:
@@ -219,7 +221,10 @@ def _spread(of: Evidence, cells: Cells, a: _Float, b: _Float, labels: bool) -> S
         at_one = _on_folds(cells, [b * cells.label], cells.label)[0]
         sums = (at_zero * (folds.weight - folds.label) + at_one * folds.label).sum(axis=1)
         weight = folds.weight.sum(axis=1)
-        return clustered(sums - mean * weight, weight, float(np.sum(sums**2)), differences=labels and cells.hard)
+        found = clustered(sums - mean * weight, weight, float(np.sum(sums**2)), differences=labels and cells.hard)
+        if not labels or not of.few_hold:
+            return found
+        return of.at_least(found, max(as_claimed(cells, a, b, curve)[0] for curve in (None, calibrated.even)))
     return spread_on(cells, a, b, of.effective - 1)
 
 

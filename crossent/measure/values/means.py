@@ -48,7 +48,7 @@ from crossent.measure.values.spread import (
 from crossent.record import Number
 
 _Float = NDArray[np.float64]
-_FEW_HOLD = 5
+_FEW_HOLD = 4.5
 _FEW_A_CLASS = 20  # rows a class: of more, what Miller's term leaves of the bias is a thousandth of a nat
 NOT_OF_TEXTS = ("label_entropy", "label_entropy_bias", "information_gained", "skill", "perplexity")
 """Numbers that need classes, which documents have none of."""
@@ -131,9 +131,10 @@ class Evidence:
         return max(float(entr(self.frequencies).sum()), 0.0)
 
     def cost_under_frequencies(self) -> _Float:
-        """−log f by class; 0 for a class that never came, which is never looked up."""
-        shares = self.frequencies
-        return -np.log(np.where(shares > 0, shares, 1.0)) + 0.0
+        """−log f by class. For a class that never came 0, which is never looked up; of groups, where claims look it up
+        (``difference``), what half a row costs."""
+        shares, never = self.frequencies, 1.0 if self.groups is None else 0.5 / self.n
+        return -np.log(np.where(shares > 0, shares, never)) + 0.0
 
     def spread(self, alpha: float, v: _Float, mean: float) -> Spread | None:
         """Give the spread of the terms α cost + v(label), whose mean is ``mean``; None where all terms agree."""
@@ -176,21 +177,34 @@ class Evidence:
         return Spread(*as_claimed(self.cells, *costs_of_cells(self.cells)), self.weight, self.effective - 1)
 
     def difference(self, alpha: float, v: _Float, mean: float) -> Spread | None:
-        """Give the spread of terms that differ between labels: that of ``spread``, or, where fewer than ``_FEW_HOLD``
-        groups hold the rarer of two classes and cannot tell how it scatters, that of labels drawn as the model claims,
-        if it is larger, with rows of a group taken for one draw, which is the most that they may have in common.
-        """
-        found, groups = self.spread(alpha, v, mean), self.groups
-        if groups is None or len(groups) < 2 or self.cells is None or self.sums.layout.soft:
-            return found
-        if np.count_nonzero(groups.labels() > 0, axis=0).min() >= _FEW_HOLD:
+        """Give the spread of terms that differ between labels: that of ``spread``, or, where groups are too few to tell
+        how the rarer of two classes scatters, that of labels drawn as the model claims, if it is larger."""
+        found = self.spread(alpha, v, mean)
+        if self.cells is None or not self.few_hold:
             return found
         zero, one = costs_of_cells(self.cells)
-        size = groups.column("weight")
-        second = as_claimed(self.cells, alpha * zero + v[0], alpha * one + v[1])[0] * np.sum(size**2) / np.sum(size)
+        return self.at_least(found, as_claimed(self.cells, alpha * zero + v[0], alpha * one + v[1])[0])
+
+    @property
+    def few_hold(self) -> bool:
+        """Whether the rarer of two classes is held by fewer than ``_FEW_HOLD`` of several groups, counted as (Σ y)² /
+        Σ y² with y a group's labels of it: a group that holds most of them tells no more than one."""
+        groups = self.groups
+        if groups is None or len(groups) < 2 or self.cells is None or self.sums.layout.soft:
+            return False
+        held = groups.labels()
+        square = np.maximum(np.sum(held**2, axis=0), np.finfo(float).tiny)
+        return bool(np.min(held.sum(axis=0) ** 2 / square) < _FEW_HOLD)
+
+    def at_least(self, found: Spread | None, alone: float) -> Spread | None:
+        """Give the spread of groups, or, if larger, one of which Σ r² of single rows is ``alone``, with rows of a group
+        taken for one draw, which is the most that they may have in common."""
+        assert self.groups is not None
+        size = self.groups.column("weight")
+        second = alone * float(np.sum(size**2) / np.sum(size))
         if found is not None and second <= found.second:
             return found
-        return Spread(float(second), 0.0, self.weight, len(groups) - 1.0)
+        return Spread(second, 0.0, self.weight, len(self.groups) - 1.0)
 
     def unseen(self) -> float:
         """What a class that never came may add to the cost of a row, nats: its share, at most the upper end of
@@ -271,7 +285,9 @@ def label_entropy(of: Evidence) -> Number:
     came = shares > 0
     if shares.size == 2 and of.n > 1:
         share = float(shares[1])
-        ends = interval.of_two_classes(share, _rows_behind(share, of.spread(0.0, np.array([0.0, 1.0]), share), of))
+        rows = _rows_behind(share, of.spread(0.0, np.array([0.0, 1.0]), share), of)
+        # Few groups cannot tell how much their rows have in common: all, which leaves as many rows as groups.
+        ends = interval.of_two_classes(share, min(rows, of.effective) if of.few_hold else rows)
         return Number(value, "nats", min(ends[0], value), max(ends[1], value), of.n)
     bias = -entropy_bias(of)
     if of.n < 2 or bias <= 0 or np.count_nonzero(came) < 2:
@@ -329,11 +345,8 @@ def likelihood(of: Evidence, floored: Evidence) -> dict[str, Number]:
     found["label_entropy_bias"] = Number(entropy_bias(of), "nats", n=n).to("bits")
     own, finite = of.cost_under_frequencies(), math.isfinite(loss.value)
     gain = entropy.value - loss.value
-    # What half a row costs, for a class that never came.
-    label = -np.log(np.maximum(of.frequencies, 0.5 / n)) if of.groups is not None else own
-    found["information_gained"] = _number(gain, "nats", of.difference(-1.0, label, gain) if finite else None, n).to(
-        "bits"
-    )
+    spread = of.difference(-1.0, own, gain) if finite else None
+    found["information_gained"] = _number(gain, "nats", spread, n).to("bits")
     known = None not in (loss.low, loss.high, entropy.low, entropy.high)
     if known and of.claimed() is not None:
         # The two do not go together where one of the classes never came: every difference of what both may be.

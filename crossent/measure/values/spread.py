@@ -70,13 +70,14 @@ def costs_of_cells(cells: Cells) -> tuple[_Float, _Float]:
     return np.where(np.isfinite(zero), zero, 0.0), np.where(np.isfinite(one), one, 0.0)
 
 
-def as_claimed(cells: Cells, zero: _Float, one: _Float) -> tuple[float, float]:
-    """How much terms, ``zero`` (cells,) or ``one`` by the label of two, would scatter if labels came as claimed.
+def as_claimed(cells: Cells, zero: _Float, one: _Float, curve: _Float | None = None) -> tuple[float, float]:
+    """How much terms, ``zero`` (cells,) or ``one`` by the label of two, would scatter if labels came as claimed, by the
+    model or by a ``curve`` (cells,).
 
     Over the rows of weight w with claims p: Σ w² Σ_y p_y (t_y − T)² and Σ w³ Σ_y p_y (t_y − T)³, T the mean claim.
     """
     two = cells.squares[0]
-    p = np.clip(cells.prediction / cells.weight, 0.0, 1.0)
+    p = np.clip(cells.prediction / cells.weight, 0.0, 1.0) if curve is None else curve
     mean = float(np.sum(cells.weight * (p * one + (1 - p) * zero)) / np.sum(cells.weight))
     second = two * (p * (one - mean) ** 2 + (1 - p) * (zero - mean) ** 2)
     third = two * two / cells.weight * (p * (one - mean) ** 3 + (1 - p) * (zero - mean) ** 3)

@@ -13,7 +13,7 @@ from crossent.minimise import Problem, Recipe, learn
 from crossent.minimise.data.task import Task
 from crossent.minimise.training.learn import launched
 
-FEW = Recipe(folds=2, members=1, width=8, depth=1, bins=3, dropout=0.0, batch=7, epochs=6, beside=False, stop="loss")
+FEW = Recipe(folds=2, members=1, width=8, depth=1, bins=3, dropout=0.3, batch=7, epochs=6, beside=False, stop="loss")
 TREES = replace(FEW, beside=True, batch=64, epochs=3)
 """With boosted trees beside the network, where there are rows enough."""
 

@@ -14,7 +14,7 @@ import crossent
 from crossent import cli
 
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = ["members=1", "folds=2", "width=8", "bins=3", "beside=no", "dropout=0", "batch=14", "learning_rate=0.05"]
+SETTINGS = ["members=1", "folds=2", "width=8", "bins=3", "beside=no", "dropout=0.3", "batch=14", "learning_rate=0.05"]
 SET = [word for setting in SETTINGS for word in ("--set", setting)]
 
 

@@ -7,7 +7,8 @@ cross-entropy wins.
 
 Every epoch seeds torch with (seed, epoch) and draws from nothing else. So a run that was killed and resumed makes the
 same batches, the same dropout and the same bits as one that was not. On several processes each reads its share of
-every batch, and the loss is divided by the rows of the whole batch, however raggedly it was shared out.
+every batch, with the dropout that one process would have drawn for it, and the loss is divided by the rows of the whole
+batch, however raggedly it was shared out.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 from crossent.compute.target import Target
 from crossent.errors import DataError
 from crossent.minimise.data.problem import Problem
+from crossent.minimise.networks.dropout import shared
 from crossent.minimise.objective.objective import Objective
 from crossent.minimise.recipe import Recipe
 from crossent.minimise.training.augment import Augment
@@ -141,7 +143,8 @@ def train(
                 history.stopped = OVER
                 break
             with threads(network, batch), _seeded(seed, epoch, len(history.trouble), fabric.global_rank) as draw:
-                loss = _one_epoch(state, problem, objective, members, rows, batch, epochs, draw, report, loader)
+                coins = torch.Generator().manual_seed(_stream(seed, epoch, len(history.trouble), 0))
+                loss = _one_epoch(state, problem, objective, members, rows, batch, epochs, draw, coins, report, loader)
             # Ctrl-C may come between any two lines: what belongs together is computed first, then set at once.
             said, losses = held_out, (loss, math.nan)
             if math.isfinite(loss):
@@ -193,6 +196,7 @@ def _one_epoch(
     batch: int,
     epochs: int,
     draw: torch.Generator,
+    coins: torch.Generator,
     report: Callable[[int, float], None],
     loader: Any,
 ) -> float:
@@ -207,6 +211,7 @@ def _one_epoch(
         batches = _loaded(loader, fabric)
     total, said, steps = torch.zeros((), dtype=torch.float64), time.monotonic(), math.ceil(rows / batch)
     state.train()
+    many = loader is None and hasattr(state.network, "members") and fabric.world_size > 1
     for step, (x, target, weight, divisor) in enumerate(batches):
         mixed: Tensor | Target = target
         if augment and weight is not None:
@@ -215,11 +220,16 @@ def _one_epoch(
             x, mixed = augment(x, target, torch.default_generator)
 
         def gradients(
-            x: Tensor = x, target: Tensor | Target = mixed, weight: Tensor | None = weight, divisor: float = divisor
+            x: Tensor = x,
+            target: Tensor | Target = mixed,
+            weight: Tensor | None = weight,
+            divisor: float = divisor,
+            rows: int = round(divisor * fabric.world_size) // len(members),  # of the batch, on all processes
         ) -> Tensor:
             for optimiser in state.optimisers:
                 optimiser.zero_grad(set_to_none=True)
-            loss = objective.loss(state.model(x), target, weight).sum() / divisor
+            with shared(fabric.global_rank, fabric.world_size, rows, coins) if many else contextlib.nullcontext():
+                loss = objective.loss(state.model(x), target, weight).sum() / divisor
             fabric.backward(loss)
             return loss
 

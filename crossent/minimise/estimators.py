@@ -269,8 +269,8 @@ class CrossEntropyClassifier(_Classifier, _Estimator):
             target = labels.astype(np.float32)
         if len(names) < 2:
             raise DataError(
-                f"{type(self).__name__} needs rows of at least two classes; here is one class, {names[0]!r}, in all "
-                f"{len(rows):,} rows that count."
+                f"{type(self).__name__} needs rows of at least two classes; here is one class, {class_name(names[0])!r}, "
+                f"in all {len(rows):,} rows that count."
             )
         said = tuple(class_name(name) for name in names)
         task = Task(
@@ -355,9 +355,16 @@ class BoundedRegressor(_Regressor, _Estimator):
         """
         rows = self._rows(X, reset=True)
         _refuse_none(self, y)
-        values = validation.check_array(
-            validation.column_or_1d(y, warn=True), ensure_2d=False, dtype=np.float64, input_name="y"
-        )
+        try:
+            values = validation.check_array(
+                validation.column_or_1d(y, warn=True), ensure_2d=False, dtype=np.float64, input_name="y"
+            )
+        except ValueError as trouble:
+            if "could not convert string" not in str(trouble):
+                raise
+            raise DataError(
+                f"y: {trouble}. {type(self).__name__} learns numbers; CrossEntropyClassifier learns classes."
+            ) from trouble
         rows, values, weight = _counted(self, rows, values, sample_weight)
         if len(values) < 2:
             raise DataError(f"{type(self).__name__} needs at least two rows that count to learn from; n_samples=1.")

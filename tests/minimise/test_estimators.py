@@ -278,8 +278,8 @@ def test_what_cannot_be_learned_from_is_refused_in_a_sentence():
     votes = np.ones((40, 2))
     classify, regress = CrossEntropyClassifier(**TINY), BoundedRegressor(0, 1, **TINY)
     for call, sentence in (
-        (lambda: classify.fit(x, ["a"] * 40), r"at least two classes; here is one class, .*'a'.*, in all 40 rows"),
-        (lambda: classify.fit(x, y, (y == "low") * 1.0), r"here is one class, .*'low'"),
+        (lambda: classify.fit(x, ["a"] * 40), r"at least two classes; here is one class, 'a', in all 40 rows"),
+        (lambda: classify.fit(x, y, (y == "low") * 1.0), r"here is one class, 'low'"),
         (lambda: classify.fit(x, None), r"requires y to be passed, but the target y is None"),
         (lambda: classify.fit(x, x[:, 0]), r"Unknown label type: continuous"),
         (lambda: classify.fit(x, np.where(y == "low", None, y)), r"missing, NaN or infinite in \d+ rows"),
@@ -300,7 +300,7 @@ def test_what_cannot_be_learned_from_is_refused_in_a_sentence():
         (lambda: classify.fit(x, votes * 0), r"row 0 has no share of any class"),
         (lambda: classify.fit(x, votes * 0.7), r"must add up to 1; those of row 0 add up to 1.4"),
         (lambda: regress.fit(x, x[:, 0]), r"lie outside the range 0 to 1, first .* at row"),
-        (lambda: regress.fit(x, y), r"could not convert string"),
+        (lambda: regress.fit(x, y), r"could not convert string.*CrossEntropyClassifier learns classes"),
         (lambda: regress.fit(x[:1], [0.5]), r"at least two rows .* n_samples=1"),
         (lambda: BoundedRegressor(**TINY).fit(x, np.ones(40)), r"got 1 and 1. All y are equal: give low and high"),
         (lambda: BoundedRegressor(2, 1).fit(x, np.ones(40)), r"a low end below its high end.*got 2 and 1"),

@@ -269,8 +269,8 @@ class CrossEntropyClassifier(_Classifier, _Estimator):
             target = labels.astype(np.float32)
         if len(names) < 2:
             raise DataError(
-                f"{type(self).__name__} needs rows of at least two classes; here is one class, {class_name(names[0])!r}, "
-                f"in all {len(rows):,} rows that count."
+                f"{type(self).__name__} needs rows of at least two classes; here is one class, "
+                f"{class_name(names[0])!r}, in all {len(rows):,} rows that count."
             )
         said = tuple(class_name(name) for name in names)
         task = Task(

@@ -5,7 +5,7 @@
     a baseline       whether trees or a linear model, asked in passing, tell rows apart that the network does not
     noise            what nobody can win: labels of equal rows that differ, or the entropy of soft labels
     the worst class  where most of the loss is made, for its number of rows
-    slices           values of columns whose rows cost surely more than the others
+    slices           values of columns whose rows cost surely more than the others, above what their labels always cost
 
 The parts are not a sum: each is one way of looking at the same loss.
 """
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import entr
 from torch import Tensor
 
 from crossent.errors import require
@@ -63,7 +64,7 @@ def with_left(run: Run, problem: Problem, test_x: Tensor, judge: Part) -> Run:
         parts += _baselines(run, problem, test_x, judge, own)
     parts += [*_noise(problem, run), *_worst_class(run.record)]
     if own is not None and hasattr(judge.x, "columns"):
-        parts += _slices(judge.x, judge.weight, own)
+        parts += _slices(judge.x, judge.weight, own, _least(judge.encoded))
     return _with(run, parts)
 
 
@@ -210,14 +211,27 @@ def _worst_class(record: Record) -> list[Line]:
     ]  # fmt: skip
 
 
-def _slices(table: Any, weight: NDArray[np.float64] | None, own: NDArray[np.float64]) -> list[Line]:
+def _least(encoded: NDArray[Any]) -> NDArray[np.float64]:
+    """What rows cost (n,) whoever predicts them: the entropy of soft labels, or of a share; nothing of a label."""
+    if encoded.dtype.kind != "f":
+        return np.zeros(len(encoded))
+    shares = encoded if encoded.ndim == 2 else np.stack((1 - encoded, encoded), 1)
+    return entr(shares).sum(1)
+
+
+def _slices(
+    table: Any, weight: NDArray[np.float64] | None, own: NDArray[np.float64], least: NDArray[np.float64]
+) -> list[Line]:
     """Slices of the test rows that surely cost more than all do; one of a column, and first what costs most on them.
 
-    The intervals of all slices that were looked at hold together.
+    Of ``own``, what rows cost (n,), counts what is above ``least``, which they cost whoever predicts them. The
+    intervals of all slices that were looked at hold together.
     """
     if table.shape[1] > MOST_COLUMNS:
         return []
     weight = np.ones(len(table)) if weight is None else weight
+    what = "the loss above the labels' own entropy" if least.any() else "the loss"
+    own = own - least
     mean = float(np.average(own, weights=weight))
     looked_at = [
         (column, name, rows)
@@ -238,7 +252,7 @@ def _slices(table: Any, weight: NDArray[np.float64] | None, own: NDArray[np.floa
     return [
         (
             name, value, low, high,
-            f"A costly slice: {_percent(share)} of the rows and {_percent(share * value / mean)} of the loss. "
+            f"A costly slice: {_percent(share)} of the rows and {_percent(share * value / mean)} of {what}. "
             f"{len(looked_at):,} were looked at.",
         )
         for _, _, name, share, value, low, high in [*worst.values()][:SLICES_SAID]

@@ -410,9 +410,7 @@ def linear_cross_entropy(
     Derivatives: of first order in ``input``, ``linear_weight``, ``linear_bias``, the fields of the link, targets,
     sample weights, class weights and whatever else a loss holds; of second order too, chunk by chunk in plain torch
     (``create_graph=True``, ``torch.func.hessian``); forward ones (``torch.func.jvp``) of both. ``vmap`` goes through a
-    batch one by one; ``torch.compile`` keeps it whole, but for a loss that looks at the logits (``Brier``, ``Hinge``,
-    ``Focal`` of probabilities) and a link that is trained: their chunks are compiled one by one, eight of them unless a
-    budget asks for others. Source: Wijmans et al. 2024.
+    batch one by one; ``torch.compile`` keeps it whole. Source: Wijmans et al. 2024.
 
     >>> x, w = torch.eye(3), 2 * torch.eye(3)
     >>> linear_cross_entropy(x, w, torch.tensor([0, 1, 2]))

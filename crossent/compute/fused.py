@@ -133,8 +133,7 @@ def linear_distillation(
 
     Accuracy: that of ``distillation``; 16-bit logits are rounded to 16 bits, as those of ``F.linear``.
     Cost: 6 N C D + 2 N C E flops for a mean or a sum, 2 N C (D + E) more for rows, and some fifty passes of plain torch
-    over each chunk. Derivatives of any kind, as those of ``linear_cross_entropy``; a compiler gets eight chunks, unless
-    a budget asks for others. Source: Hinton et al. 2015, eq. 1.
+    over each chunk. Derivatives of any kind, as those of ``linear_cross_entropy``. Source: Hinton et al. 2015, eq. 1.
 
     >>> x, w = torch.eye(3), 2 * torch.eye(3)
     >>> linear_distillation(x, w, x, w)
@@ -171,7 +170,7 @@ def linear_distillation(
     if temperature_squared:
         divergence = _Squared(kind, False, "other", temperature, beta)
     columns = linear.Columns(_Apart(divergence), (t,), (teacher_w, teacher_b))
-    size = linear.rows_of_columns(budget, chunk_rows, x.shape[0], classes, linear.TWO_ROWS)
+    size = linear.rows_at_a_time(budget, chunk_rows, classes, linear.TWO_ROWS)
     value = None
     if reduction != "none":
         rows = torch.full((), x.shape[0], dtype=wide(x), device=x.device) if live is None else live.sum(dtype=wide(x))

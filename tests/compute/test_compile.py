@@ -82,7 +82,7 @@ def test_the_operators_are_what_they_say(backend: str) -> None:
         torch.library.opcheck(getattr(operators, name), arguments)
         seen.add(f"crossent::{name}")
     ours = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("crossent::")}
-    assert seen == {name for name in ours if not name.startswith("crossent::linear_")}  # test_linear_derivatives.py
+    assert seen == {name for name in ours if not name.startswith("crossent::linear_")}  # their own tests
 
 
 def test_a_fake_that_tells_something_else_is_noticed() -> None:

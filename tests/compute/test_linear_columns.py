@@ -5,7 +5,9 @@ The truth is the same loss of logits that are there, in float64, differentiated 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -18,8 +20,10 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 
 from crossent import Link, cross_entropy, distillation, linear_cross_entropy, linear_distillation, linear_row_numbers
 from crossent.compute.functional import row_numbers
-from crossent.compute.linear import columns
-from crossent.compute.losses import NLL, Brier, Focal, Hinge
+from crossent.compute.linear import columns, compiled, outline
+from crossent.compute.losses import NLL, Brier, Focal, Hinge, Loss
+from crossent.compute.stats import Stats
+from crossent.compute.target import Target
 from tests.compare import faults
 from tests.compute.test_compile import compiler
 
@@ -228,6 +232,63 @@ def test_compiled_in_one_piece() -> None:
     torch._dynamo.reset()
     value, _, given = CALLS["a link"]
     agree(torch.compile(value, fullgraph=True, backend=compiler("inductor")), value, given)
+
+
+@dataclass(frozen=True, eq=False)
+class Powered(Loss):
+    """Somebody's own loss, with a number or a tensor of its own."""
+
+    power: float | Tensor
+
+    def __call__(self, s: Stats) -> Tensor:
+        return s.over_targets((1.0 + s.nll) ** self.power)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_compiled_and_eager_have_the_same_bits() -> None:
+    class Local(Powered):
+        """One that nobody can import."""
+
+    power, weight = torch.tensor(1.5).double(), torch.rand(5, generator=G).double() + 0.5
+
+    def loss_of(loss: Loss, **knobs: Any) -> Value:
+        return lambda x, w, b, p: linear_cross_entropy(x, w, SOFT, linear_bias=b, loss=loss, chunk_rows=3, **knobs)
+
+    cases: list[Value] = [
+        *(loss_of(Powered(power)) for power in (2.0, 2.5, 3.0)),  # numbers of which a compiler would make a variable
+        loss_of(Local(2.0)),
+        loss_of(0.5 * Brier() + NLL(), weight=weight, link=Link(softcap=3.0)),
+        lambda x, w, b, p: linear_cross_entropy(x, w, Y, linear_bias=b, loss=Brier() + Powered(p), reduction="sum"),
+    ]
+    for whole in cases:
+        torch._dynamo.reset()
+        found = []
+        for value in (whole, torch.compile(whole, fullgraph=True, backend="aot_eager")):
+            leaves = free((X, W, B, power))
+            got = value(*leaves)
+            found.append([got, *torch.autograd.grad(got, leaves, allow_unused=True)])
+        for a, b in zip(*found, strict=True):
+            assert (a is None) == (b is None)
+            assert a is None or (torch.equal(a, b) and a.any())
+
+
+def test_what_a_compiled_program_names_has_to_be_there() -> None:
+    for name, kind, sentence in (
+        ("crossent.compute.losses:Mine", LookupError, "needs crossent.compute.losses:Mine, which is not here"),
+        ("subprocess:Popen", TypeError, "subprocess:Popen is no loss, link or divergence"),
+    ):
+        with pytest.raises(kind, match=sentence):
+            compiled._read(json.dumps(["object", name, {}]))
+
+
+def test_the_operators_are_what_they_say() -> None:
+    target = Target(Y.clamp(min=0).unsqueeze(-1), live=Y >= 0)
+    made = columns.columns_of(target, 0.5 * Brier(), None)
+    of, head = outline.written(outline.outline(made.of)), (target.live, X, W, B, [*made.by_row, *made.whole])
+    g, h = some(N), some(N)
+    wanted = [True, False, True, *(False for _ in head[-1])]
+    torch.library.opcheck(torch.ops.crossent.linear_columns_losses.default, (of, 3, 2, *head))
+    torch.library.opcheck(torch.ops.crossent.linear_columns_gradients.default, (of, 3, 2, wanted, g, h, *head))
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")

@@ -7,16 +7,19 @@ operators    parts and pulls of rows that are made there, as operators that torc
 statistics   autograd around them: every loss that looks at a row through its statistics
 number       a mean or a sum, whose gradient is made in the forward pass
 columns      the few losses that look at the columns themselves, links that are trained, divergences from a teacher
+compiled     the same for a compiler: operators, to which the function is a text
+outline      that text, where a compiler looks on
 derivative   derivatives of any order of a few rows at a time
 """
 
+from crossent.compute.linear import compiled as compiled
 from crossent.compute.linear.budget import BUDGET as CHUNK_BYTES  # noqa: F401
 from crossent.compute.linear.budget import TWO_ROWS as TWO_ROWS
+from crossent.compute.linear.budget import rows_at_a_time as rows_at_a_time
 from crossent.compute.linear.columns import Columns as Columns
 from crossent.compute.linear.columns import chunk_size as chunk_size
 from crossent.compute.linear.columns import counting as counting
 from crossent.compute.linear.columns import row_losses as columns_losses  # noqa: F401
-from crossent.compute.linear.columns import rows_of_columns as rows_of_columns
 from crossent.compute.linear.number import number as number
 from crossent.compute.linear.number import total_of_columns as total_of_columns
 from crossent.compute.linear.statistics import row_losses as row_losses

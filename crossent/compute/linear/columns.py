@@ -6,7 +6,7 @@ machines talks to the others. All of them are a function of a chunk of logits an
 for its value and backwards once more, for its gradient. Whatever among those tensors is trained has a gradient too.
 
 Second derivatives and forward ones are those of the chunk in plain torch, from two backward passes through it. A
-compiler, which does not see through an autograd function of functions, gets every chunk as a checkpoint.
+compiler, which does not see through an autograd function of functions, gets an operator and the function as a text.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from crossent.compute.backends.reference import wide
 from crossent.compute.linear.blocks import gradients_of
 from crossent.compute.linear.budget import LINKED, rows_at_a_time
 from crossent.compute.linear.derivative import in_chunks, one_by_one, pulled, pushed
 from crossent.compute.linear.operators import at_rows, by_itself, lift_of, product_of
-from crossent.compute.linear.product import Rows, spans
+from crossent.compute.linear.product import Rows
 from crossent.compute.link import Link
 from crossent.compute.losses.algebra import Loss, tensors_of, with_tensors
 from crossent.compute.rows import is_compiled, is_learned, refuse_nested_forward
@@ -37,9 +36,6 @@ OfRows = Callable[..., tuple[Tensor, Tensor | None]]
 
 TWICE = 4
 """How many times the memory of a chunk its second derivatives take: chunks have so many times fewer rows there."""
-
-COMPILED = 8
-"""How many chunks a compiler gets at most where nobody asked for their size: each takes it seconds."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +54,20 @@ class Columns:
         return (*at_rows(rows, *self.by_row), *self.whole)
 
 
-def columns_of(target: Target, loss: Loss, link: Link | None, read: Any = of_logits) -> Columns:
-    """A loss as such a function; ``read(z, target, loss, link)`` gives (loss, weight) of rows that are there."""
-    names = ("temperature", "softcap", "bias")
+_OF_LINK = ("temperature", "softcap", "bias")
 
-    def of(
+
+@dataclass(frozen=True)
+class _OfTarget:
+    """Rows of logits → (loss, weight), by ``read(z, target, loss, link)``; what is a tensor is given with the rows."""
+
+    loss: Loss
+    link: Link | None
+    unchecked: bool
+    read: Any
+
+    def __call__(
+        self,
         z: Tensor,
         live: Tensor | None,
         index: Tensor | None,
@@ -71,13 +76,17 @@ def columns_of(target: Target, loss: Loss, link: Link | None, read: Any = of_log
         *held: Any,
     ) -> tuple[Tensor, Tensor | None]:
         given = iter(held)
-        whole = with_tensors(loss, given)
-        fields: Any = {name: field for name, field in zip(names, given, strict=True) if field is not None}
-        these = Target(index, weight, live, row_weight, target.unchecked)
-        return read(z, these, whole, None if link is None else replace(link, **fields))
+        loss = with_tensors(self.loss, given)
+        fields: Any = {name: field for name, field in zip(_OF_LINK, given, strict=True) if field is not None}
+        link = None if self.link is None else replace(self.link, **fields)
+        return self.read(z, Target(index, weight, live, row_weight, self.unchecked), loss, link)
 
-    of_link = (getattr(link, name, None) for name in names)
+
+def columns_of(target: Target, loss: Loss, link: Link | None, read: Any = of_logits) -> Columns:
+    """A loss as such a function; ``read(z, target, loss, link)`` gives (loss, weight) of rows that are there."""
+    of_link = (getattr(link, name, None) for name in _OF_LINK)
     tensors = (x if isinstance(x, Tensor) else None for x in of_link)
+    of = _OfTarget(loss, link, target.unchecked, read)
     return Columns(of, (target.index, target.weight, target.row_weight), (*tensors_of(loss), *tensors))
 
 
@@ -108,17 +117,9 @@ def chunk_size(
 ) -> int:
     """How many rows to make at a time; negative where nobody asked for a size, so that it may be made larger."""
     if needs_columns(target, loss, link):
-        return rows_of_columns(budget, chunk_rows, x.shape[0], w.shape[0], LINKED)
+        return rows_at_a_time(budget, chunk_rows, w.shape[0], LINKED)
     size = rows_at_a_time(budget, chunk_rows, w.shape[0], x.element_size() if link is None else LINKED)
     return size if link is not None or budget is not None or chunk_rows is not None else -size
-
-
-def rows_of_columns(budget: int | str | None, chunk_rows: int | None, rows: int, classes: int, bytes_each: int) -> int:
-    """The same for plain torch; a compiler, to whom each is a program of its own, gets ``COMPILED`` of them at most."""
-    size = rows_at_a_time(budget, chunk_rows, classes, bytes_each)
-    return (
-        size if budget is not None or chunk_rows is not None or not is_compiled() else max(size, -(-rows // COMPILED))
-    )
 
 
 def counting(target: Target) -> Target:
@@ -141,7 +142,9 @@ def row_losses(
 ) -> tuple[Tensor, Tensor]:
     """(loss, weight) of every row of logits x @ w.T + bias; both are 0 in rows that are not live."""
     if is_compiled():
-        return _compiled(x, w, bias, live, columns, size)
+        from crossent.compute.linear import compiled
+
+        return compiled.row_losses(x, w, bias, live, columns, size)
     return _Losses.apply(columns.of, len(columns.by_row), size, live, x, w, bias, *columns.by_row, *columns.whole)
 
 
@@ -343,23 +346,3 @@ def _gradients(
 ) -> tuple[Tensor, ...]:
     """Their gradients that are wanted, which can be gone through again."""
     return pulled(partial(_losses, of, live), given, wanted, (g, h))
-
-
-def _compiled(
-    x: Tensor, w: Tensor, bias: Tensor | None, live: Tensor | None, columns: Columns, size: int
-) -> tuple[Tensor, Tensor]:
-    """The same for a compiler: a checkpoint for every chunk, so that its logits are made again and not kept."""
-    narrow = x.dtype in (torch.float16, torch.bfloat16)
-    sums = [t.float() if narrow and t is not None else t for t in (w, bias)]  # gradients add up in the dtype of these
-
-    def of_chunk(
-        live: Tensor | None, x: Tensor, w: Tensor, bias: Tensor | None, *tensors: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        return _losses(columns.of, live, x, w.to(x.dtype), None if bias is None else bias.to(x.dtype), *tensors)
-
-    found = [
-        checkpoint(of_chunk, *at_rows(at, live, x), *sums, *columns.at(at), use_reentrant=False)
-        for at in spans(x.shape[0], size)
-    ]
-    values, weights = zip(*found, strict=True)
-    return torch.cat(values), torch.cat(weights)

@@ -178,10 +178,10 @@ def tensors_of(loss: Loss) -> list[Tensor]:
 
 
 def with_tensors(loss: Loss, tensors: Iterator[Tensor]) -> Loss:
-    """The same loss with other tensors in the places of its own, in the order of ``tensors_of``."""
+    """The same loss with other tensors in the places of its own (or of ``...``), in the order of ``tensors_of``."""
     made = copy.copy(loss)
     for name, held in vars(loss).items():
-        if isinstance(held, Tensor):
+        if isinstance(held, Tensor) or held is ...:
             object.__setattr__(made, name, next(tensors))
         elif isinstance(held, Loss):
             object.__setattr__(made, name, with_tensors(held, tensors))

@@ -75,7 +75,7 @@ def test_nothing_heavy_is_loaded_before_it_is_used() -> None:
     assert not loaded_by("import crossent") & {*HEAVY, "torch", "numpy"}
     compute = loaded_by("import crossent; crossent.cross_entropy")
     assert "torch" in compute
-    assert not compute & HEAVY
+    assert not compute & {*HEAVY, "sympy"}  # sympy comes with Dynamo, and two seconds with it
     assert not loaded_by("import crossent; crossent.evaluate, crossent.fit") & HEAVY
     assert "pandas" in loaded_by("import pandas")  # the negative control: this way of looking does see
 

@@ -27,7 +27,7 @@ from crossent.minimise.data import dataset
 from crossent.minimise.data.preparation import Preparation
 from crossent.minimise.data.problem import Problem
 from crossent.minimise.data.repeats import once_each
-from crossent.minimise.data.task import Task, class_name, refuse_missing
+from crossent.minimise.data.task import Task, class_name, refuse_missing, refuse_text
 from crossent.minimise.finish import recorded, versions
 from crossent.minimise.recipe import Recipe
 from crossent.minimise.run import Run
@@ -355,16 +355,9 @@ class BoundedRegressor(_Regressor, _Estimator):
         """
         rows = self._rows(X, reset=True)
         _refuse_none(self, y)
-        try:
-            values = validation.check_array(
-                validation.column_or_1d(y, warn=True), ensure_2d=False, dtype=np.float64, input_name="y"
-            )
-        except ValueError as trouble:
-            if "could not convert string" not in str(trouble):
-                raise
-            raise DataError(
-                f"y: {trouble}. {type(self).__name__} learns numbers; CrossEntropyClassifier learns classes."
-            ) from trouble
+        refuse_text(y, f"{type(self).__name__} learns numbers; CrossEntropyClassifier learns classes.")
+        column = validation.column_or_1d(y, warn=True)
+        values = validation.check_array(column, ensure_2d=False, dtype=np.float64, input_name="y")
         rows, values, weight = _counted(self, rows, values, sample_weight)
         if len(values) < 2:
             raise DataError(f"{type(self).__name__} needs at least two rows that count to learn from; n_samples=1.")

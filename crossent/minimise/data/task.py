@@ -164,3 +164,13 @@ def refuse_missing(values: np.ndarray, source: str, target: str) -> None:
             f"{some(at.tolist())}. A row without a label can neither teach nor test: fill them in or leave them out. "
             "(In a CSV an empty cell, NA, N/A, NaN, None and null count as missing.)"
         )
+
+
+def refuse_text(y: Any, learns: str) -> None:
+    """Refuse labels that are text and no numbers; ``learns`` is a sentence that says what is wanted."""
+    values = np.asarray(y)
+    for value in values.ravel() if values.dtype.kind in "OU" else ():
+        try:
+            float(value if isinstance(value, str) else 0)
+        except ValueError as trouble:
+            raise DataError(f"y: {trouble}. {learns}") from trouble

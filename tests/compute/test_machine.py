@@ -121,6 +121,23 @@ def test_as_many_threads_as_torch_has_and_the_same_bits(road: str) -> None:
         assert found == bits()
 
 
+@pytest.mark.parametrize(("blocks", "threads"), [(5, 2), (6, 4), (1, 2)])
+def test_each_thread_has_as_many_blocks(blocks: int, threads: int) -> None:
+    before, found = torch.get_num_threads(), []
+    torch.set_num_threads(threads)
+    try:
+        over_blocks(lambda start, stop: found.append((start, stop)), blocks * BLOCK // 8, 8, 256)
+    finally:
+        torch.set_num_threads(before)
+    found.sort()
+    assert len(found) == -(-blocks // min(threads, blocks)) * min(
+        threads, blocks
+    )  # of five blocks two threads make six
+    assert [start for start, _ in found] == [0, *(stop for _, stop in found[:-1])]
+    assert found[-1][1] == blocks * BLOCK // 8
+    assert all(start % 256 == 0 for start, _ in found)
+
+
 def test_what_goes_wrong_on_another_thread_is_raised_here_and_no_thread_is_lost() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(2)

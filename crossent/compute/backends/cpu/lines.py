@@ -84,7 +84,7 @@ def _line_and_greatest(x: Any, at: Any, buffer: Any) -> Any:
 
 @kernel
 def place(x: Strided, r: int) -> int:
-    """Where row r begins (a division takes as long as twenty columns)."""
+    """Where row r begins; without the divisions, where rows need none."""
     if x.inner == 1:
         return r * x.sn
     return (r // x.inner) * x.sn + (r % x.inner) * x.si

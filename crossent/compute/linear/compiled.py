@@ -4,7 +4,8 @@ Dynamo does not see through an autograd function of functions, and whatever it s
 chunk by chunk, and takes the memory that suits it. So the function is written down: what a loss, a link or a divergence
 is made of are classes, numbers and words, with ``...`` in the places of tensors, which the operators are given beside
 it. The text is a constant of the program, and the chunks are made within the operators, as they are without a compiler:
-in the same memory, with the same bits.
+in the same memory, with the same bits. Whoever runs a saved program imports the modules that its text names: it is to
+come from somebody whose code one would run.
 """
 
 from __future__ import annotations

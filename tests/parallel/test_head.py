@@ -96,6 +96,17 @@ def test_sequence_parallel_hidden_states(size: int, rows: tuple[int, ...], dim: 
     assert not torch.allclose(torch.cat(of_x, dim) * size, dx, rtol=1e-6)
 
 
+def test_a_wide_rank_and_a_narrow_one_make_the_same_chunks() -> None:
+    """The wide one has room for all its logits where its gradient will be, which on its own it reads in more chunks."""
+    x, y = torch.randn(400, 400, generator=G) / 20, torch.randint(12_100, (400,), generator=G)
+    w = torch.randn(12_100, 400, generator=G)
+    options = {"loss": KNOBS["Brier"], "chunk_rows": 300}
+    made = world_of(2).run(of_head, (12_000, 100), (x, w, w[:, 0]), y, False, options)
+    ours, truth = whole(made)[2], w.clone().requires_grad_()
+    value = crossent.linear_cross_entropy(x, truth, y, **options)
+    torch.testing.assert_close(ours, torch.autograd.grad(3 * value, truth)[0], rtol=1e-5, atol=1e-8)
+
+
 def of_dtensors(x: Tensor, w: Tensor, y: Tensor, spread: bool) -> tuple[Tensor, ...]:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor

@@ -22,9 +22,14 @@ from torch import Tensor
 from crossent.compute.linear.product import GATHERED, Chunk, Gradients, Product, Rows, room, spans
 
 
-def gradients_of(product: Product, wanted: tuple[bool, bool, bool]) -> Gradients:
-    """What adds up the gradients of hidden states, head and bias: in blocks where there is memory for it."""
-    return (BlockGradients if wanted[1] and len(product.blocks) > 1 else Gradients)(product, wanted)
+def gradients_of(product: Product, wanted: tuple[bool, bool, bool], in_step: bool = False) -> Gradients:
+    """What adds up the gradients of hidden states, head and bias: in blocks where there is memory for it.
+
+    ``in_step`` asks for the chunks of the product, as many as every other rank makes: how many rows are gathered from
+    blocks depends on how many columns this one holds.
+    """
+    in_blocks = wanted[1] and len(product.blocks) > 1 and not in_step
+    return (BlockGradients if in_blocks else Gradients)(product, wanted)
 
 
 class BlockGradients(Gradients):

@@ -53,6 +53,11 @@ class Columns:
         """The tensors of some rows."""
         return (*at_rows(rows, *self.by_row), *self.whole)
 
+    @property
+    def in_step(self) -> bool:
+        """Whether rows ask other ranks, so that all have to make the same chunks, however wide their columns are."""
+        return getattr(self.of, "in_step", False)
+
 
 _OF_LINK = ("temperature", "softcap", "bias")
 
@@ -65,6 +70,11 @@ class _OfTarget:
     link: Link | None
     unchecked: bool
     read: Any
+
+    @property
+    def in_step(self) -> bool:
+        """Whoever brings a ``read`` of its own may ask other ranks in it."""
+        return self.read is not of_logits
 
     def __call__(
         self,
@@ -251,7 +261,7 @@ class _Gradients(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         columns = Columns(of, tensors[:count], tensors[count:])
         product = product_of(x, w, bias, live, size)
-        gradients = gradients_of(product, wanted[:3])  # type: ignore[arg-type]
+        gradients = gradients_of(product, wanted[:3], columns.in_step)  # type: ignore[arg-type]
         lift = lift_of(x.dtype, *at_rows(slice(None) if product.keep is None else product.keep, g))
         others: list[Any] = [
             torch.zeros_like(t, dtype=wide(x)) if t is not None and need else None

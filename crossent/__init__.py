@@ -3,7 +3,7 @@
     compute    cross_entropy, binary_cross_entropy_with_logits, linear_cross_entropy, kl_divergence, entropy, …
     measure    evaluate: what a model's probabilities are worth
     minimise   fit: train, calibrate and test a network on a table; tune: search for its recipe
-    parallel   cross_entropy and linear_cross_entropy over many machines, and what a mean over them divides by
+    parallel   cross-entropies and distillation over many machines, and what a mean over them divides by
     report     report.write: one page a person looks at, drawn from a record
 
 Names are loaded on first use: a program that only draws reports never imports torch, and one that only computes

@@ -72,33 +72,29 @@ _NAMES = (
 
 
 def agreed(
-    check: Callable[[], None],
-    facts: dict[str, Any],
-    given: tuple,
-    validate: str,
-    own: list[int],
-    device: torch.device,
-    group: Group,
+    check: Callable[[], None], told: dict[str, Any], values: bool, own: list[int], device: torch.device, group: Group
 ) -> list[list[int]]:
-    """The ``own`` numbers of every rank, or the error of any, on all of them."""
+    """The ``own`` numbers of every rank, of which the first is how many columns it holds, or the error of any on all.
+
+    What was ``told`` must be the same on all ranks; with ``values`` so must the numbers in its tensors.
+    """
     refuse_batches()
     trouble = None
     try:
         check()
     except (ValueError, TypeError, IndexError) as wrong:
         trouble = wrong
-    target, *others = given
-    told = {
-        **facts,
-        "target": _without_columns(target),
-        **dict(zip(_NAMES[1:], others, strict=True)),
-        "validate": validate,
-    }
-    digests = {name: _digest(said, values=validate == "full") for name, said in told.items()}
+    digests = {name: _digest(said, values) for name, said in told.items()}
     shard_sizes = agree(trouble, digests, own, device, group).tolist()
     if sum(row[0] for row in shard_sizes) == 0:
         raise ValueError(f"no rank of the {len(shard_sizes)} has any columns: there are no classes.")
     return shard_sizes
+
+
+def arguments_told(given: tuple, validate: str) -> dict[str, Any]:
+    """What is the same on every rank of a loss's arguments, by their names."""
+    target, *others = given
+    return {"target": _without_columns(target), **dict(zip(_NAMES[1:], others, strict=True)), "validate": validate}
 
 
 def _digest(said: Any, values: bool) -> int:

@@ -163,8 +163,13 @@ def check_classes(input: Tensor) -> int:
     return classes
 
 
-def check_head(input: Tensor, w: Tensor, bias: Tensor | None, names: str = "input linear_weight linear_bias") -> int:
-    """How many classes the head w (C, D) of hidden states (…, D) has; refuse what does not fit together."""
+def check_head(
+    input: Tensor, w: Tensor, bias: Tensor | None, names: str = "input linear_weight linear_bias", sliced: bool = False
+) -> int:
+    """How many classes the head w (C, D) of hidden states (…, D) has; refuse what does not fit together.
+
+    A slice of a head may have none.
+    """
     of_input, of_w, of_bias = names.split()
     for name, tensor in ((of_w, w), (of_bias, bias)):
         _refuse_pieces(name, tensor)
@@ -172,7 +177,7 @@ def check_head(input: Tensor, w: Tensor, bias: Tensor | None, names: str = "inpu
         raise ValueError(
             f"{of_input} (…, D) and {of_w} (C, D) must agree in D; got {tuple(input.shape)} and {tuple(w.shape)}."
         )
-    if not w.shape[0]:
+    if not w.shape[0] and not sliced:
         raise ValueError(f"{of_w} of shape {tuple(w.shape)} has no classes: it is (C, D).")
     if bias is not None and bias.shape != w.shape[:1]:
         raise ValueError(f"{of_bias} must have shape ({w.shape[0]},); got {tuple(bias.shape)}.")

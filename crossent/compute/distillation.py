@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from crossent.compute.backends.reference import BLOCK, wide
-from crossent.compute.distribution import GIVEN, Given, js, kl, log, of_measure, tolerance
+from crossent.compute.distribution import GIVEN, WHOLE, Given, Whole, js, kl, log, of_measure, tolerance
 from crossent.compute.information import check_weight
 from crossent.compute.linear.derivative import pushed
 from crossent.compute.reduce import check_reduction, reduce
@@ -106,26 +106,32 @@ def distillation(
     tensor(0.1416)
     """
     check_reduction(reduction, empty)
-    _check_words(given, index, rest, kind, temperature)
-    if kind == "jsd":
-        check_weight(beta, "beta")
-    _check_shapes(student, teacher, index, mask)
-    shape = student.shape[:-1]
-    live = torch.ones(shape, dtype=torch.bool, device=student.device) if mask is None else mask
-    z, t, live = student.reshape(-1, student.shape[-1]), teacher.reshape(-1, teacher.shape[-1]), live.reshape(-1)
-    columns = None if index is None else index.reshape(t.shape).long()
-    _check_teacher(t, live, given, rest if index is not None else None)
-    if columns is not None:
-        _check_columns(columns, live, z.shape[-1])
+    check_words(given, index, rest, kind, temperature, beta)
+    check_shapes(student, teacher, index, mask, student.shape[-1] if student.dim() else 0)
     divergence = Divergence(kind, given in ("probabilities", "counts"), rest, temperature, beta)
+    value, live = row_divergences(student, teacher, given, index, mask, divergence)
+    if temperature_squared:
+        value = value * temperature**2
+    wanted = torch.float64 if torch.float64 in (student.dtype, teacher.dtype) else torch.float32
+    return reduce(value, live.to(value.dtype), reduction, empty, student.shape[:-1], wanted)
+
+
+def row_divergences(
+    student: Tensor, teacher: Tensor, given: str, index: Tensor | None, mask: Tensor | None, divergence: Divergence
+) -> tuple[Tensor, Tensor]:
+    """(the divergence, whether it counts) of every row (n,), once it has been seen that the teacher's rows are some."""
+    live = torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device) if mask is None else mask
+    live, row = live.reshape(-1), divergence.whole
+    z, t = (x.reshape(live.shape[0], x.shape[-1]) for x in (student, teacher))
+    columns = None if index is None else index.reshape(t.shape).long()
+    _check_teacher(t, live, given, None if index is None else divergence.rest, row if index is None else WHOLE)
+    if columns is not None:
+        _check_columns(columns, live, row.classes(z))
     if torch.compiler.is_compiling():  # a compiler makes its own blocks
         value = divergence(z, t, columns, live)
     else:
         value = _Blocks.apply(z, t, columns, live, divergence)
-    if temperature_squared:
-        value = value * temperature**2
-    wanted = torch.float64 if torch.float64 in (student.dtype, teacher.dtype) else torch.float32
-    return reduce(value, live.to(value.dtype), reduction, empty, shape, wanted)
+    return value, live
 
 
 @dataclass(frozen=True)
@@ -137,6 +143,13 @@ class Divergence:
     rest: str
     temperature: float
     beta: float
+    row: Whole | None = None
+    """What is asked of all columns of a row, if they are not all here."""
+
+    @property
+    def whole(self) -> Whole:
+        """The same."""
+        return self.row or WHOLE
 
     def __call__(self, z: Tensor, t: Tensor, index: Tensor | None, live: Tensor) -> Tensor:
         """Rows that are not live are not read, and are 0."""
@@ -144,31 +157,33 @@ class Divergence:
         z = torch.where(live.unsqueeze(-1), z, 0.0)
         t = torch.where(live.unsqueeze(-1), t, 1.0 if self.linear else 0.0)
         a = log(t) if self.linear else t
-        if index is None:
-            q, p = of_measure(z, self.temperature), of_measure(a, self.temperature)
-        else:
+        row = self.whole
+        if index is not None:
             index = torch.where(live.unsqueeze(-1), index, torch.arange(index.shape[-1], device=index.device))
-            if index.shape[-1] < z.shape[-1]:
-                z = _with_others(z, index, self.temperature)
+            if index.shape[-1] < row.classes(z):
+                z = _with_others(z, index, self.temperature, row)
                 a = _with_rest(a) if self.rest == "other" else torch.nn.functional.pad(a, (0, 1), value=-torch.inf)
             else:  # all columns: nothing is left, and what 1 - Σ p would say is rounding
-                z = z.gather(-1, index)
-            q, p = of_measure(z, self.temperature), of_measure(a, self.temperature)
+                z = row.answered(row.parted(z, index)[0])
+            row = WHOLE  # k + 1 columns, whoever has the others
+        q, p = of_measure(z, self.temperature, row), of_measure(a, self.temperature, row)
         if self.kind == "forward_kl":
             value = kl(p, q)
         elif self.kind == "reverse_kl":
             value = kl(q, p)
         else:
             value = js(p, q, self.beta)
-        return torch.where(live, value, 0.0)
+        return torch.where(live, row.answered(value), 0.0)
 
 
-def _with_others(z: Tensor, index: Tensor, temperature: float) -> Tensor:
+def _with_others(z: Tensor, index: Tensor, temperature: float, row: Whole) -> Tensor:
     """Logits (n, k + 1) of k columns and of all others together: τ log Σ e^(z/τ), -inf if there are none."""
-    others = z.scatter(-1, index, -torch.inf)
-    none = (others == -torch.inf).all(-1, keepdim=True)
-    total = temperature * (torch.where(none, 0.0, others) / temperature).logsumexp(-1, keepdim=True)
-    return torch.cat((z.gather(-1, index), torch.where(none, -torch.inf, total)), -1)
+    best, others = row.parted(z, index)
+    peak = row.greatest(others.detach())[0]
+    none = peak == -torch.inf
+    below = torch.where(none, 0.0, others) - torch.where(none, 0.0, peak)
+    total = peak + temperature * torch.log(row.sum(torch.exp(below / temperature)))
+    return row.answered(torch.cat((best, torch.where(none, -torch.inf, total)), -1))
 
 
 def _with_rest(log_p: Tensor) -> Tensor:
@@ -184,7 +199,7 @@ class _Blocks(torch.autograd.Function):
 
     @staticmethod
     def forward(z: Tensor, t: Tensor, index: Tensor | None, live: Tensor, divergence: Divergence) -> Tensor:
-        return torch.cat([divergence(*rows) for rows in _rows(z, t, index, live)])
+        return torch.cat([divergence(*rows) for rows in _rows(divergence.whole, z, t, index, live)])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -197,7 +212,7 @@ class _Blocks(torch.autograd.Function):
         z, t, index, live = ctx.saved_tensors
         for_z, for_t = ctx.needs_input_grad[:2]
         dz, dt = [], []
-        for z_, t_, index_, live_, g_ in _rows(z, t, index, live, g):
+        for z_, t_, index_, live_, g_ in _rows(ctx.divergence.whole, z, t, index, live, g):
             if for_z:
                 dz += torch.func.vjp(lambda z, t=t_, i=index_, m=live_: ctx.divergence(z, t, i, m), z_)[1](g_)
             if for_t:
@@ -208,7 +223,7 @@ class _Blocks(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         refuse_nested_forward()
         moved: list[Tensor] = []
-        for z, t, index, live, *along in _rows(*ctx.saved_tensors, *tangents[:2]):
+        for z, t, index, live, *along in _rows(ctx.divergence.whole, *ctx.saved_tensors, *tangents[:2]):
             of = partial(_alone, ctx.divergence, index, live)
             moved += pushed(of, (z, t), along)
         return torch.cat(moved)
@@ -222,19 +237,22 @@ def _alone(divergence: Divergence, index: Tensor | None, live: Tensor, z: Tensor
     return (divergence(z, t, index, live),)
 
 
-def _rows(z: Tensor, *tensors: Tensor | None) -> list[tuple]:
+def _rows(row: Whole, z: Tensor, *tensors: Tensor | None) -> list[tuple]:
     """The tensors cut into the same blocks of rows, about BLOCK logits each; one block where there are no rows."""
-    rows = max(1, BLOCK // max(1, z.shape[-1]))
+    rows = max(1, BLOCK // max(1, row.widest(z)))
     starts = range(0, max(1, z.shape[0]), rows)
     return [tuple(None if t is None else t[i : i + rows] for t in (z, *tensors)) for i in starts]
 
 
-def _check_words(given: str, index: Tensor | None, rest: str, kind: str, temperature: float) -> None:
+def check_words(given: str, index: Tensor | None, rest: str, kind: str, temperature: float, beta: float) -> None:
+    """Refuse words and numbers that mean nothing, or not together."""
     for name, word, words in (("given", given, GIVEN), ("rest", rest, RESTS), ("kind", kind, KINDS)):
         if word not in words:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, words))}; got {word!r}.")
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be greater than 0 and finite, and is {temperature}.")
+    if kind == "jsd":
+        check_weight(beta, "beta")
     if index is None:
         return
     if rest == "other" and given not in ("probabilities", "log_probabilities"):
@@ -255,11 +273,14 @@ def _check_words(given: str, index: Tensor | None, rest: str, kind: str, tempera
         )
 
 
-def _check_shapes(student: Tensor, teacher: Tensor, index: Tensor | None, mask: Tensor | None) -> None:
+def check_shapes(
+    student: Tensor, teacher: Tensor, index: Tensor | None, mask: Tensor | None, classes: int | None
+) -> None:
+    """Refuse tensors that do not fit together; None where nobody knows yet how many classes there are."""
     for name, tensor in (("student", student), ("teacher", teacher)):
         if not tensor.is_floating_point():
             raise TypeError(f"{name} must hold floating-point numbers; it is {_word(tensor.dtype)}.")
-    if student.dim() == 0 or student.shape[-1] == 0:
+    if student.dim() == 0 or classes == 0:
         raise ValueError(f"student of shape {tuple(student.shape)} has no classes: logits are (…, C).")
     like, got = tuple(student.shape), tuple(teacher.shape)
     if index is None and got != like:
@@ -267,9 +288,11 @@ def _check_shapes(student: Tensor, teacher: Tensor, index: Tensor | None, mask: 
             f"teacher must have the shape of student, {like}; it has {got}. A teacher of k columns needs their index."
         )
     if index is not None:
-        if tuple(index.shape) != got or got[:-1] != like[:-1] or not 0 < got[-1] <= like[-1]:
+        alike = tuple(index.shape) == got and len(got) == len(like) and got[:-1] == like[:-1]
+        if not alike or got[-1] < 1 or (classes is not None and got[-1] > classes):
+            most = "the number of classes" if classes is None else classes
             raise ValueError(
-                f"index and teacher must have the shape {(*like[:-1], 'k')} with k from 1 to {like[-1]}, for a student "
+                f"index and teacher must have the shape {(*like[:-1], 'k')} with k from 1 to {most}, for a student "
                 f"of shape {like}; they have {tuple(index.shape)} and {got}."
             )
         if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
@@ -283,14 +306,14 @@ def _check_shapes(student: Tensor, teacher: Tensor, index: Tensor | None, mask: 
         )
 
 
-def _check_teacher(t: Tensor, live: Tensor, given: str, rest: str | None) -> None:
+def _check_teacher(t: Tensor, live: Tensor, given: str, rest: str | None, row: Whole) -> None:
     """Refuse rows that are not what ``given`` says: with ``rest`` they may sum to less than 1."""
     if given == "logits" or not visible(t) or not visible(live):
         return
     p = t.detach().exp() if given == "log_probabilities" else t.detach()
-    total = p.sum(-1, dtype=wide(p))
+    total = row.sum(p).squeeze(-1)
     what = f"{given} that are negative, infinite or NaN"
-    wrong = ~((p >= 0) & (p < torch.inf)).all(-1)
+    wrong = ~row.every((p >= 0) & (p < torch.inf)).squeeze(-1)
     if not bool((wrong & live).any()):
         if given == "counts":
             what, wrong = "counts that are all 0", total == 0

@@ -9,6 +9,8 @@ All is float64 along the last dimension. Three things are done so that no digit 
     KL        Σ (q - p + p log p/q), whose terms are never negative: p · excess(-log p/q) with excess(x) = e^x - 1 - x
 
 A class whose log p is -inf is *absent*: 0 log 0 = 0 there, and its gradient is 0.
+
+All that is asked of a row as a whole is a method of ``Whole``, so that the columns may lie on several machines.
 """
 
 from __future__ import annotations
@@ -28,6 +30,51 @@ Given = Literal["logits", "probabilities", "log_probabilities", "counts"]
 GIVEN = ("logits", "probabilities", "log_probabilities", "counts")
 
 
+@dataclass(frozen=True)
+class Whole:
+    """What is asked of all columns of a row: here they are the last dimension, which each answer keeps, of size 1."""
+
+    def classes(self, x: Tensor) -> int:
+        """How many columns a row has."""
+        return x.shape[-1]
+
+    def widest(self, x: Tensor) -> int:
+        """How many columns of a row are in one place, at most."""
+        return x.shape[-1]
+
+    def greatest(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The greatest number, and where it first is, for ``at`` and ``put``."""
+        return x.max(-1, keepdim=True)
+
+    def at(self, x: Tensor, where: Tensor) -> Tensor:
+        """The number that is there."""
+        return x.gather(-1, where)
+
+    def put(self, x: Tensor, where: Tensor, number: Tensor | float) -> Tensor:
+        """The same row with another number there."""
+        return x.scatter(-1, where, number)
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum, in the wide dtype."""
+        return x.sum(-1, keepdim=True, dtype=wide(x))
+
+    def every(self, x: Tensor) -> Tensor:
+        """Whether all are true."""
+        return x.all(-1, keepdim=True)
+
+    def parted(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The numbers (…, k) of the columns ``index`` (…, k), and the row with -inf in their places."""
+        return x.gather(-1, index), x.scatter(-1, index, -torch.inf)
+
+    def answered(self, x: Tensor) -> Tensor:
+        """A number that was made of whole rows, for whoever asks no more of them."""
+        return x
+
+
+WHOLE = Whole()
+"""Functions are given None in its place: a compiler takes no object for a constant."""
+
+
 @dataclass(frozen=True, eq=False)
 class Distribution:
     """Distributions along the last dimension: ``log`` p, and what it was made of.
@@ -39,6 +86,12 @@ class Distribution:
     measure: Tensor
     linear: Tensor | None = None
     temperature: float = 1.0
+    row: Whole | None = None
+
+    @property
+    def whole(self) -> Whole:
+        """What is asked of all classes."""
+        return self.row or WHOLE
 
     @property
     def p(self) -> Tensor:
@@ -73,11 +126,11 @@ def read(input: Tensor, given: Given, dim: int = -1, name: str = "input") -> Dis
     return of_linear(a)
 
 
-def of_measure(a: Tensor, temperature: float = 1.0) -> Distribution:
+def of_measure(a: Tensor, temperature: float = 1.0, row: Whole | None = None) -> Distribution:
     """The distribution proportional to e^(a / temperature), a in float64."""
     # Offsets go before anything is rounded by the division; a row with +inf, or nothing above -inf, is all NaN.
-    scaled = a if temperature == 1 else (a - a.detach().amax(-1, keepdim=True)) / temperature
-    return Distribution(_log_softmax(scaled), a, None, temperature)
+    scaled = a if temperature == 1 else (a - (row or WHOLE).greatest(a.detach())[0]) / temperature
+    return Distribution(_log_softmax(scaled, row), a, None, temperature, row)
 
 
 def of_linear(p: Tensor) -> Distribution:
@@ -112,22 +165,22 @@ def log_ratio(p: Distribution, q: Distribution) -> Tensor:
     if p.linear is not None and q.linear is not None:
         d = log_quotient(*_comparable(p.linear, q.linear))
     elif p.temperature == q.temperature:
-        d = _difference(p.measure, q.measure, q.log, there) / p.temperature
+        d = _difference(p.measure, q.measure, q.log, there, p.whole) / p.temperature
     else:
         return far
-    small = torch.where(there, d.abs(), 0.0).amax(-1, keepdim=True) <= 30
+    small = p.whole.greatest(torch.where(there, d.detach().abs(), 0.0))[0] <= 30
     d = torch.where(small & there, d, 0.0)
-    mean = (q.p * torch.where(p.absent, -1.0, torch.expm1(d))).sum(-1, keepdim=True)
-    near = small & (mean.abs() <= 0.5) & (p.absent | ~q.absent).all(-1, keepdim=True)
+    mean = p.whole.sum(q.p * torch.where(p.absent, -1.0, torch.expm1(d)))
+    near = small & (mean.abs() <= 0.5) & p.whole.every(p.absent | ~q.absent)
     ratio = d - torch.log1p(torch.where(near, mean, 0.0))
     return torch.where(there, torch.where(near, ratio, far), 0.0)
 
 
-def _difference(a: Tensor, b: Tensor, log_q: Tensor, there: Tensor) -> Tensor:
+def _difference(a: Tensor, b: Tensor, log_q: Tensor, there: Tensor, row: Whole) -> Tensor:
     """a - b, but for a number that is the same for all classes, where the two are there."""
     a, b = torch.where(there, a, 0.0), torch.where(there, b, 0.0)
-    most = log_q.expand_as(a).argmax(-1, keepdim=True)
-    a_most, b_most = a.gather(-1, most).detach(), b.gather(-1, most).detach()
+    most = row.greatest(log_q.detach().expand_as(a))[1]
+    a_most, b_most = row.at(a.detach(), most), row.at(b.detach(), most)
     # Close logits are subtracted first, which is exact; logits with offsets of their own first lose those.
     close = (a_most - b_most).abs() <= 1
     return torch.where(close, (a - b) - (a_most - b_most), (a - a_most) - (b - b_most))
@@ -144,7 +197,7 @@ def kl(p: Distribution, q: Distribution) -> Tensor:
     """KL(p ‖ q) of every row, in nats."""
     terms = kl_terms(p.p, q.p, log_ratio(p, q))
     terms = torch.where(p.absent, q.p, terms)
-    return torch.where(q.absent & ~p.absent, torch.inf, terms).sum(-1)
+    return p.whole.sum(torch.where(q.absent & ~p.absent, torch.inf, terms)).squeeze(-1)
 
 
 def kl_terms(p: Tensor, q: Tensor, ratio: Tensor) -> Tensor:
@@ -165,7 +218,7 @@ def js(p: Distribution, q: Distribution, weight: float) -> Tensor:
     # Where one of the two is absent, the other is its share of the mixture: log 1/w remains.
     terms = torch.where(p.absent, -other * math.log1p(-w) * q.p, terms)
     terms = torch.where(q.absent, -w * math.log(w) * p.p, terms)
-    return terms.sum(-1)
+    return p.whole.sum(terms).squeeze(-1)
 
 
 def _log_over_mixture(ratio: Tensor, w: float, other: float) -> Tensor:
@@ -177,34 +230,35 @@ def _log_over_mixture(ratio: Tensor, w: float, other: float) -> Tensor:
     return torch.where(close, near, far)
 
 
-def _log_softmax(a: Tensor) -> Tensor:
+def _log_softmax(a: Tensor, row: Whole | None = None) -> Tensor:
     """log softmax along the last dimension, its value and its gradient with all digits where p is near 1."""
-    return (_LogSoftmax if is_compiled() else _LogSoftmaxForward).apply(a)
+    return (_LogSoftmax if is_compiled() else _LogSoftmaxForward).apply(a, row)
 
 
 class _LogSoftmax(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(a: Tensor) -> Tensor:
-        peak, first = a.max(-1, keepdim=True)
+    def forward(a: Tensor, given: Whole | None) -> Tensor:
+        row = given or WHOLE
+        peak, first = row.greatest(a)
         below = a - peak
-        rest = torch.exp(below).scatter(-1, first, 0.0).sum(-1, keepdim=True)
+        rest = row.sum(row.put(torch.exp(below), first, 0.0))
         return below - (torch.log1p(rest) + (peak - peak))  # a row with +inf, or nothing above -inf, is all NaN
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         ctx.save_for_backward(output)
+        ctx.row = inputs[1] or WHOLE
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:
-        (log_p,) = ctx.saved_tensors
-        first = log_p.argmax(-1, keepdim=True)
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        (log_p,), row = ctx.saved_tensors, ctx.row
+        first = row.greatest(log_p.detach())[1]
         # dz_j = g_j (1 - p_j) - p_j Σ_{i≠j} g_i; only at the greatest class could the g_j taken out of the sum be most
         # of it, so there the others are added up by themselves.
-        others = g.sum(-1, keepdim=True) - g
-        others = others.scatter(-1, first, g.scatter(-1, first, 0.0).sum(-1, keepdim=True))
-        return -g * torch.expm1(log_p) - log_p.exp() * others
+        others = row.put(row.sum(g) - g, first, row.sum(row.put(g, first, 0.0)))
+        return -g * torch.expm1(log_p) - log_p.exp() * others, None
 
 
 class _LogSoftmaxForward(_LogSoftmax):
@@ -212,17 +266,16 @@ class _LogSoftmaxForward(_LogSoftmax):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.save_for_backward(output)
+        _LogSoftmax.setup_context(ctx, inputs, output)
         ctx.save_for_forward(output)
 
     @staticmethod
-    def jvp(ctx: Any, t: Tensor) -> Tensor:
+    def jvp(ctx: Any, t: Tensor, _: None) -> Tensor:
         refuse_nested_forward()
-        (log_p,) = ctx.saved_tensors
+        (log_p,), row = ctx.saved_tensors, ctx.row
         # t_j (1 - p_j) - Σ_{i≠j} p_i t_i, and the sum again without the greatest class where that is j.
-        first, weighed = log_p.argmax(-1, keepdim=True), log_p.exp() * t
-        others = weighed.sum(-1, keepdim=True) - weighed
-        others = others.scatter(-1, first, weighed.scatter(-1, first, 0.0).sum(-1, keepdim=True))
+        first, weighed = row.greatest(log_p.detach())[1], log_p.exp() * t
+        others = row.put(row.sum(weighed) - weighed, first, row.sum(row.put(weighed, first, 0.0)))
         return -t * torch.expm1(log_p) - others
 
 

@@ -19,9 +19,9 @@ from crossent.compute.arguments import (
     whole_loss,
 )
 from crossent.compute.backends.reference import wide
-from crossent.compute.distillation import KINDS, Divergence, Kind
+from crossent.compute.distillation import Divergence, Kind, check_words
+from crossent.compute.distribution import Whole
 from crossent.compute.functional import RowNumbers, numbers_of
-from crossent.compute.information import check_weight
 from crossent.compute.link import Link
 from crossent.compute.losses import Loss
 from crossent.compute.reduce import check_reduction, reduce
@@ -90,6 +90,11 @@ class _Apart:
 
     divergence: Divergence
 
+    @property
+    def in_step(self) -> bool:
+        """Whether other ranks have other columns of the same rows."""
+        return self.divergence.row is not None
+
     def __call__(
         self, z: Tensor, live: Tensor | None, x: Tensor, w: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, None]:
@@ -150,38 +155,56 @@ def linear_distillation(
             "student and teacher must have the same rows and classes: "
             f"{tuple(shape)} rows of {classes} and {tuple(teacher_input.shape[:-1])} rows of {others}."
         )
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}; got {kind!r}.")
-    if kind == "jsd":
-        check_weight(beta, "beta")
-    if not 0 < temperature < torch.inf:
-        raise ValueError(f"temperature must be greater than 0 and finite; got {temperature}.")
-    given = teacher_input, teacher_weight, teacher_bias
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
-        raise ValueError(
-            "a teacher gets no gradient here, and its hidden states, head or bias require one: detach them, "
-            "or use distillation(F.linear(input, linear_weight), F.linear(teacher_input, teacher_weight))."
-        )
+    check_words("logits", None, "other", kind, temperature, beta)
+    check_teacher_is_fixed(teacher_input, teacher_weight, teacher_bias)
     _, live = weights_of_rows(None, mask, shape, "off")
     x, w, bias = under_autocast(input, linear_weight, linear_bias)
     t, teacher_w, teacher_b = under_autocast(teacher_input, teacher_weight, teacher_bias)
     x, t, dtype = x.reshape(-1, x.shape[-1]), t.reshape(-1, t.shape[-1]), result_dtype(x)
-    divergence = Divergence(kind, False, "other", temperature, beta)
-    if temperature_squared:
-        divergence = _Squared(kind, False, "other", temperature, beta)
-    columns = linear.Columns(_Apart(divergence), (t,), (teacher_w, teacher_b))
+    of = divergence_between(kind, temperature, beta, temperature_squared)
     size = linear.rows_at_a_time(budget, chunk_rows, classes, linear.TWO_ROWS)
+    return distilled((x, w, bias), (t, teacher_w, teacher_b), of, live, size, reduction, empty, shape, dtype)
+
+
+def check_teacher_is_fixed(*of_teacher: Tensor | None) -> None:
+    """Refuse a teacher that is trained."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in of_teacher):
+        raise ValueError(
+            "a teacher gets no gradient here, and its hidden states, head or bias require one: detach them, "
+            "or use distillation(F.linear(input, linear_weight), F.linear(teacher_input, teacher_weight))."
+        )
+
+
+def distilled(
+    student: tuple[Tensor, Tensor, Tensor | None],
+    teacher: tuple[Tensor, Tensor, Tensor | None],
+    divergence: Divergence,
+    live: Tensor | None,
+    size: int,
+    reduction: str,
+    empty: str,
+    shape: torch.Size,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The same of heads (hidden states, head, bias) that have been looked at, ``size`` rows at a time."""
+    x, columns = student[0], linear.Columns(_Apart(divergence), teacher[:1], teacher[1:])
     value = None
     if reduction != "none":
         rows = torch.full((), x.shape[0], dtype=wide(x), device=x.device) if live is None else live.sum(dtype=wide(x))
-        value = linear.total_of_columns(
-            x, w, bias, live, columns, rows if reduction == "mean" else rows**0, size, dtype
-        )
+        divisor = rows if reduction == "mean" else rows**0
+        value = linear.total_of_columns(*student, live, columns, divisor, size, dtype)
     if value is None:
-        value, weight = linear.columns_losses(x, w, bias, live, columns, size)
+        value, weight = linear.columns_losses(*student, live, columns, size)
         weight = weight if live is None else torch.where(live, weight, 0.0)
         value = reduce(value, weight, reduction, empty, shape, dtype)
     return value
+
+
+def divergence_between(
+    kind: str, temperature: float, beta: float, squared: bool, row: Whole | None = None
+) -> Divergence:
+    """The divergence of two rows of logits, times τ² if that is wanted."""
+    return (_Squared if squared else Divergence)(kind, False, "other", temperature, beta, row)
 
 
 class _Squared(Divergence):

@@ -10,6 +10,7 @@ what counts is the sum over the ranks. Each way forwards has its way back:
               one gradient, 1 / P of it, so that the sums below come out right
     joined    slices → the whole; back: one's own slice, as the gradient of a replicated whole is whole everywhere
     assembled slices → the whole, used by every rank on its own columns; back: one's own slice of the sum
+    told      anything → that of all ranks; nothing goes back
 
 16-bit gradients are added up in float32 and rounded once.
 """
@@ -191,6 +192,25 @@ class _Scattered(_OverRanks):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
         return _Assembled.apply(g, *ctx.rest), None, None, None
+
+
+class _Told(_OverRanks):
+    @staticmethod
+    def forward(x: Tensor, group: Group) -> Tensor:
+        return gathered(x, group)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple[None, None]:
+        return None, None
+
+
+def told(x: Tensor, group: Group) -> Tensor:
+    """The tensors of all ranks, (P, *shape), in the order of the ranks, within functions that are differentiated."""
+    return _Told.apply(x.detach(), group)
 
 
 def copied(x: Tensor, group: Group) -> Tensor:

@@ -57,6 +57,8 @@ class Whole:
     size: int
     again: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     """The same number by way of the rows, for derivatives of its derivatives."""
+    in_step: bool = False
+    """Whether all ranks have to make the same chunks."""
 
 
 def number(
@@ -108,7 +110,7 @@ def total_of_columns(
     def again(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
         return (columns_losses(x, w, bias, live, columns, size)[0].sum() / divisor).to(dtype)
 
-    return total(x, w, bias, Whole(live, by_autograd(columns, live), divisor, size, again), dtype)
+    return total(x, w, bias, Whole(live, by_autograd(columns, live), divisor, size, again, columns.in_step), dtype)
 
 
 def total(x: Tensor, w: Tensor, bias: Tensor | None, whole: Whole, dtype: torch.dtype) -> Tensor | None:
@@ -158,7 +160,7 @@ def _made(
     each = 1.0 / whole.divisor
     lift = lift_of(x.dtype, each)
     product = product_of(x, w, bias, whole.live, whole.size)
-    gradients = gradients_of(product, wanted)
+    gradients = gradients_of(product, wanted, whole.in_step)
     value = torch.zeros(x.shape[0], dtype=wide(x), device=x.device)
     for chunk in gradients:
         value[chunk.at], dz = whole.of_chunk(chunk, each * lift)

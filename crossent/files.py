@@ -66,6 +66,10 @@ def check_content(path: Path) -> None:
         found, looks = ".feather", "an Arrow (Feather) file"
     elif head.startswith(b"PK\x03\x04"):
         found, looks = ".npz", "a zip, as .npz and .xlsx files are"
+    elif head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        found, looks = "", "text in UTF-16, as Excel writes it; text is read in UTF-8"
+    elif head.startswith(b"\x1f\x8b"):
+        found, looks = "", "a file packed by gzip"
     elif b"\x00" in head:
         found, looks = "", "a binary file of another kind"
     else:

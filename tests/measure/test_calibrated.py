@@ -107,6 +107,35 @@ def test_one_column_of_two_classes_is_the_one_it_is_named_after(tmp_path, column
     assert np.abs(one(p) - (1 - one(1 - p))).max() > 0.1
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_named_columns_are_of_the_classes_they_are_called_after(tmp_path, named):
+    """In any order, in files (with a pattern too) and in frames: not the first for the first class."""
+    p = softmax(np.random.default_rng(0).normal(0, 2, (20, 3)), axis=1)
+    one = Calibrator("beta", (Affine(1.5, (0.0, 0.3, -1.0)),), classes=("a", "b", "c"))
+    truth, turned = one(p), pd.DataFrame(p, columns=["p_a", "p_b", "p_c"])[["p_c", "p_a", "p_b"]]
+    turned.to_csv(tmp_path / "a.csv", index=False)
+    apply_to_file(one, tmp_path / "a.csv", tmp_path / "b.csv", "p_*" if named else None)
+    written = pd.read_csv(tmp_path / "b.csv")
+    assert list(written) == ["p_c", "p_a", "p_b"]
+    assert written.to_numpy() == pytest.approx(truth[:, [2, 0, 1]], abs=1e-12)
+    assert one(turned) == pytest.approx(truth[:, [2, 0, 1]], abs=1e-15)
+    assert one.of_logits(np.log(turned)) == pytest.approx(np.log(truth[:, [2, 0, 1]]), abs=1e-12)
+    assert one(pd.DataFrame(p, columns=["x", "y", "z"])) == pytest.approx(truth, abs=0)  # no name says anything
+    assert np.abs(one(turned.to_numpy()) - truth[:, [2, 0, 1]]).max() > 0.1
+
+
+def test_a_series_of_the_first_class_is_calibrated_as_that(tmp_path):
+    p = np.array([0.9, 0.2, 0.5])
+    one = Calibrator("beta", (Affine(1.5, (0.0, 0.3)),), classes=("no", "yes"))
+    assert one(pd.Series(1 - p, name="p_no")) == pytest.approx(1 - one(p), abs=1e-15)
+    assert one(pd.Series(p, name="p_yes")).tolist() == one(pd.Series(p)).tolist() == one(p).tolist()
+    z = np.log(p / (1 - p))
+    assert one.of_logits(pd.Series(-z, name="p_no")) == pytest.approx(-one.of_logits(z), abs=1e-15)
+    pd.DataFrame({"p_no": 1 - p}).to_csv(tmp_path / "a.csv", index=False)
+    apply_to_file(one, tmp_path / "a.csv", tmp_path / "b.csv", "p_no")
+    assert pd.read_csv(tmp_path / "b.csv")["p_no"].to_numpy() == pytest.approx(1 - one(p), abs=1e-12)
+
+
 def test_columns_are_matched_by_name_and_forms_are_told_apart(tmp_path):
     z = np.random.default_rng(0).normal(0, 2, (50, 2))
     one = Calibrator("beta", (Affine((1.5, 0.5), (0.0, 0.3)),), classes=("no", "yes"))

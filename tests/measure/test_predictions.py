@@ -69,6 +69,43 @@ def test_frames_bring_names_and_tensors_any_float():
     assert from_arrays(np.array([[0.0, 1 + 1.2e-7]], dtype=np.float32), [1]).probabilities[0, 1] == 1.0
 
 
+def test_a_series_is_of_the_class_it_is_named_after_and_a_number_is_no_name():
+    """``pd.DataFrame(p)`` calls its column 0, and p is none the less the probability of class 1."""
+    p, y = np.array([0.9, 0.2, 0.6]), [1, 0, 1]
+    for values in (pd.DataFrame(p), pd.DataFrame({7: p}), pd.Series(p, name=0), pd.Series(p, name="p_1"), p):
+        assert from_arrays(values, y).probabilities[:, 1].tolist() == p.tolist()
+        assert from_arrays(values, y).classes == ["0", "1"]
+    turned = from_arrays(pd.Series(1 - p, name="p_no"), ["yes", "no", "yes"])
+    assert (turned.classes, turned.labels.tolist()) == (["yes", "no"], [0, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("values", "classes"),
+    [
+        (pd.DataFrame(THREE, columns=["p_hen", "p_cat", "p_dog"]), ["cat", "dog", "hen"]),
+        (pd.DataFrame(THREE, columns=["hen", "cat", "dog"]), ["cat", "dog", "hen"]),
+        (pd.DataFrame(THREE)[[2, 0, 1]], [0, 1, 2]),
+        (pd.Series([0.5, 0.1], name="p_no"), ["no", "yes"]),
+    ],
+)
+def test_names_of_classes_in_another_order_than_the_columns_are_refused(values, classes):
+    labels = classes[:2]
+    with pytest.raises(DataError, match=r"in another order\. Name the classes in the order of the columns"):
+        from_arrays(values, labels, classes)
+    assert from_arrays(np.asarray(values), labels, classes).labels.tolist() == [0, 1]
+
+
+def test_what_is_masked_is_missing():
+    p, w = np.ma.array([0.5, 0.25], mask=[False, True]), np.ma.array([1, 2], mask=[True, False])
+    with pytest.raises(DataError, match="row 1: nan"):
+        from_arrays(p, [0, 1])
+    with pytest.raises(DataError, match="row 0 has nan"):
+        from_arrays([0.5, 0.25], [0, 1], weights=w)
+    with pytest.raises(DataError, match="row 0 has no label"):
+        from_arrays([0.5, 0.25], np.ma.array(["a", "b"], mask=[True, False]), ["a", "b"])
+    assert from_arrays(np.ma.array([0.5, 0.25]), [0, 1]).probabilities[:, 1].tolist() == [0.5, 0.25]
+
+
 def test_frames_of_arrow_say_what_arrays_say():
     names = ["p_cat", "p_dog", "p_hen"]
     column = pa.chunked_array
@@ -113,6 +150,10 @@ REFUSED = [
     (([[0.5, 0.5], [0.5, 0.6]], [0, 1]), {}, r"add up to 1 \(within 0.001\).*row 1 add up to 1.1.*normalise=True"),
     (([[0.0, 0.0]], [0]), {"normalise": True}, "row 0 is all zeros"),
     (([["a", "b"]], [0]), {}, "probabilities should be numbers"),
+    (([0.5 + 0.1j], [0]), {}, "probabilities should be numbers, and some are not: they are complex"),
+    (([0.5], [0]), {"weights": [1e61]}, "row 0 has the weight 1e.61, and above 1e.60 .* Divide all weights"),
+    (([0.5], [0]), {"weights": [1e-61]}, "together are 1e-61, and below 1e-60 .* Multiply all of them"),
+    (([0.5], [0]), {"weights": [1e-130]}, "all weights are 0, or below 1e-120"),
     ((THREE, [0, 3]), {}, r"should be 0 to 2, and '3' \(row 1\) is not"),
     ((THREE, [0, -1]), {}, r"should be 0 to 2, and '-1' \(row 1\) is not"),
     ((THREE, ["cat", "dog"]), {}, "which column belongs to which class.*classes="),

@@ -64,7 +64,7 @@ PER_ROW = [
     ),
     ("no weight", put("w", 7, float("nan")), "weight is a number, 0 or more, and row r7 has nan"),
     ("infinite weight", put("w", 7, float("inf")), "weight is a number, 0 or more, and row r7 has inf"),
-    ("all weights 0", {"w": np.zeros(N)}, "all weights are 0, so that nothing is left to measure"),
+    ("all weights 0", {"w": np.zeros(N)}, "all weights are 0, or below 1e-120, so that nothing is left to measure"),
     ("no group", {"game": ["a"] * 7 + [None] + ["b"] * 12}, "row r7 has no group"),
     ("half a byte", put("bytes", 7, 1.5), "bytes are whole numbers, 0 or more, and row r7 has 1.5"),
     ("negative bytes", put("bytes", 7, -2), "bytes are whole numbers, 0 or more, and row r7 has -2"),

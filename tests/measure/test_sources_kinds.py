@@ -1,5 +1,6 @@
 """Every kind of file, one way of reading: the same rows from each, in batches of any size, from a folder or a store."""
 
+import gzip
 import json
 import tracemalloc
 
@@ -243,3 +244,18 @@ def test_a_store_that_cannot_be_reached_says_what_is_missing():
         read_predictions("absent://bucket/p.csv")
     with pytest.raises(DataError, match=r"'memory://nothing/\*.csv' has no files of predictions"):
         read_predictions("memory://nothing/*.csv")
+
+
+@pytest.mark.parametrize(
+    ("written", "sentence"),
+    [
+        ("label,p\n1,0.5\n".encode("utf-16"), "text in UTF-16, as Excel writes it; text is read in UTF-8"),
+        (gzip.compress(b"label,p\n1,0.5\n"), "a file packed by gzip"),
+        (b"label,p\r1,0.5\r0,0.5\r", "Lines should end in a line feed"),
+        (b"label,p\n1,1\n0,0\n", "'label' is named both for probabilities and for labels"),
+    ],
+)
+def test_a_csv_of_another_kind_is_refused(tmp_path, written, sentence):
+    (tmp_path / "a.csv").write_bytes(written)
+    with pytest.raises(DataError, match=sentence):
+        evaluate(tmp_path / "a.csv", probability=["p" if b"1,1" not in written else "label"])

@@ -141,7 +141,7 @@ BAD_FILES = {
     "all lines too long": ("a.csv", "a,b,y\n1,2,3,4\n5,6,7,8\n", "Each line needs as many cells as the header"),
     "an open quote": ("a.csv", 'a,y\n"never closed,1\n2,3\n', "is not a readable CSV"),
     "latin-1": ("a.csv", "a,y\né,1\n".encode("latin-1"), "is not a readable CSV: .* in UTF-8"),
-    "utf-16": ("a.csv", "a,y\n1,1\n".encode("utf-16"), "not what its name says: its content looks like a binary file"),
+    "utf-16": ("a.csv", "a,y\n1,1\n".encode("utf-16"), "not what its name says: its content looks like text in UTF-16"),
     "junk": ("a.csv", bytes(range(256)) * 9, "not what its name says: its content looks like a binary file"),
     "junk without zeros": ("a.csv", bytes(range(128, 256)) * 9, "is not a readable CSV: .* in UTF-8"),
     "a zip": ("a.csv", zipped(), "its content looks like a zip, as .npz and .xlsx files are. Rename or convert it"),

@@ -23,7 +23,7 @@ from crossent.errors import DataError, require, some
 from crossent.files import replacing
 from crossent.measure.calibration import Calibrator
 from crossent.measure.predictions import form as forms
-from crossent.measure.predictions.naming import PREFIX
+from crossent.measure.predictions.naming import PREFIX, is_of, matching_order
 from crossent.measure.sources import BATCH_ROWS
 from crossent.measure.sources.chosen import _probabilities as probability_columns
 from crossent.measure.sources.files import PURPOSE, File, find
@@ -117,12 +117,14 @@ class _Columns:
         held, told = header(file)
         classes = list(calibrator.classes)
         own = [name for name in held if name.startswith(PREFIX)]
-        flipped = probability is None and len(classes) == 2 and own == [PREFIX + classes[0]]
-        if flipped:
+        if probability is None and len(classes) == 2 and own == [PREFIX + classes[0]]:
             names = own
         else:
             named = classes if probability is None and classes else None
             names = probability_columns(file, held, probability, named, [])
+        if classes and (order := matching_order(classes, names)) is not None:
+            names = [names[place] for place in order]
+        flipped = len(classes) == 2 and len(names) == 1 and is_of(classes[0], names[0])
         if classes and not held[names[0]].startswith("lists") and len(names) not in (1, len(classes)):
             raise DataError(
                 f"the calibrator is for the {len(classes)} classes {some(classes, 12)}, and {file} has {len(names)} "

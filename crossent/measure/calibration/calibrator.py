@@ -16,7 +16,8 @@ from crossent.measure.calibration import steps as step_forms
 from crossent.measure.calibration.rows import Floats, log_softmax
 from crossent.measure.calibration.steps import Step
 from crossent.measure.predictions import form
-from crossent.measure.predictions.predictions import as_array
+from crossent.measure.predictions.columns import as_array, column_names
+from crossent.measure.predictions.naming import is_of, matching_order
 
 if TYPE_CHECKING:
     from crossent.measure.calibration.choice import Choice
@@ -52,6 +53,8 @@ class Calibrator:
     def __call__(self, probabilities: Any) -> Floats:
         """Calibrate probabilities (n, classes), or (n,) of the second class: float64 of the same shape.
 
+        Columns of a frame that are called after the classes (``p_cat`` or ``cat``) may stand in any order, which is
+        kept; a series called p_<class> after the first class is of that.
         Raises DataError, a sentence with the row, for anything that is not a probability; logits go to ``of_logits``.
         """
         p = _grid(probabilities, "probabilities")
@@ -65,8 +68,11 @@ class Calibrator:
             )
         both, _ = form.probabilities(p, "row {}".format, [str(name) for name in range(p.shape[-1])])
         with np.errstate(divide="ignore"):
-            found = np.exp(self.of_logits(np.log(both)))
-        return found if p.ndim == 2 else found[:, 1]
+            logs = np.log(both)
+        if p.ndim == 1:
+            first = self._of_the_first(probabilities)
+            return np.exp(self._of_array(logs[:, ::-1] if first else logs, None))[:, 0 if first else 1]
+        return np.exp(self._of_array(logs, self._order(probabilities)))
 
     def of_logits(self, logits: Any) -> Floats:
         """Give the calibrated log-probabilities, float64, of logits or of log-probabilities (n, classes).
@@ -75,6 +81,24 @@ class Calibrator:
         give log-odds. Raises DataError where a row is not logits: a NaN, +inf, or −inf everywhere.
         """
         z = _grid(logits, "logits")
+        if z.ndim == 1:
+            return -self._of_array(-z, None) if self._of_the_first(logits) else self._of_array(z, None)
+        return self._of_array(z, self._order(logits))
+
+    def _of_the_first(self, values: Any) -> bool:
+        """Whether a series is called p_<class> after the first of the classes."""
+        columns = column_names(values)
+        return bool(columns and self.classes) and is_of(self.classes[0], columns[0])
+
+    def _order(self, values: Any) -> list[int] | None:
+        """Give the column of each class in a frame; None where nothing says that they stand in another order."""
+        columns = column_names(values)
+        order = matching_order(list(self.classes), columns) if columns and self.classes else None
+        return None if order == sorted(order or ()) else order
+
+    def _of_array(self, z: Floats, order: list[int] | None) -> Floats:
+        if order is not None:
+            return self._of_array(z[:, order], None)[:, np.argsort(order)]
         self._fits(z.shape[1] if z.ndim == 2 else 2)
         if not z.size:
             return z

@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 
 from crossent.errors import DataError, some
 from crossent.measure.predictions.form import Place, as_numbers, in_all
-from crossent.measure.predictions.naming import class_text
+from crossent.measure.predictions.naming import PREFIX, class_text
 from crossent.measure.predictions.truth import Coded
 
 MISSING = "(missing)"
 """The slice of rows that have no value there."""
+
+MOST_WEIGHT = 1e60
+"""The largest weight; all of them together are no less than one over it, as sums hold their third powers."""
 
 
 def as_array(values: Any) -> NDArray[Any]:
@@ -35,6 +38,11 @@ def as_array(values: Any) -> NDArray[Any]:
         return np.asarray(values.to_numpy(zero_copy_only=False))
     if hasattr(values, "to_numpy"):
         return np.asarray(values.to_numpy())
+    if isinstance(values, np.ma.MaskedArray):  # what is masked is missing
+        numbers = values.dtype.kind in "biuf"
+        cells = np.asarray(values.data).astype(np.float64 if numbers else object)
+        cells[np.ma.getmaskarray(values)] = np.nan if numbers else None
+        return cells
     if isinstance(values, np.ndarray):
         return values
     try:
@@ -51,10 +59,17 @@ def as_array(values: Any) -> NDArray[Any]:
 def column_names(values: Any) -> list[str] | None:
     """What the columns of a frame are called; None for anything without names.
 
+    A single number is no name: pandas calls the only column of an array 0, which says nothing of a class. A series has
+    a name only where it is p_<class>.
+
     >>> column_names([[0.5, 0.5]])
     """
+    if isinstance(name := getattr(values, "name", None), str):
+        return [name] if name.startswith(PREFIX) else None
     names = getattr(values, "column_names" if hasattr(values, "itercolumns") else "columns", None)
-    return None if names is None else [str(name) for name in names]
+    if names is None or (len(names) == 1 and not isinstance(names[0], str)):
+        return None
+    return [str(name) for name in names]
 
 
 def column(values: Any, n: int, name: str) -> NDArray[Any]:
@@ -120,7 +135,14 @@ def row_weights(values: Any, place: Place) -> NDArray[np.float64] | None:
             f"a weight is a number, 0 or more, and {place(i)} has {w[i]:g} ({in_all(bad.sum())}). A row "
             "that should not count has weight 0, or is left out."
         )
-    return w
+    if w.size and float(w.max()) > MOST_WEIGHT:
+        i = int(np.argmax(w))
+        raise DataError(
+            f"{place(i)} has the weight {w[i]:g}, and above {MOST_WEIGHT:g} its third power is no number any more. "
+            "Divide all weights by one number: only their proportions matter."
+        )
+    # Not even the square of such a weight is a number; beside one that counts it is 0 in all its digits.
+    return np.where(w < MOST_WEIGHT**-2, 0.0, w) if w.size and w.min() < MOST_WEIGHT**-2 else w
 
 
 def row_bytes(values: Any, place: Place) -> NDArray[np.int64]:

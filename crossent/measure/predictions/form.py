@@ -55,6 +55,8 @@ def rounded(tolerance: float) -> str:
 def as_numbers(p: NDArray[Any], what: str = "the probabilities") -> _Grid:
     """Turn cells into float64, or say that they are no numbers."""
     try:
+        if p.dtype.kind == "c":
+            raise TypeError("they are complex")
         return p.astype(np.float64, copy=False)
     except (TypeError, ValueError) as trouble:
         raise DataError(f"{what} should be numbers, and some are not: {trouble}.") from trouble

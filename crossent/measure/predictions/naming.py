@@ -92,6 +92,8 @@ def name_pair(
         names = [class_text(name) for name in classes]
         if len(names) != 2:
             raise DataError(f"one probability per row means two classes, and {len(names)} are named: {some(names)}.")
+        if column is not None and is_of(names[0], column):
+            raise _turned(names, [column])
         return names, _found(texts, first, names)
     positive = (column or "").removeprefix(PREFIX)
     for pair in (["0", "1"], ["False", "True"]):
@@ -141,6 +143,8 @@ def name_columns(
         names = [class_text(name) for name in classes]
         if len(names) != count:
             raise DataError(f"there are {count} columns of probabilities and {len(names)} classes: {some(names)}.")
+        if columns is not None and matching_order(names, columns) not in (None, list(range(count))):
+            raise _turned(names, columns)
         return names, _found(texts, first, names)
     if columns is None:
         for names in ([str(j) for j in range(count)], ["False", "True"][: max(count, 2)]):
@@ -225,6 +229,23 @@ class Vocabulary:
                 f"are {_places(known, here)}. Name the classes in the order of their columns with classes= (--class)."
             )
         self.names, self._place = names, place
+
+
+def is_of(name: str, column: str) -> bool:
+    """Whether a column is called after a class.
+
+    >>> is_of("no", "p_no"), is_of("1.0", "p_1"), is_of("no", "score")
+    (True, True, False)
+    """
+    return _key(column.removeprefix(PREFIX)) == _key(name)
+
+
+def _turned(names: list[str], columns: Sequence[str]) -> DataError:
+    return DataError(
+        f"the classes are named {some(names, 10)} and the columns of probabilities {some(list(columns), 10)}, in "
+        "another order. Name the classes in the order of the columns, that of a single one last, or leave classes= "
+        "(--class) out: the columns say what they are of."
+    )
 
 
 def matching_order(names: list[str], columns: Sequence[str]) -> list[int] | None:

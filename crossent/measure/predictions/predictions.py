@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from crossent.errors import DataError, some
 from crossent.measure.predictions.columns import (
+    MOST_WEIGHT,
     as_array,
     column,
     column_names,
@@ -311,7 +312,15 @@ class Door:
         if not self.rows:
             raise DataError("there are no rows to measure.")
         if not self.weight > 0:
-            raise DataError("all weights are 0, so that nothing is left to measure: a row that counts weighs more.")
+            raise DataError(
+                f"all weights are 0, or below {MOST_WEIGHT**-2:g}, so that nothing is left to measure: a row that "
+                "counts weighs more."
+            )
+        if self.weight < 1 / MOST_WEIGHT:
+            raise DataError(
+                f"all weights together are {self.weight:g}, and below {1 / MOST_WEIGHT:g} their third powers are no "
+                "numbers any more. Multiply all of them by one number: only their proportions matter."
+            )
 
     def join(self, other: Door) -> None:
         """Take what another door, opened like this one, let in of the rows that come next."""

@@ -75,9 +75,15 @@ def choose(
     def one(name: str | None, purpose: str, option: str) -> str | None:
         return None if name is None else present(file, held, name, purpose, option)
 
+    probabilities = _probabilities(file, held, probability, classes, labels)
+    if both := [name for name in probabilities if name in labels]:
+        raise DataError(
+            f"{file}: the column {both[0]!r} is named both for probabilities and for labels, which it would agree with "
+            "in every row. Name another with probability= (--probability) or label= (--label)."
+        )
     return Chosen(
         labels,
-        _probabilities(file, held, probability, classes, labels),
+        probabilities,
         one(row or ("row" if "row" in held else None), "the row ids", "row= (--row)"),
         "split" if "split" in held and "split" not in labels else None,
         one(weight, "the weights", "weight= (--weight)"),

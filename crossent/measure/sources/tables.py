@@ -183,6 +183,11 @@ def _header_of_csv(file: File) -> list[str]:
         names = next(csv.reader([first.decode("utf-8-sig")]), [])
     except UnicodeDecodeError as trouble:
         raise not_utf8(file, "the header", trouble) from trouble
+    except csv.Error as trouble:
+        raise DataError(
+            f"cannot read the header of {file} as CSV: {trouble}. Lines should end in a line feed, with or without a "
+            "carriage return before it."
+        ) from trouble
     if len(names) == 1 and (mark := next((mark for mark in ";\t|" if mark in names[0]), None)):
         raise DataError(f"the columns of {file} seem to be parted by {mark!r}; a CSV here is parted by commas.")
     if twice := sorted({name for name in names if names.count(name) > 1}):

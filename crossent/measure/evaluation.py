@@ -139,6 +139,11 @@ def tallied(read: Iterable[Predictions], floor: float = FLOOR) -> tuple[Tally, P
         running: list[Future[Tally] | None] = [None] * THREADS
         empty: Tally | None = None
         for turn, batch in zip(cycle(range(THREADS)), read, strict=False):
+            if not isinstance(batch, Predictions):
+                raise DataError(
+                    "an iterator is taken for batches of Predictions, and it gave "
+                    f"{type(batch).__name__}: give arrays, tensors, frames or lists."
+                )
             if first is None or empty is None:
                 first = batch
                 empty = tally_for(batch, floor)

@@ -294,3 +294,50 @@ def test_a_label_is_suspect_where_another_class_got_what_it_usually_gets():
     table = evaluate(p, y).tables["costliest"]
     assert [i for i, suspect in zip(table["row"], table["suspect"], strict=True) if suspect] == [4]
     assert "suspect" not in evaluate([0.2, 0.7], [0.1, 0.9], task="range").tables["costliest"]
+
+
+@pytest.mark.parametrize("more", [{}, {"weight": [0.5, 1, 2, 3, 1, 1]}, {"by": {"half": list("aaabbb")}}])
+def test_a_model_that_is_always_certain_and_wrong_is_measured(more):
+    record = evaluate([0.0, 1.0, 0.0, 1.0, 1.0, 0.0], [1, 0, 1, 0, 0, 1], **more)
+    assert record["cross_entropy"].value == math.inf
+    assert record["impossible_rows"].value == 6
+    assert record["accuracy"].value == 0
+
+
+@pytest.mark.parametrize("group", [None, np.arange(300) % 9])
+def test_rows_of_weight_0_say_nothing_where_they_leave_one_class(group):
+    """Interval for interval what is said without them."""
+    draw = np.random.default_rng(0)
+    p = draw.uniform(0.05, 0.95, 300)
+    y = (draw.uniform(size=300) < p).astype(int)
+    kept = y == 1
+    with_zeros = evaluate(p, y, weight=kept.astype(float), group=group)
+    without = evaluate(p[kept], y[kept], weight=np.ones(kept.sum()), group=None if group is None else group[kept])
+    for name in ("cross_entropy", "brier", "miscalibration"):
+        mine, truth = with_zeros[name], without[name]
+        assert (mine.low is None) == (truth.low is None)
+        assert (mine.value, mine.low or 0, mine.high or 0) == pytest.approx(
+            (truth.value, truth.low or 0, truth.high or 0), rel=1e-9
+        )
+
+
+@pytest.mark.parametrize("power", [-300, -200, 8, 16, 30])
+def test_one_weight_far_from_the_others_gives_no_number_that_is_none(power):
+    draw = np.random.default_rng(0)
+    p = draw.uniform(0.05, 0.95, 300)
+    y = (draw.uniform(size=300) < p).astype(int)
+    weight = np.where(np.arange(300) == 0, 10.0**power, 1.0)
+    record = evaluate(p, y, weight=weight)
+    said = [
+        end for name in record if name != "skill" for end in (record[name].value, record[name].low, record[name].high)
+    ]
+    said = [end for end in said if end is not None]
+    assert np.isfinite(said).all()
+    assert np.abs(said).max() < 1000
+    costs = -np.log(np.where(y == 1, p, 1 - p))
+    assert record["cross_entropy"].value == pytest.approx(np.average(costs, weights=weight), rel=1e-12)
+
+
+def test_an_iterator_of_something_else_is_refused():
+    with pytest.raises(DataError, match="taken for batches of Predictions, and it gave float"):
+        evaluate((p for p in [0.5, 0.5]), [0, 1])

@@ -45,6 +45,8 @@ Interval = tuple[float, float] | None
 """The ends, low first; None where the rows cannot tell (fewer than two, all equal, or infinite)."""
 
 _TAIL = 0.975
+_LEAST = 0.25
+"""With fewer degrees of freedom t's point is above 10⁵ and soon above 10¹⁰⁰: one row of great weight says nothing."""
 _FAR = 3000  # so many roundings of an entropy, 1/(2n), from even classes its estimate is normal
 FEW = 20
 """With fewer degrees of freedom than this skewness may make an interval longer, but not shorter."""
@@ -86,7 +88,7 @@ def of_sums(mean: float, second: float, third: float, total: float, freedom: flo
     >>> of_sums(2.0, 2.0, 0.0, 3, 2) == of_mean(np.array([1.0, 2.0, 3.0]))
     True
     """
-    if freedom <= 0 or second <= 0 or not math.isfinite(second):
+    if freedom < _LEAST or second <= 0 or not math.isfinite(second):
         return None
     error = math.sqrt(second * (1 + 1 / freedom)) / total
     t = float(stdtrit(freedom, _TAIL))

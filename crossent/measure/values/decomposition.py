@@ -42,7 +42,17 @@ from crossent.measure.sums.cells import COARSE, Cells
 from crossent.measure.sums.hashing import stream
 from crossent.measure.sums.likelihood import costs_of_logs, distributions
 from crossent.measure.sums.sample import Sample
-from crossent.measure.values.isotonic import DRAWS, Optimism, cost, dispersion, isotonic, optimism, smooth, stated
+from crossent.measure.values.isotonic import (
+    DRAWS,
+    Optimism,
+    cost,
+    cost_of_own,
+    dispersion,
+    isotonic,
+    optimism,
+    smooth,
+    stated,
+)
 from crossent.measure.values.means import Evidence, label_entropy
 from crossent.measure.values.spread import Spread, as_claimed, clustered, spread_on
 from crossent.record import Number
@@ -190,7 +200,7 @@ def best_of(calibrated: Calibrated, draws: int = DRAWS) -> Best:
     cells, even = calibrated.cells, calibrated.even
     total = float(cells.weight.sum())
     drawn = optimism(cells, even, calibrated.scatter, draws, seed=1)
-    fitted = cost(cells.weight, cells.label, calibrated.curve) / total
+    fitted = cost_of_own(cells.weight, cells.label, calibrated.curve) / total
     # Does the smooth curve do? Then the isotonic one claims no more on it than on labels drawn from it.
     smooth_fits = drawn.as_high_as(cost(cells.weight, cells.label, even) / total - fitted) > _LEVEL
     curve = even if smooth_fits else calibrated.curve

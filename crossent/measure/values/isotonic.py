@@ -38,6 +38,12 @@ def cost(weight: _Float, label: _Float, q: _Float) -> float:
     return -float(np.sum(xlogy(label, q) + xlog1py(np.maximum(weight - label, 0.0), -q)))
 
 
+def cost_of_own(weight: _Float, label: _Float, q: _Float) -> float:
+    """The same of a curve fitted to these very cells, which gives 0 to no label that came."""
+    # Where weights differ by more than 10¹⁶ a share below 1 may be rounded to 1.
+    return cost(weight, label, np.where((q == 1.0) & (weight > label), 1 - 2**-53, q))
+
+
 def stated(cells: Cells) -> _Float:
     """Give the mean prediction of each cell."""
     return np.clip(cells.prediction / cells.weight, 0.0, 1.0)
@@ -134,7 +140,7 @@ def optimism(
             continue
         w, y, drawn_from = weight[here], label[here], q[here]
         fitted = np.clip(isotonic_regression(y / w, weights=w).x, 0.0, 1.0)
-        claims[draw] = (cost(w, y, drawn_from) - cost(w, y, fitted)) / float(w.sum())
+        claims[draw] = (cost(w, y, drawn_from) - cost_of_own(w, y, fitted)) / float(w.sum())
         if curves is not None:
             curves[draw] = fitted if even else np.interp(np.arange(q.size), np.arange(q.size)[here], fitted)
     return Optimism(claims, curves)

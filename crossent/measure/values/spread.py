@@ -76,11 +76,12 @@ def as_claimed(cells: Cells, zero: _Float, one: _Float, curve: _Float | None = N
 
     Over the rows of weight w with claims p: Σ w² Σ_y p_y (t_y − T)² and Σ w³ Σ_y p_y (t_y − T)³, T the mean claim.
     """
-    two = cells.squares[0]
-    p = np.clip(cells.prediction / cells.weight, 0.0, 1.0) if curve is None else curve
-    mean = float(np.sum(cells.weight * (p * one + (1 - p) * zero)) / np.sum(cells.weight))
+    here = cells.weight > 0  # a cell may hold rows of weight 0 alone
+    weight, two, zero, one = cells.weight[here], cells.squares[0][here], zero[here], one[here]
+    p = np.clip(cells.prediction[here] / weight, 0.0, 1.0) if curve is None else curve[here]
+    mean = float(np.sum(weight * (p * one + (1 - p) * zero)) / np.sum(weight))
     second = two * (p * (one - mean) ** 2 + (1 - p) * (zero - mean) ** 2)
-    third = two * two / cells.weight * (p * (one - mean) ** 3 + (1 - p) * (zero - mean) ** 3)
+    third = two * two / weight * (p * (one - mean) ** 3 + (1 - p) * (zero - mean) ** 3)
     return float(second.sum()), float(third.sum())
 
 
@@ -153,6 +154,8 @@ def freedom_by_class(weight: _Float, squares: _Float, first: _Float, second: _Fl
     """
     here = squares > 0
     weight, squares, first, second = (x[here] for x in (weight, squares, first, second))
+    if not weight.size:  # every label had probability 0, and nothing finite is left
+        return math.inf
     n = weight**2 / squares
     between = first**2 / squares
     within = np.maximum(second - between, 0.0)

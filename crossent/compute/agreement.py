@@ -152,15 +152,8 @@ def learned_weights(weight: Tensor | None, loss: Loss | None, sample_weight: Ten
     return [x is not None and x.requires_grad for x in knobs]
 
 
-def check_knobs(weight: Tensor | None, loss: Loss | None, link: Link | None, smoothing: float, own: int) -> None:
-    """Refuse what cannot be had, and a bias that is not this rank's."""
-    learned = weight if weight is not None else None if loss is None else loss.class_weight
-    uniform = smoothing != 0 or (loss is not None and "uniform" in loss.reads)
-    if learned is not None and learned.requires_grad and uniform:
-        raise ValueError(
-            "class weights that require a gradient are not possible with label smoothing, or a loss that reads the "
-            "uniform cross-entropy, where columns lie on several ranks: detach them, or leave out the smoothing."
-        )
+def check_link(link: Link | None, own: int) -> None:
+    """Refuse a field of a link that is no number, and a bias that is not this rank's."""
     for name in ("temperature", "softcap"):
         field = None if link is None else getattr(link, name)
         if isinstance(field, Tensor) and field.numel() != 1:

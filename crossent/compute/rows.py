@@ -241,12 +241,18 @@ def row_stats(z: Tensor, target: Target, loss: Loss, link: Link | None = None) -
 
 
 def stats_of(
-    read: Callable[..., tuple[Tensor, ...]], classes: int, target: Target, loss: Loss, columns: Tensor | None = None
+    read: Callable[..., tuple[Tensor, ...]],
+    classes: int,
+    target: Target,
+    loss: Loss,
+    columns: Tensor | None = None,
+    weighed: Callable[[Tensor], Tensor] | None = None,
 ) -> Stats:
     """What ``loss`` reads of every row, from whoever can read them.
 
     ``read(index, q, column_weight, uniform, entropy, order)`` gives (fields, nll, lse, uniform?, entropy?) of every
-    row; ``columns`` (n, v) are the rows themselves, for the losses that cannot do without.
+    row; ``columns`` (n, v) are the rows themselves, for the losses that cannot do without. ``weighed`` gives
+    Σ_j w_j nll_j of every row for class weights that are learned, where no rank has all columns.
     """
     class_weight = loss.class_weight
     dense = target.index is None
@@ -274,8 +280,10 @@ def stats_of(
     even = next(given) if uniform else None
     if known.count is not None and weights_learned and class_weight is not None:
         # By its definition, which is differentiable by the weights; to the kernel they are fixed.
-        of_all = read(None, None, None, False, False, False)[1]
-        even = (torch.where(of_all == torch.inf, 0.0, of_all) * class_weight.to(nll.dtype)).sum(-1) / known.count
+        if weighed is None:
+            even = over_allowed(read(None, None, None, False, False, False)[1], class_weight) / known.count
+        else:
+            even = weighed(class_weight) / known.count
     return Stats(
         nll=nll,
         q=q,
@@ -291,6 +299,11 @@ def stats_of(
         first=fields[-2] if order else None,
         above=fields[-1] if order else None,
     )
+
+
+def over_allowed(nll: Tensor, class_weight: Tensor) -> Tensor:
+    """Σ_j w_j nll_j over the allowed of some columns (n, v)."""
+    return (torch.where(nll == torch.inf, 0.0, nll) * class_weight.to(nll.dtype)).sum(-1)
 
 
 @dataclass(frozen=True)

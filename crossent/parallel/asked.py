@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from crossent.compute import linear
-from crossent.compute.agreement import agreed, arguments_told, check_knobs, is_dense, learned_weights, outline
+from crossent.compute.agreement import agreed, arguments_told, check_link, is_dense, learned_weights, outline
 from crossent.compute.arguments import (
     check_class_weight,
     check_head,
@@ -43,7 +43,7 @@ def logits_of(
     """(z, rows, loss, shard, shape, dtype), once all ranks have said that nothing is wrong."""
     wide = 0 if input.dim() < 2 else 1
     input, group = spread(input, group, wide, "input")
-    target, weight, _, reduction, smoothing, loss, *_, normaliser, empty = given = (local(given[0]), *given[1:])
+    target, weight, _, reduction, _, loss, *_, normaliser, empty = given = (local(given[0]), *given[1:])
     own = input.shape[wide] if input.dim() else 0
     shape = torch.Size() if input.dim() < 2 else input.shape[:1] + input.shape[2:]
 
@@ -55,7 +55,7 @@ def logits_of(
             raise ValueError("input is a single number; logits have a dimension of classes: (N, C) or (N, C, …).")
         if labels:
             _check_labels(target)
-        check_knobs(weight, loss, link, smoothing, own)
+        check_link(link, own)
         if is_dense(target):  # whose columns are this rank's
             _rows(given, shape, tuple(input.shape), own, validate)
 
@@ -89,7 +89,7 @@ def head_of(
     linear_weight, group = spread(linear_weight, group, 0, "linear_weight")
     linear_bias = None if linear_bias is None else spread(linear_bias, group, 0, "linear_bias")[0]
     input, sequence_dim = hidden_here(input, sequence_dim)
-    target, weight, _, reduction, smoothing, loss, *_, normaliser, empty = given = (local(given[0]), *given[1:])
+    target, weight, _, reduction, _, loss, *_, normaliser, empty = given = (local(given[0]), *given[1:])
     own = linear_weight.shape[0] if linear_weight.dim() else 0
     along, slice_size = sliced_along(input, sequence_dim)
 
@@ -100,7 +100,7 @@ def head_of(
         check_sequence(input, sequence_dim, along)
         if labels:
             _check_labels(target)
-        check_knobs(weight, loss, link, smoothing, own)
+        check_link(link, own)
         if is_dense(target):
             # Of how many rows the whole has nobody knows yet if they are spread.
             of_rows = input.shape[:-1] if along is None or isinstance(target, Target) else target.shape[:-1]

@@ -63,9 +63,8 @@ def cross_entropy(
     of 24 bytes for each row (of a label; 80 for what reads everything), and none backwards. Against class probabilities
     and a loss that is not linear in the negative log-likelihood there are two small sums more each way. ``Brier`` and
     ``Hinge`` read the logits themselves, and gather them. Memory: as on one machine, of the own columns. Gradients of
-    any order, and forward derivatives (``torch.func.jvp``); ``vmap``, ``jacfwd`` and ``hessian`` are refused, and so
-    are class weights that are learned with label smoothing. Under ``torch.compile`` the call is left to eager mode,
-    which ``fullgraph=True`` forbids.
+    any order, and forward derivatives (``torch.func.jvp``); ``vmap``, ``jacfwd`` and ``hessian`` are refused. Under
+    ``torch.compile`` the call is left to eager mode, which ``fullgraph=True`` forbids.
     Source: docs/algebra.md, "Merge".
 
     >>> import torch, torch.distributed as dist

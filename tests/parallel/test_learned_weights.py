@@ -13,7 +13,7 @@ from crossent.compute.losses import Focal, LogZ, Smoothed
 from tests.compute.test_linear_derivatives import Curved
 from tests.laws.test_losses import KNOBS
 from tests.parallel.test_vocabulary import SIZES, Z, own
-from tests.parallel.world import Raised, good, world_of
+from tests.parallel.world import good, world_of
 
 G = torch.Generator().manual_seed(0)
 
@@ -36,15 +36,16 @@ LEARNED = tuple(t.double() for t in (Z[1:5].nan_to_num(neginf=0.5), torch.arange
 
 @pytest.mark.parametrize("through_head", [False, True])
 @pytest.mark.parametrize("soft", [False, True])
-@pytest.mark.parametrize("name", ["NLL", "Focal", "Brier"])
+@pytest.mark.parametrize("name", ["NLL", "Focal", "Brier", "Smoothed", "smoothed focal"])
 def test_class_and_sample_weights_that_are_learned(name: str, soft: bool, through_head: bool) -> None:
     target = torch.rand(4, 6, generator=G).double() if soft else torch.tensor([0, 5, 2, 3])
     leaves = [t.clone().requires_grad_() for t in LEARNED]
-    value = cross_entropy(leaves[0], target, weight=leaves[1], sample_weight=leaves[2], loss=KNOBS[name])
+    loss = Smoothed(0.2, Focal(1.5) + 0.1 * LogZ(), "all") if name == "smoothed focal" else KNOBS[name]
+    value = cross_entropy(leaves[0], target, weight=leaves[1], sample_weight=leaves[2], loss=loss)
     truth = torch.autograd.grad(value.square(), leaves)
     for size, sizes in SIZES.items():
         of_logits, *of_weights = zip(
-            *good(world_of(size).run(weighted, sizes, target, KNOBS[name], through_head)), strict=True
+            *good(world_of(size).run(weighted, sizes, target, loss, through_head)), strict=True
         )
         torch.testing.assert_close(torch.cat(of_logits, 1), truth[0], rtol=1e-11, atol=1e-13)
         for found, expected in zip(of_weights, truth[1:], strict=True):
@@ -82,7 +83,26 @@ def test_what_a_loss_holds_may_be_learned(soft: bool, through_head: bool) -> Non
             torch.testing.assert_close(each, truth[1], rtol=1e-11, atol=1e-13)
 
 
-def test_class_weights_that_are_learned_with_smoothing_are_refused() -> None:
-    for answer in world_of(2).run(weighted, SIZES[2], torch.tensor([0, 5, 2, 3]), Smoothed(0.1), False):
-        assert isinstance(answer, Raised)
-        assert "class weights that require a gradient are not possible with label smoothing" in answer.text
+def curved(sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """A job: row numbers, and a Hessian times a vector, of class weights and logits under label smoothing."""
+    leaf, of_classes = own(LEARNED[0], sizes).clone().requires_grad_(), LEARNED[1].clone().requires_grad_()
+    labels = torch.tensor([0, 5, 2, 3])
+    numbers = parallel.row_numbers(leaf, labels, of_classes, label_smoothing=0.1)
+    return numbers.loss.detach(), *_twice(numbers.loss.square().sum(), leaf, of_classes)
+
+
+def _twice(value: Tensor, z: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    (along,) = torch.autograd.grad(value, weight, create_graph=True)
+    return torch.autograd.grad(along.square().sum(), (z, weight))
+
+
+def test_row_numbers_and_second_derivatives_under_label_smoothing() -> None:
+    leaf, of_classes = (t.clone().requires_grad_() for t in LEARNED[:2])
+    labels = torch.tensor([0, 5, 2, 3])
+    value = cross_entropy(leaf, labels, of_classes, label_smoothing=0.1, reduction="none")
+    of_logits, of_weights = _twice(value.square().sum(), leaf, of_classes)
+    values, logits, weights = zip(*good(world_of(3).run(curved, SIZES[3])), strict=True)
+    torch.testing.assert_close(torch.cat(logits, 1), of_logits, rtol=1e-10, atol=1e-12)
+    for loss, each in zip(values, weights, strict=True):
+        torch.testing.assert_close(loss, value.detach(), rtol=1e-12, atol=0)
+        torch.testing.assert_close(each, of_weights, rtol=1e-10, atol=1e-12)

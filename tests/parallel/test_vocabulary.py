@@ -377,7 +377,6 @@ def refused(sizes: tuple[int, ...], change: dict[int, dict[str, Any]], everyone:
         ({}, {"target": torch.tensor([0, 6])}, "labels that are no class: 6 at row 1. With 6 columns"),
         ({}, {"target": torch.tensor([0, 1, 2])}, r"labels must have shape \(2,\)"),
         ({}, {"weight": torch.ones(2)}, "one number for each of the 6 classes"),
-        ({}, {"weight": LEARNS, "label_smoothing": 0.1}, "class weights that require a gradient"),
         ({1: {"weight": LEARNS.detach()}}, {"weight": LEARNS}, r"weights are learned \(rank 1\)"),
         ({}, {"reduction": "sum", "normaliser": 3.0}, "it would be unused"),
         ({1: {"normaliser": 3.0}}, {}, r"normaliser \(rank 1\)"),

@@ -166,7 +166,7 @@ def row_losses(z: Tensor, target: Target, loss: Loss, link: Link | None, shard: 
     if "logits" in loss.reads:
         whole = joined(z, 1, shard.sizes, shard.group)
         return rows.row_losses(whole, _whole(target, shard), loss)
-    one_by_one = needs_columns(target, loss)
+    one_by_one = target.index is None and needs_columns(target, loss)
     if one_by_one:  # each rank's cotangents are partial, of what all hold too
         loss = with_tensors(loss, (copied(held, shard.group) for held in tensors_of(loss)))
         if target.row_weight is not None:
@@ -175,7 +175,20 @@ def row_losses(z: Tensor, target: Target, loss: Loss, link: Link | None, shard: 
     def read(index: Tensor | None, q: Tensor | None, weight: Tensor | None, *what: bool) -> tuple[Tensor, ...]:
         return statistics_of(z, target.live, index, q, own_weight(weight, index, shard), *what[:2], shard, one_by_one)
 
-    return losses_of(stats_of(read, target, loss, shard, one_by_one), target, loss, shard)
+    s = stats_of(read, target, loss, shard, one_by_one, partial(_weighed, z, target, shard))
+    return losses_of(s, target, loss, shard)
+
+
+def _weighed(z: Tensor, target: Target, shard: Shard, class_weight: Tensor) -> Tensor:
+    """Σ_j w_j nll_j of every row, for weights that are learned: each rank adds up its own columns.
+
+    Of labels the weights are those of all classes, and of a soft target, whose losses are partial, the own ones.
+    """
+    labels = target.index is not None
+    own = shard.own(copied(class_weight, shard.group)) if labels else class_weight
+    nll = statistics_of(z, target.live, None, None, None, False, False, shard, True)[1]
+    whole = total(rows.over_allowed(nll, own), shard.group)
+    return shared(whole, shard.group) if labels else whole
 
 
 def row_numbers(z: Tensor, target: Target, loss: Loss, link: Link | None, shard: Shard) -> tuple[Tensor, Stats]:
@@ -186,7 +199,8 @@ def row_numbers(z: Tensor, target: Target, loss: Loss, link: Link | None, shard:
         return statistics_of(z, target.live, index, q, own_weight(weight, index, shard), *what[:2], shard, False)
 
     of_statistics = "logits" not in loss.reads
-    s = stats_of(read, target, rows.AndNumbers(loss if of_statistics else NLL()), shard, False)
+    asked = rows.AndNumbers(loss if of_statistics else NLL())
+    s = stats_of(read, target, asked, shard, False, partial(_weighed, z, target, shard))
     value = loss(s) if of_statistics else row_losses(z, target, loss, None, shard)[0]
     return value, ordered(s, order_of(reference.by_row(z.detach()), target.index, shard))
 
@@ -214,12 +228,17 @@ def own_weight(weight: Tensor | None, index: Tensor | None, shard: Shard) -> Ten
 
 
 def stats_of(
-    read: Callable[..., tuple[Tensor, ...]], target: Target, loss: Loss, shard: Shard, one_by_one: bool
+    read: Callable[..., tuple[Tensor, ...]],
+    target: Target,
+    loss: Loss,
+    shard: Shard,
+    one_by_one: bool,
+    weighed: Callable[[Tensor], Tensor] | None = None,
 ) -> Stats:
-    """What ``loss`` reads of every row, from ``read`` as ``rows.stats_of`` calls it."""
+    """What ``loss`` reads of every row, from ``read`` and ``weighed`` as ``rows.stats_of`` calls them."""
     if target.index is None and loss.class_weight is not None:
         loss = Reweighted(loss, shard.own(loss.class_weight))
-    s = rows.stats_of(read, shard.classes, target, loss)
+    s = rows.stats_of(read, shard.classes, target, loss, None, weighed)
     return OwnColumns(**{**vars(s), "mass": total(s.mass, shard.group)}, shard=shard) if one_by_one else s
 
 

@@ -1,13 +1,16 @@
 """Data: every reader reads, and every file that cannot be used gets its sentence."""
 
+import datetime
 import io
 import zipfile
 
 import numpy as np
 import pandas as pd
-import pyarrow
+import polars as pl
+import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import scipy.sparse
 import torch
 
 from crossent.errors import DataError
@@ -197,7 +200,7 @@ def test_every_file_that_cannot_be_used_gets_its_sentence(tmp_path, case):
 
 
 def test_two_columns_of_one_name_are_refused_in_parquet_and_in_memory(tmp_path):
-    twins = pyarrow.Table.from_arrays([pyarrow.array([1, 2])] * 3, names=["a", "a", "y"])
+    twins = pa.Table.from_arrays([pyarrow.array([1, 2])] * 3, names=["a", "a", "y"])
     pyarrow.parquet.write_table(twins, tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"is not a readable Parquet file|more than one column named a"):
         dataset.read(tmp_path / "a.parquet")
@@ -248,6 +251,41 @@ def test_labels_in_every_guise_are_one_column():
         dataset.from_arrays(x, ["a", "b"])
     with pytest.raises(DataError, match=r"x has no rows"):
         dataset.from_arrays(np.ones((0, 2)), [])
+
+
+def test_tables_of_polars_and_arrow_are_tables():
+    days = [datetime.date(2020, 1, 1), datetime.date(2020, 2, 1), None]
+    cells = {"a": [1.0, None, 2.5], "kind": ["x", "y", None], "day": days}
+    tables = [pl.DataFrame(cells).with_columns(pl.col("kind").cast(pl.Categorical)), pa.table(cells)]
+    for table, y in zip(tables, (pl.Series("won", ["b", "a", "b"]), pa.array(["b", "a", "b"])), strict=True):
+        found = dataset.from_arrays(table, y, weight=pl.Series([1, 2, 3]))
+        assert found.x["a"].tolist() == pytest.approx([1, np.nan, 2.5], nan_ok=True)
+        assert found.x["kind"].isna().tolist() == [False, False, True]
+        assert pd.to_datetime(found.x["day"]).dt.month.tolist()[:2] == [1, 2]
+        assert (found.y.tolist(), found.weight.tolist()) == (["b", "a", "b"], [1, 2, 3])
+    soft = dataset.from_arrays(tables[0], pl.DataFrame({"u": [1, 0, 2], "v": [0, 3, 2]}))
+    assert (soft.names, soft.y.tolist()) == (("u", "v"), [[1, 0], [0, 1], [0.5, 0.5]])
+
+
+def test_what_is_masked_is_missing_and_bfloat16_are_numbers():
+    found = dataset.from_arrays(np.ma.array([[1, 2], [3, 4]], mask=[[0, 1], [0, 0]]), np.ma.array([1, 2], mask=[1, 0]))
+    assert np.isnan(found.x).tolist() == [[False, True], [False, False]]
+    assert np.isnan(found.y).tolist() == [True, False]
+    assert dataset.from_arrays(torch.tensor([[0.5], [2.0]]).bfloat16(), [0, 1]).x.tolist() == [[0.5], [2.0]]
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "sentence"),
+    [
+        (pd.DataFrame({"a": [1, 2]}), pd.Series([0, 1], index=[1, 0]), "x and of y have different indices"),
+        (pd.DataFrame({"a": [1, 2], "k": [[1], [2, 3]]}), [0, 1], "'k' holds several values in a cell"),
+        (pd.DataFrame({"a": [1, 2j]}), [0, 1], "'a' holds complex numbers"),
+        (scipy.sparse.csr_matrix(np.eye(2)), [0, 1], r"is a sparse matrix, .* pass x.toarray\(\)"),
+    ],
+)
+def test_what_would_be_read_wrongly_is_refused(x, y, sentence):
+    with pytest.raises(DataError, match=sentence):
+        dataset.from_arrays(x, y)
 
 
 def test_the_caller_keeps_the_table_as_it_was():
@@ -341,6 +379,8 @@ def test_weights_are_finite_numbers_one_a_row_and_not_all_nothing(tmp_path):
         ([1, np.nan], r"row 1 has nan"),
         ([1, np.inf], r"row 1 has inf"),
         ([0, 0], r"all weights in 'weight' are 0: no row counts"),
+        ([1, 1e99], r"go up to 1e\+99, .* Divide them by one number"),
+        ([1e-99, 1e-99], r"go up to 1e-99, .* only their proportions matter"),
         (["a", "b"], r"'weight' must hold numbers"),
     ):
         with pytest.raises(DataError, match=sentence):

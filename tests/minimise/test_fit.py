@@ -167,6 +167,13 @@ def test_what_cannot_be_fitted_is_refused_in_a_sentence(arrays):
             call()
 
 
+def test_fewer_than_ten_rows_that_count_are_too_few(arrays):
+    weight = np.zeros(len(arrays[0]))
+    weight[:9] = 1
+    with pytest.raises(DataError, match=r"9 of 200 rows have a weight above 0, and the others count for nothing"):
+        fit(*arrays, weight=weight, recipe=Recipe(**QUICK))
+
+
 def test_ten_rows_are_enough():
     x = np.arange(20.0).reshape(10, 2)
     run = fit(x, [0, 1] * 5, recipe=FEW)

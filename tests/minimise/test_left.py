@@ -46,6 +46,14 @@ def test_a_number_that_parts_the_classes_anywhere_is_named(at):
     assert leaks(random.random((200, 4, 4)), y[:200]) == []  # images
 
 
+@pytest.mark.parametrize("rows", [160, 400, 2000])
+def test_a_gap_between_classes_is_parted_in_its_middle(rows):
+    """Few rows, and of the other half some beyond the last of this one: not all of them on the wrong side."""
+    random = np.random.default_rng(0)
+    y = random.integers(0, 2, rows)
+    assert leaks(pd.DataFrame({"k": y + 1e-3 * random.normal(size=rows)}), y)[0].startswith("Column 'k' alone gives")
+
+
 def test_equal_rows_with_different_labels_show_the_noise():
     random = np.random.default_rng(0)
     x = random.integers(0, 4, (600, 1)).astype(float)

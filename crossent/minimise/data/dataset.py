@@ -17,6 +17,7 @@ import numpy as np
 
 from crossent.errors import DataError, require, some
 from crossent.files import check_content
+from crossent.measure.predictions.columns import MOST_WEIGHT, as_array
 
 EMBEDDED = ("digits", "breast_cancer", "iris", "wine", "diabetes")
 
@@ -169,11 +170,21 @@ def _weights(values: Any, source: str, name: str = "weight") -> np.ndarray:
         raise DataError(f"{source}: weights are finite numbers from 0 on; row {row} has {weights[row]} in {name!r}.")
     if not weights.sum() > 0:
         raise DataError(f"{source}: all weights in {name!r} are 0: no row counts.")
+    if weights.max() > MOST_WEIGHT or weights.sum() < 1 / MOST_WEIGHT:
+        raise DataError(
+            f"{source}: weights in {name!r} go up to {weights.max():g}, and the third powers of weights above "
+            f"{MOST_WEIGHT:g}, or all below its inverse, are no numbers. Divide them by one number: only their "
+            "proportions matter."
+        )
     return weights
 
 
 def from_arrays(x: Any, y: Any, source: str = "arrays", weight: Any = None) -> Data:
-    """Take what a Python caller has: arrays, tensors, or a pandas table with a series."""
+    """Take what a Python caller has: arrays, tensors, or a table of pandas, Polars or Arrow with a series."""
+    _same_index(x, y, source)
+    x, y = _in_pandas(x), _in_pandas(y)
+    if hasattr(x, "toarray"):
+        raise DataError(f"{source}: x is a sparse matrix, which nothing here reads; pass x.toarray().")
     if hasattr(x, "__len__") and len(x) == 0:
         raise DataError(f"{source}: x has no rows.")
     if hasattr(x, "columns"):
@@ -207,6 +218,22 @@ def from_arrays(x: Any, y: Any, source: str = "arrays", weight: Any = None) -> D
     return Data(x, y, source, target, weight=weights)
 
 
+def _same_index(x: Any, y: Any, source: str) -> None:
+    """Refuse a table and labels of pandas in different orders: they would be put together by their place."""
+    mine: Any = getattr(x, "index", None)
+    theirs: Any = getattr(y, "index", None)
+    if hasattr(mine, "equals") and hasattr(theirs, "equals") and not mine.equals(theirs):
+        raise DataError(
+            f"{source}: the rows of x and of y have different indices, so that they may not belong together. Sort them "
+            "alike, or drop both indices with reset_index(drop=True)."
+        )
+
+
+def _in_pandas(values: Any) -> Any:
+    """A table or a column of Polars or Arrow as one of pandas; all else as it came."""
+    return values.to_pandas() if hasattr(values, "to_pandas") else values
+
+
 def _labels(y: Any) -> np.ndarray:
     """A column of labels as an array: numbers as numbers (NaN where missing), all else as objects (None there)."""
     pandas = require("pandas", "cli", "a table's column")
@@ -225,10 +252,19 @@ def _labels(y: Any) -> np.ndarray:
     return values
 
 
+_SEVERAL = (list, tuple, dict, np.ndarray)
+
+
 def named(table: Any, source: str) -> None:
-    """Give a table's columns their names as text, and refuse a name that two of them have."""
+    """Give a table's columns their names as text; refuse a name that two of them have, and cells that are no values."""
     table.columns = [str(column) for column in table.columns]
     _refuse_twins(table.columns.to_list(), source)
+    for name in table.columns:
+        dtype = table[name].dtype
+        several = str(dtype) == "object" and table[name].map(lambda cell: isinstance(cell, _SEVERAL))
+        if dtype.kind == "c" or np.any(several):
+            holds = "complex numbers" if dtype.kind == "c" else "several values in a cell"
+            raise DataError(f"{source}: the column {name!r} holds {holds}; give every value a column of its own.")
 
 
 def _refuse_twins(names: list[str], source: str) -> None:
@@ -238,7 +274,11 @@ def _refuse_twins(names: list[str], source: str) -> None:
 
 
 def _array(values: Any) -> np.ndarray:
-    return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
+    """What came as an array: NaN, or None, where it is masked; numbers of 16 bits that NumPy has not are float32."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        return (values.float() if values.is_floating_point() and values.element_size() < 4 else values).numpy()
+    return as_array(values) if isinstance(values, np.ma.MaskedArray) else np.asarray(values)
 
 
 def _numbers(x: np.ndarray, source: str) -> np.ndarray:

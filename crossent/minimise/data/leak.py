@@ -81,7 +81,11 @@ def _leaves(numbers: NDArray[np.float64], y: NDArray[np.int64], counted: NDArray
     """The leaf (n,) that each number falls into, of a tree grown on the rows ``counted``."""
     tree = require("sklearn.tree", "cli", "a table's columns").DecisionTreeClassifier
     known = np.isfinite(numbers)
-    place = np.full((len(numbers), 1), -1.0)  # by rank: the tree is of float32, which large numbers are too close for
-    place[known, 0] = np.unique(numbers[known], return_inverse=True)[1]
+    # By rank, as the tree is of float32, which large numbers are too close for; and what lies between two numbers that
+    # are counted is as far between their ranks, so that a gap between classes is parted in its middle.
+    place = np.full((len(numbers), 1), -1.0)
+    kept = np.unique(numbers[known & counted])
+    if kept.size:
+        place[known, 0] = np.interp(numbers[known], kept, np.arange(kept.size))
     grown = tree(max_leaf_nodes=LEAVES, min_samples_leaf=5, random_state=0).fit(place[counted], y[counted])
     return grown.apply(place)

@@ -123,6 +123,11 @@ def parted(found: task.Task, own: dataset.Data, other: dataset.Data | None, seed
             f"{own.source}: {len(own):,} rows are too few to learn from most, choose by some in turn and test on the "
             f"rest; it takes at least {FEW_ROWS}."
         )
+    if learn.weight is not None and (counting := np.count_nonzero(own.weight)) < FEW_ROWS:
+        raise DataError(
+            f"{own.source}: {counting:,} of {len(own):,} rows have a weight above 0, and the others count for nothing; "
+            f"it takes at least {FEW_ROWS}."
+        )
     return learn, judge
 
 

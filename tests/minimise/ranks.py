@@ -16,6 +16,11 @@ from crossent.minimise.training.learn import launched
 FEW = Recipe(folds=2, members=1, width=8, depth=1, bins=3, dropout=0.3, batch=7, epochs=6, beside=False, stop="loss")
 TREES = replace(FEW, beside=True, batch=64, epochs=3)
 """With boosted trees beside the network, where there are rows enough."""
+MIXED = {
+    "mixup": replace(FEW, mixup=0.4, noise=0.2, epochs=3),
+    "cutmix and mixup": replace(FEW, mixup=1.0, cutmix=1.0, epochs=3, dropout=0.0),
+}
+"""Rows of one process are mixed with those of the other."""
 
 
 def rows(seed: int = 0, count: int = 90) -> Problem:
@@ -28,12 +33,27 @@ def rows(seed: int = 0, count: int = 90) -> Problem:
     return Problem(Task("multi-class", ("a", "b", "c"), "three"), x, label)
 
 
+PICTURES = replace(FEW, mixup=0.4, cutmix=1.0, flip=True, crop=1, epochs=1)
+
+
+def images() -> Problem:
+    """Pictures of two classes."""
+    random = torch.Generator().manual_seed(0)
+    x = torch.rand(40, 1, 8, 8, generator=random)
+    return Problem(Task("binary", ("a", "b"), "two"), x, torch.arange(40) % 2)
+
+
 def main(folder: Path) -> None:
     """Learn as one of several processes, and write down what this one then says."""
     fabric, found = launched(), {}
-    for name, recipe in (("adamw", FEW), ("sgd", replace(FEW, optimiser="sgd", learning_rate=0.1))):
+    for name, recipe in (("adamw", FEW), ("sgd", replace(FEW, optimiser="sgd", learning_rate=0.1)), *MIXED.items()):
         learned = learn(rows(), recipe, fabric=fabric)
         found[name] = torch.cat((learned.held_out, learned.log_probabilities(rows().x)))
+    weighted = replace(rows(), weight=torch.linspace(0.2, 1.8, 90))
+    found["weighted"] = learn(weighted, MIXED["mixup"], fabric=fabric).held_out
+    shares = replace(rows(), target=torch.nn.functional.one_hot(rows().target).float())
+    found["shares"] = learn(shares, MIXED["mixup"], fabric=fabric).held_out
+    found["images"] = learn(images(), PICTURES, fabric=fabric).held_out
     found["trees"] = learn(rows(count=600), replace(TREES, epochs=1), fabric=fabric).held_out
     endless = replace(FEW, epochs=100_000, patience=100_000)
     late = learn(rows(), endless, fabric=fabric, deadline=time.monotonic() + 0.5 + 0.3 * fabric.global_rank)

@@ -21,7 +21,7 @@ from crossent.minimise.data.problem import folds
 from crossent.minimise.training import learn as learning
 from crossent.minimise.training.judge import logits_of
 from crossent.minimise.training.learn import launched
-from tests.minimise.ranks import FEW, TREES, rows
+from tests.minimise.ranks import FEW, MIXED, TREES, rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -233,7 +233,7 @@ def test_two_processes_give_the_answer_of_one(tmp_path):
     """Batches of 7 are shared as 4 and 3, the last of an epoch as 1 and 0."""
     pair = on_two_processes(tmp_path)
     x = rows().x
-    for name, recipe in (("adamw", FEW), ("sgd", replace(FEW, optimiser="sgd", learning_rate=0.1))):
+    for name, recipe in (("adamw", FEW), ("sgd", replace(FEW, optimiser="sgd", learning_rate=0.1)), *MIXED.items()):
         alone = learn(rows(), recipe)
         said = torch.cat((alone.held_out, alone.log_probabilities(x)))
         assert torch.equal(pair[0][name], pair[1][name])  # both processes know the whole
@@ -242,6 +242,11 @@ def test_two_processes_give_the_answer_of_one(tmp_path):
         assert torch.allclose(pair[0][name], said, atol=1e-4), (pair[0][name] - said).abs().max()
         other = learn(rows(), recipe, 1)
         assert not torch.allclose(pair[0][name], torch.cat((other.held_out, other.log_probabilities(x))), atol=1e-2)
+    weighted = replace(rows(), weight=torch.linspace(0.2, 1.8, 90))
+    shares = replace(rows(), target=torch.nn.functional.one_hot(rows().target).float())
+    for name, problem in (("weighted", weighted), ("shares", shares)):
+        assert torch.allclose(pair[0][name], learn(problem, MIXED["mixup"]).held_out, atol=1e-4)
+    assert torch.equal(pair[0]["images"], pair[1]["images"])  # batch norm sees what each process has: not one's answer
     alone = learn(rows(count=600), replace(TREES, epochs=1))
     assert "Trees" in [type(network).__name__ for network in alone.network.networks]
     assert torch.equal(pair[0]["trees"], pair[1]["trees"])

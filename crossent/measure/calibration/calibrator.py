@@ -88,7 +88,7 @@ class Calibrator:
     def _of_the_first(self, values: Any) -> bool:
         """Whether a series is called p_<class> after the first of the classes."""
         columns = column_names(values)
-        return bool(columns and self.classes) and is_of(self.classes[0], columns[0])
+        return columns is not None and bool(self.classes) and is_of(self.classes[0], columns[0])
 
     def _order(self, values: Any) -> list[int] | None:
         """Give the column of each class in a frame; None where nothing says that they stand in another order."""

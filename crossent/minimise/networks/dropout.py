@@ -4,7 +4,7 @@ torch's own tosses a float for every element, which on a processor took a sixth 
 64 random bits makes four coins, of a precision that no training knows of.
 
 Where processes share a batch each tosses the coins of the whole batch and takes those of its own rows: so they learn
-what one process would have learnt.
+what one process would have learnt. The noise on a table's features is drawn in the same way.
 """
 
 from __future__ import annotations
@@ -43,6 +43,19 @@ def shared(first: int, step: int, rows: int, generator: torch.Generator) -> Iter
         _share = before
 
 
+def _whole(x: Tensor) -> torch.Size:
+    """The shape of the whole batch that x (…, rows, d) is a share of."""
+    return x.shape if _share is None else torch.Size((*x.shape[:-2], _share.rows, x.shape[-1]))
+
+
+def noise_like(x: Tensor) -> Tensor:
+    """Normal variates for x (…, rows, d), from torch's own random numbers; within ``shared`` from those given there."""
+    if _share is None or x.device.type != "cpu":
+        return torch.randn_like(x)
+    drawn = torch.randn(_whole(x), generator=_share.generator, dtype=x.dtype)
+    return drawn[..., _share.first :: _share.step, :]
+
+
 class Dropout(nn.Dropout):
     """Zeros in a share ``p`` of the elements while it trains, the others divided by 1 - p (Srivastava et al. 2014, §4).
 
@@ -62,7 +75,7 @@ class Dropout(nn.Dropout):
         if not self.training or x.device.type != "cpu":
             return super().forward(x)
         dropped = round(self.p * _SIDES)
-        whole = x.shape if _share is None else torch.Size((*x.shape[:-2], _share.rows, x.shape[-1]))
+        whole = _whole(x)
         words = torch.empty(-(-whole.numel() // 4), dtype=torch.int64)
         words.random_(_LOWEST, None, generator=None if _share is None else _share.generator)
         coins = words.view(torch.int16)[: whole.numel()].view(whole)

@@ -21,7 +21,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from crossent.minimise.networks.dropout import Dropout
+from crossent.minimise.networks.dropout import Dropout, noise_like
 
 MOST_RAMPS = 1500
 """Ramps of all columns together; more columns get fewer bins each."""
@@ -149,7 +149,7 @@ class Tabular(nn.Module):
         """What the first layer reads: numbers on one scale, what was missing, ramps, and values by themselves."""
         z = _bent(x, self.center, self.spread)
         if self.training and self.noise > 0:
-            z = z + self.noise * torch.randn_like(z)
+            z = z + self.noise * noise_like(z)
         ramps = ((_columns(z, self.ramp_column) - self.ramp_start) / self.ramp_width).clamp(0.0, 1.0)
         gaps = x[..., self.gaps].isnan().to(z.dtype)
         values = (_columns(x, self.value_column) == self.value).to(z.dtype)

@@ -7,8 +7,8 @@ cross-entropy wins.
 
 Every epoch seeds torch with (seed, epoch) and draws from nothing else. So a run that was killed and resumed makes the
 same batches, the same dropout and the same bits as one that was not. On several processes each reads its share of
-every batch, with the dropout that one process would have drawn for it, and the loss is divided by the rows of the whole
-batch, however raggedly it was shared out.
+every batch, with the dropout and the mixing that one process would have drawn for it, and the loss is divided by the
+rows of the whole batch, however raggedly it was shared out.
 """
 
 from __future__ import annotations
@@ -204,20 +204,25 @@ def _one_epoch(
     recipe, fabric, epoch = state.recipe, state.fabric, len(state.history.train) + 1
     images = problem.x.dim() > 2  # a table's noise is in units that its network knows
     augment = Augment(recipe.mixup, recipe.cutmix, recipe.noise if images else 0.0, recipe.flip, recipe.crop)
+    many, one_of_several = hasattr(state.network, "members"), loader is None and fabric.world_size > 1
+    share = slice(fabric.global_rank, None, fabric.world_size)
     if loader is None:
         order = torch.stack([_order(learnt, rows, problem.target, objective, draw) for learnt, _ in members])
-        batches = _batches(problem, order, batch, hasattr(state.network, "members"), fabric)
+        # Rows of one process are mixed with rows of another: each mixes the whole batch, and takes its share then.
+        batches = _batches(problem, order, batch, many, fabric, slice(None) if augment else share)
     else:
         batches = _loaded(loader, fabric)
+    drawn = coins if one_of_several else torch.default_generator
     total, said, steps = torch.zeros((), dtype=torch.float64), time.monotonic(), math.ceil(rows / batch)
     state.train()
-    many = loader is None and hasattr(state.network, "members") and fabric.world_size > 1
     for step, (x, target, weight, divisor) in enumerate(batches):
         mixed: Tensor | Target = target
         if augment and weight is not None:
-            x, mixed, weight = augment(x, target, torch.default_generator, weight)
+            x, mixed, weight = augment(x, target, drawn, weight)
         elif augment:
-            x, mixed = augment(x, target, torch.default_generator)
+            x, mixed = augment(x, target, drawn)
+        if augment and one_of_several:
+            x, mixed, weight = _taken(share, x.shape[: 1 + many], x, mixed, weight)
 
         def gradients(
             x: Tensor = x,
@@ -228,7 +233,8 @@ def _one_epoch(
         ) -> Tensor:
             for optimiser in state.optimisers:
                 optimiser.zero_grad(set_to_none=True)
-            with shared(fabric.global_rank, fabric.world_size, rows, coins) if many else contextlib.nullcontext():
+            mine = shared(fabric.global_rank, fabric.world_size, rows, coins)
+            with mine if many and one_of_several else contextlib.nullcontext():
                 loss = objective.loss(state.model(x), target, weight).sum() / divisor
             fabric.backward(loss)
             return loss
@@ -252,19 +258,32 @@ def _one_epoch(
 
 
 def _batches(
-    problem: Problem, order: Tensor, batch: int, many: bool, fabric: Any
+    problem: Problem, order: Tensor, batch: int, many: bool, fabric: Any, share: slice
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None, float]]:
-    """Rows, targets and weights of this process, and what their losses are divided by.
+    """Rows, targets and weights of this process, its ``share`` of a batch, and what their losses are divided by.
 
     The loss is a mean over all rows of all members, wherever they are, and Fabric divides gradients by the number of
     processes: so it is the sum of the rows here by the rows of the whole batch for each process.
     """
-    share = slice(fabric.global_rank, None, fabric.world_size)
     for whole in order.split(batch, 1):
         mine = whole[:, share] if many else whole[0, share]
         weight = None if problem.weight is None else problem.weight[mine].to(fabric.device)
         target = problem.target[mine].to(fabric.device)
         yield problem.x[mine].to(fabric.device), target, weight, whole.numel() / fabric.world_size
+
+
+def _taken(
+    share: slice, lead: torch.Size, x: Tensor, target: Tensor | Target, weight: Tensor | None
+) -> tuple[Tensor, Tensor | Target, Tensor | None]:
+    """A share of the rows, whose leading dimensions are ``lead``; those of a ``Target`` are flattened."""
+    rows = torch.arange(lead.numel(), device=x.device).view(lead)[..., share]
+
+    def of(values: Tensor) -> Tensor:
+        rest = values.shape[len(lead) :]
+        return values.reshape(-1, *rest)[rows.reshape(-1)].view(*rows.shape, *rest)
+
+    mine = target[rows.reshape(-1)] if isinstance(target, Target) else of(target)
+    return of(x), mine, None if weight is None else of(weight)
 
 
 def _loaded(loader: Any, fabric: Any) -> Iterator[tuple[Tensor, Tensor, Tensor | None, float]]:

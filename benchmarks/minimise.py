@@ -302,13 +302,13 @@ def page(record: Mapping[str, Any]) -> Iterator[str]:
         yield from details(name, of)
 
 
-def write_page(record: Mapping[str, Any]) -> None:
-    """Put the figures between the markers of docs/minimise.md."""
-    head, _, rest = PAGE.read_text(encoding="utf-8").partition(MARKERS[0])
-    _, end, tail = rest.partition(MARKERS[1])
-    assert end, f"{PAGE.name} should have the lines {MARKERS[0]} and {MARKERS[1]}"
-    figures = "\n".join(page(record))
-    PAGE.write_text(f"{head}{MARKERS[0]}\n\n{figures}\n\n{MARKERS[1]}{tail}", encoding="utf-8")
+def between(place: Path, markers: tuple[str, str], lines: Iterator[str]) -> None:
+    """Put lines between two markers of a page."""
+    head, _, rest = place.read_text(encoding="utf-8").partition(markers[0])
+    _, end, tail = rest.partition(markers[1])
+    assert end, f"{place.name} should have the lines {markers[0]} and {markers[1]}"
+    written = "\n".join(lines).strip("\n")
+    place.write_text(f"{head}{markers[0]}\n\n{written}\n\n{markers[1]}{tail}", encoding="utf-8")
 
 
 def main() -> None:
@@ -327,7 +327,7 @@ def main() -> None:
         asked.record.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         print("\n".join(page(record)))
     if asked.page:
-        write_page(json.loads(asked.record.read_text(encoding="utf-8")))
+        between(PAGE, MARKERS, page(json.loads(asked.record.read_text(encoding="utf-8"))))
     if asked.table or asked.page:
         return
     for name in asked.set:

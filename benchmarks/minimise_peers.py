@@ -192,7 +192,8 @@ def lenet(known: Rows, new: Any, about: About, epochs: int = 15) -> Probabilitie
     return z.double().softmax(1).numpy()
 
 
-def of_crossent(known: Rows, new: Any, about: About) -> Probabilities:
+def fitted(known: Rows, new: Any, about: About, **choices: Any) -> Any:
+    """Give the run of ``crossent.fit``, with its defaults but for what is chosen; of ``crossent.tune`` with trials."""
     import torch
 
     import crossent
@@ -201,12 +202,23 @@ def of_crossent(known: Rows, new: Any, about: About) -> Probabilities:
     here = about.set
     if here.limits is None:
         y, came = (np.array(here.classes)[labels] for labels in (known.y, about.came))
-        run = crossent.fit(known.x, y, test=(new, came), kind="classes", seed=0)
-        return in_place(run.predict_proba(new), [here.classes.index(name) for name in run.classes], here.columns)
-    low, high = here.limits
-    y, came = (low + labels * (high - low) for labels in (known.y, about.came))
-    run = crossent.fit(known.x, y, test=(new, came), kind="range", limits=here.limits, seed=0)
-    return np.asarray(run.predict_proba(new), np.float64)
+        kind: dict[str, Any] = {"kind": "classes"}
+    else:
+        low, high = here.limits
+        y, came = (low + labels * (high - low) for labels in (known.y, about.came))
+        kind = {"kind": "range", "limits": here.limits}
+    asked = {"test": (new, came), "seed": 0, **kind, **choices}
+    return crossent.tune(known.x, y, **asked).run if "trials" in choices else crossent.fit(known.x, y, **asked)
+
+
+def said_by(run: Any, new: Any, here: Set) -> Probabilities:
+    """Give what a run says of rows, with the columns of the set."""
+    p = np.asarray(run.predict_proba(new), np.float64)
+    return p if here.limits else in_place(p, [here.classes.index(name) for name in run.classes], here.columns)
+
+
+def of_crossent(known: Rows, new: Any, about: About) -> Probabilities:
+    return said_by(fitted(known, new, about), new, about.set)
 
 
 Stopped = Callable[[Rows, Rows, Any, About], Probabilities]

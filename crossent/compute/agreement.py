@@ -110,6 +110,8 @@ def _digest(said: Any, values: bool) -> int:
                 told.update(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         elif is_dataclass(x):
             tell([type(x).__qualname__, *(getattr(x, field.name) for field in fields(x))])
+        elif isinstance(x, Loss):
+            tell([type(x).__qualname__, *tensors_of(x)])
         elif isinstance(x, (list, tuple)):
             told.update(b"[")
             for each in x:

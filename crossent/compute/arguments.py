@@ -248,8 +248,9 @@ def smoothing_of_nll(loss: Loss) -> float | None:
     """The label smoothing of a loss that is the NLL and nothing else; None for any other, and if it is a tensor."""
     if isinstance(loss, NLL):
         return 0.0
-    plain = isinstance(loss, Smoothed) and isinstance(loss.loss, NLL) and not isinstance(loss.smoothing, Tensor)
-    return loss.smoothing if isinstance(loss, Smoothed) and plain else None
+    if not (isinstance(loss, Smoothed) and isinstance(loss.loss, NLL)) or isinstance(loss.smoothing, Tensor):
+        return None
+    return loss.smoothing
 
 
 def order_in_memory(input: Tensor, target: Tensor) -> list[int]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from crossent import binary_cross_entropy_with_logits, cross_entropy, sparse
+from crossent import binary_cross_entropy_with_logits, cross_entropy, linear_cross_entropy, sparse
 from crossent.compute import backends, losses
 from crossent.compute.losses import LOSSES, NLL, ClassWeighted, Confidence, Focal, LogZ, Loss, Smoothed
 from crossent.compute.rows import row_stats
@@ -329,3 +329,42 @@ def test_taylor_runs_from_the_absolute_error_to_the_nll() -> None:
         got = cross_entropy(z, y, loss=losses.TaylorCE(order), reduction="none")
         assert torch.allclose(got, expected, rtol=1e-12, atol=0)
     assert not torch.allclose(cross_entropy(z, y, loss=losses.TaylorCE(3), reduction="none"), -p.log(), rtol=1e-3)
+
+
+LEARNED = [
+    (name, field.name)
+    for name, loss in KNOBS.items()
+    for field in fields(loss)  # type: ignore[arg-type]
+    if isinstance(getattr(loss, field.name), float)
+]
+
+
+@pytest.mark.parametrize("at", ["here", 0.0])
+@pytest.mark.parametrize(("name", "field"), LEARNED)
+def test_every_number_that_a_loss_holds_may_be_learned(name: str, field: str, at: str | float) -> None:
+    """A tensor in its place has the slope that differences have, through logits and through a head; also at 0."""
+    given = getattr(KNOBS[name], field) if at == "here" else 0.0
+    g = torch.Generator().manual_seed(5)
+    x, w = torch.randn(5, 4, generator=g).double(), torch.randn(6, 4, generator=g).double()
+    y = torch.tensor([0, 5, 2, 3, 0])
+
+    def value(number: float | Tensor, head: bool) -> Tensor:
+        loss = replace(KNOBS[name], **{field: number})  # type: ignore[type-var]
+        if name == "ArcFace":  # which asks for cosines times a scale
+            return cross_entropy(30 * torch.tanh(x @ w.T), y, loss=loss)
+        return linear_cross_entropy(x, w, y, loss=loss) if head else cross_entropy(x @ w.T, y, loss=loss)
+
+    try:
+        value(given, False)
+    except ValueError:
+        return  # this number may not be 0
+    learned = torch.tensor(given, dtype=torch.float64, requires_grad=True)
+    step = 1e-6
+    if given:
+        true = (float(value(given + step, False)) - float(value(given - step, False))) / (2 * step)
+    else:  # nothing is below some of them
+        ahead = [float(value(i * step, False)) for i in range(3)]
+        true = (4 * ahead[1] - ahead[2] - 3 * ahead[0]) / (2 * step)
+    for head in (False, True):
+        (slope,) = torch.autograd.grad(value(learned, head), learned)
+        assert float(slope) == pytest.approx(true, rel=1e-5, abs=1e-8), head

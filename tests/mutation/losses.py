@@ -64,8 +64,8 @@ LOSSES = (
           "beyond 50 nats nothing matters", ("compute/test_planted.py",), "margin_far"),
     Fault("fourth root as a square root", "losses/margin.py", "rarity.sqrt().sqrt()", "rarity.sqrt()",
           "half the formula", FORMULA, "LDAM and reference"),
-    Fault("sine and cosine of the margin", "losses/margin.py", "math.sin(self.margin) * sine",
-          "math.cos(self.margin) * sine", "the addition theorem from memory", FORMULA, "ArcFace and reference"),
+    Fault("sine and cosine of the margin", "losses/margin.py", "torch.sin(margin) * sine",
+          "torch.cos(margin) * sine", "the addition theorem from memory", FORMULA, "ArcFace and reference"),
     # --- score
     Fault("Brier without its rivals", "losses/score.py", "(miss.square() + rivals)", "miss.square()",
           "the binary score", FORMULA, "Brier and reference"),

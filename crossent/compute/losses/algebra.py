@@ -11,8 +11,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
+from torch.nn import Module
 
 from crossent.compute.stats import Stats
 
@@ -59,12 +61,24 @@ class Loss:
             return NotImplemented
         return Sum(self, other)
 
-    def __mul__(self, factor: float) -> Loss:
+    def __mul__(self, factor: float | Tensor) -> Loss:
         if isinstance(factor, Loss):
             raise TypeError("two losses cannot be multiplied; add them, or multiply one by a number.")
-        return Scaled(float(factor), self)
+        if not isinstance(factor, Tensor):
+            return Scaled(float(factor), self)
+        if factor.numel() != 1 or factor.dim() > 1:
+            raise TypeError(
+                f"a loss is multiplied by one number, and the tensor has shape {tuple(factor.shape)}: weights of rows "
+                "are sample_weight=, and weights of classes weight= or ClassWeighted(weight, loss)."
+            )
+        return Scaled(factor, self)
 
     __rmul__ = __mul__
+
+
+def is_exactly(x: float | Tensor, number: float) -> bool:
+    """Whether a number is this one and stays it: a tensor may be learned, and has a slope there too."""
+    return not isinstance(x, Tensor) and x == number
 
 
 def _unweighted(loss: Loss) -> Loss:
@@ -109,9 +123,9 @@ class Sum(Loss):
 
 @dataclass(frozen=True)
 class Scaled(Loss):
-    """factor · loss."""
+    """factor · loss; a tensor may be learned."""
 
-    factor: float
+    factor: float | Tensor
     loss: Loss
 
     @property
@@ -166,23 +180,37 @@ class Reweighted(Loss):
         return self.loss(s)
 
 
-def tensors_of(loss: Loss) -> list[Tensor]:
-    """All tensors that a loss and the losses within it hold: class weights, and whatever else may be learned."""
+OF_MODULE = ("_parameters", "_buffers", "_modules")
+"""Where a module keeps its tensors and the modules within."""
+
+
+def tensors_of(loss: Loss | Module) -> list[Tensor]:
+    """All tensors that a loss and the losses within it hold: class weights, and whatever else may be learned.
+
+    Of a module, and of modules that a loss holds, they are the parameters and buffers too.
+    """
     found: list[Tensor] = []
-    for held in vars(loss).values():
-        if isinstance(held, Tensor):
-            found.append(held)
-        elif isinstance(held, Loss):
-            found += tensors_of(held)
+    for name, held in vars(loss).items():
+        for each in held.values() if name in OF_MODULE else (held,):
+            if isinstance(each, Tensor):
+                found.append(each)
+            elif isinstance(each, (Loss, Module)):
+                found += tensors_of(each)
     return found
 
 
-def with_tensors(loss: Loss, tensors: Iterator[Tensor]) -> Loss:
+def with_tensors(loss: Any, tensors: Iterator[Tensor]) -> Any:
     """The same loss with other tensors in the places of its own (or of ``...``), in the order of ``tensors_of``."""
+
+    def with_other(held: Any) -> Any:
+        if isinstance(held, Tensor) or held is ...:
+            return next(tensors)
+        return with_tensors(held, tensors) if isinstance(held, (Loss, Module)) else held
+
     made = copy.copy(loss)
     for name, held in vars(loss).items():
-        if isinstance(held, Tensor) or held is ...:
-            object.__setattr__(made, name, next(tensors))
-        elif isinstance(held, Loss):
-            object.__setattr__(made, name, with_tensors(held, tensors))
+        if name in OF_MODULE:
+            object.__setattr__(made, name, {key: with_other(each) for key, each in held.items()})
+        else:
+            object.__setattr__(made, name, with_other(held))
     return made

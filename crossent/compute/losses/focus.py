@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crossent.compute.losses.algebra import Loss
+from crossent.compute.losses.algebra import Loss, is_exactly
 from crossent.compute.stats import Stats
 
 
-def _focused(nll: Tensor, gamma: float) -> Tensor:
+def _focused(nll: Tensor, gamma: float | Tensor) -> Tensor:
     """(1 - e^-nll)^γ nll."""
-    if gamma == 0:
+    if is_exactly(gamma, 0):
         return nll
     # From 50 nats on (1 - p)^γ is 1 to the last digit of float64, and the loss is nll; at ∞ autograd would meet 0 · ∞.
     near = nll.clamp(max=50.0)
-    if gamma < 1:  # the power has no derivative at 0, where the loss is 0 with slope 0
+    if isinstance(gamma, Tensor) or gamma < 1:  # the power has no derivative at 0, where the loss is 0 with slope 0
         sure = near == 0
         inner = torch.where(sure, 1.0, near)
         focused = torch.where(sure, 0.0, torch.pow(-torch.expm1(-inner), gamma) * inner)
@@ -39,7 +39,7 @@ class Focal(Loss):
 
     reads = frozenset()
 
-    gamma: float = 2.0
+    gamma: float | Tensor = 2.0
 
     def __post_init__(self) -> None:
         if not self.gamma >= 0:
@@ -48,7 +48,7 @@ class Focal(Loss):
     @property
     def focus(self) -> float | None:
         """γ itself, but of a subclass that may be another loss."""
-        return self.gamma if type(self) is Focal else None
+        return self.gamma if type(self) is Focal and not isinstance(self.gamma, Tensor) else None
 
     def __call__(self, s: Stats) -> Tensor:
         """Σ_k q_k (1 - p_k)^γ nll_k."""
@@ -68,7 +68,7 @@ class Poly1(Loss):
 
     reads = frozenset()
 
-    epsilon: float = 1.0
+    epsilon: float | Tensor = 1.0
 
     def __post_init__(self) -> None:
         if not self.epsilon >= -1:
@@ -99,9 +99,9 @@ class Asymmetric(Loss):
 
     reads = frozenset()
 
-    gamma_pos: float = 0.0
-    gamma_neg: float = 4.0
-    margin: float = 0.05
+    gamma_pos: float | Tensor = 0.0
+    gamma_neg: float | Tensor = 4.0
+    margin: float | Tensor = 0.05
 
     def __post_init__(self) -> None:
         if not (self.gamma_pos >= 0 and self.gamma_neg >= 0):
@@ -114,5 +114,5 @@ class Asymmetric(Loss):
     def __call__(self, s: Stats) -> Tensor:
         """Σ_k q_k of either: a "no" is focal too, of the nll that is left of it."""
         no = s.of_class(torch.arange(s.classes, device=s.nll.device)) == 0
-        left = -torch.log1p(-torch.relu(s.miss - self.margin)) if self.margin else s.nll
+        left = s.nll if is_exactly(self.margin, 0) else -torch.log1p(-torch.relu(s.miss - self.margin))
         return s.over_targets(torch.where(no, _focused(left, self.gamma_neg), _focused(s.nll, self.gamma_pos)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crossent.compute.losses.algebra import Loss, _unweighted
+from crossent.compute.losses.algebra import Loss, _unweighted, is_exactly
 from crossent.compute.stats import Stats
 
 
@@ -48,7 +48,7 @@ class Smoothed(Loss):
     tensor(0.3269)
     """
 
-    smoothing: float = 0.1
+    smoothing: float | Tensor = 0.1
     loss: Loss = NLL()
     over: str = "allowed"
 
@@ -76,10 +76,10 @@ class Smoothed(Loss):
 
     def __call__(self, s: Stats) -> Tensor:
         """(1 - ε) loss + ε · mass · the mean over the other classes."""
-        if self.smoothing == 0:
+        if is_exactly(self.smoothing, 0):
             return self.loss(s)  # 0 · ∞ = 0
         spread = self.smoothing * self._spread(s)
-        return spread if self.smoothing == 1 else (1 - self.smoothing) * self.loss(s) + spread
+        return spread if is_exactly(self.smoothing, 1) else (1 - self.smoothing) * self.loss(s) + spread
 
     def _spread(self, s: Stats) -> Tensor:
         uniform = s.uniform

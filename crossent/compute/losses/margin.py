@@ -42,15 +42,15 @@ class Margin(Loss):
 
     reads = frozenset()
 
-    m: float = 0.35
+    m: float | Tensor = 0.35
 
     def __post_init__(self) -> None:
-        if not abs(self.m) <= _MOST:
+        if not -_MOST <= self.m <= _MOST:
             raise ValueError(f"the margin m must be finite, -{_MOST:g} to {_MOST:g}, and is {self.m}.")
 
     def __call__(self, s: Stats) -> Tensor:
         """Σ_k q_k log1p(e^m expm1(nll_k))."""
-        return s.over_targets(_nll_after(s.nll, s.nll.new_tensor(self.m)))
+        return s.over_targets(_nll_after(s.nll, torch.as_tensor(self.m, dtype=s.nll.dtype, device=s.nll.device)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ class LDAM(Loss):
     reads = frozenset()
 
     counts: Tensor
-    margin: float = 0.5
+    margin: float | Tensor = 0.5
 
     def __post_init__(self) -> None:
         wrong = int((~(self.counts > 0)).sum())
@@ -109,8 +109,8 @@ class ArcFace(Loss):
 
     reads = frozenset()
 
-    margin: float = 0.5
-    scale: float = 64.0
+    margin: float | Tensor = 0.5
+    scale: float | Tensor = 64.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.margin < math.pi:
@@ -125,9 +125,10 @@ class ArcFace(Loss):
         squared = (1 - cosine) * (1 + cosine)
         upright = squared > 0  # the root of 0 has no slope
         sine = torch.where(upright, torch.where(upright, squared, 1.0).sqrt(), 0.0)
+        margin = torch.as_tensor(self.margin, dtype=cosine.dtype, device=cosine.device)
         # 1 - cos m is 2 sin²(m/2): small margins keep their digits.
-        within = 2 * math.sin(self.margin / 2) ** 2 * cosine + math.sin(self.margin) * sine
-        beyond = cosine <= -math.cos(self.margin)
-        taken = self.scale * torch.where(beyond, self.margin * math.sin(self.margin), within)
+        within = 2 * torch.sin(margin / 2) ** 2 * cosine + torch.sin(margin) * sine
+        beyond = cosine <= -torch.cos(margin)
+        taken = self.scale * torch.where(beyond, margin * torch.sin(margin), within)
         no_cosine = (given.abs() > 1.01) & (given != -torch.inf)
         return s.over_targets(torch.where(no_cosine, torch.nan, _nll_after(s.nll, taken)))

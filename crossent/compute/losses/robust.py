@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from crossent.compute.losses.algebra import Loss
+from crossent.compute.losses.algebra import Loss, is_exactly
 from crossent.compute.stats import Stats, missing
 
 
@@ -25,7 +25,7 @@ class GeneralisedCE(Loss):
 
     reads = frozenset()
 
-    q: float = 0.7
+    q: float | Tensor = 0.7
 
     def __post_init__(self) -> None:
         if not 0 < self.q <= 1:
@@ -52,9 +52,9 @@ class SymmetricCE(Loss):
 
     reads = frozenset()
 
-    alpha: float = 0.1
-    beta: float = 1.0
-    A: float = -4.0
+    alpha: float | Tensor = 0.1
+    beta: float | Tensor = 1.0
+    A: float | Tensor = -4.0
 
     def __post_init__(self) -> None:
         if not (0 <= self.alpha < math.inf and 0 <= self.beta < math.inf):
@@ -65,7 +65,7 @@ class SymmetricCE(Loss):
     def __call__(self, s: Stats) -> Tensor:
         """Σ_k q_k (α nll_k - β A (1 - p_k))."""
         reverse = -self.beta * self.A * s.miss
-        return s.over_targets(self.alpha * s.nll + reverse if self.alpha else reverse)
+        return s.over_targets(reverse if is_exactly(self.alpha, 0) else self.alpha * s.nll + reverse)
 
 
 @dataclass(frozen=True)

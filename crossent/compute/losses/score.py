@@ -61,7 +61,7 @@ class Hinge(Loss):
 
     reads = frozenset({"logits"})
 
-    margin: float = 1.0
+    margin: float | Tensor = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.margin < math.inf:

@@ -94,7 +94,7 @@ def is_proper(loss: Loss) -> bool:
         case Sum():
             return is_proper(loss.a) and is_proper(loss.b)
         case Scaled():
-            return loss.factor >= 0 and is_proper(loss.loss)
+            return bool(loss.factor >= 0) and is_proper(loss.loss)
         case Smoothed() if loss.smoothing == 0:
             return is_proper(loss.loss)
     known = PROPERTIES.get(type(loss))
@@ -107,7 +107,7 @@ def slopes_of(loss: Loss, log_p: Tensor) -> Slopes:
         case Sum():
             return slopes_of(loss.a, log_p) + slopes_of(loss.b, log_p)
         case Scaled():
-            return slopes_of(loss.loss, log_p).times(loss.factor)
+            return slopes_of(loss.loss, log_p).times(float(loss.factor))
     known = PROPERTIES.get(type(loss))
     if known is None or known.slopes is None:
         raise NoSlope(f"{known.minimiser}." if known else "nothing is known of its minimiser.")
@@ -143,7 +143,7 @@ def _bootstrapped(loss: Bootstrapped, log_p: Tensor) -> Slopes:
 def _asymmetric(loss: Asymmetric, log_p: Tensor) -> Slopes:
     if loss.margin:
         raise NoSlope("a no that is surer than its margin costs nothing, however sure it is.")
-    of_no, of_yes = _focal(loss.gamma_neg, log_p), _focal(loss.gamma_pos, log_p)
+    of_no, of_yes = _focal(float(loss.gamma_neg), log_p), _focal(float(loss.gamma_pos), log_p)
     return Slopes(torch.cat((of_no[..., :1], of_yes[..., 1:]), -1))
 
 
@@ -160,11 +160,12 @@ def _ldam(loss: LDAM, log_p: Tensor) -> Slopes:
 
 def _smoothed(loss: Smoothed, log_p: Tensor) -> Slopes:
     """(1 - ε) of the loss inside, and the mean of -log p_j over all classes or over the others."""
-    inner, classes = slopes_of(loss.loss, log_p).times(1 - loss.smoothing), log_p.shape[-1]
+    smoothing, classes = float(loss.smoothing), log_p.shape[-1]
+    inner = slopes_of(loss.loss, log_p).times(1 - smoothing)
     if loss.over == "others":
-        each = loss.smoothing / (classes - 1)
+        each = smoothing / (classes - 1)
         return inner + Slopes(torch.full_like(log_p, -each), torch.full_like(log_p, -each))
-    return inner + Slopes(torch.zeros_like(log_p), torch.full_like(log_p, -loss.smoothing / classes))
+    return inner + Slopes(torch.zeros_like(log_p), torch.full_like(log_p, -smoothing / classes))
 
 
 def _focal(gamma: float, log_p: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ The truth is the same loss of logits that are there, in float64, differentiated 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -244,6 +245,23 @@ class Powered(Loss):
         return s.over_targets((1.0 + s.nll) ** self.power)
 
 
+class Bent(torch.nn.Module, Loss):
+    """Somebody's own loss that is a module, and holds another module."""
+
+    def __init__(self, power: Tensor) -> None:
+        super().__init__()
+        self.power = torch.nn.Parameter(power)
+        self.bend = torch.nn.Linear(1, 1, dtype=torch.float64)
+        self.inner = Brier()
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return self.inner.reads
+
+    def forward(self, s: Stats) -> Tensor:
+        return self.bend(self.inner(s).unsqueeze(-1) ** self.power).squeeze(-1)
+
+
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiled_and_eager_have_the_same_bits() -> None:
     class Local(Powered):
@@ -257,6 +275,7 @@ def test_compiled_and_eager_have_the_same_bits() -> None:
     cases: list[Value] = [
         *(loss_of(Powered(power)) for power in (2.0, 2.5, 3.0)),  # numbers of which a compiler would make a variable
         loss_of(Local(2.0)),
+        loss_of(0.5 * Bent(power) + NLL()),
         loss_of(0.5 * Brier() + NLL(), weight=weight, link=Link(softcap=3.0)),
         lambda x, w, b, p: linear_cross_entropy(x, w, Y, linear_bias=b, loss=Brier() + Powered(p), reduction="sum"),
     ]
@@ -276,9 +295,12 @@ def test_what_a_compiled_program_names_has_to_be_there() -> None:
     for name, kind, sentence in (
         ("crossent.compute.losses:Mine", LookupError, "needs crossent.compute.losses:Mine, which is not here"),
         ("subprocess:Popen", TypeError, "subprocess:Popen is no loss, link or divergence"),
+        ("antigravity:Loss", LookupError, "nobody has imported antigravity here.* write `import antigravity` before"),
+        ("crossent.compute.losses:NLL.__init__.__globals__", LookupError, "which is not here"),
     ):
         with pytest.raises(kind, match=sentence):
             compiled._read(json.dumps(["object", name, {}]))
+    assert "antigravity" not in sys.modules  # it opens a browser
 
 
 def test_the_operators_are_what_they_say() -> None:

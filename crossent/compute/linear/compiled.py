@@ -4,15 +4,15 @@ Dynamo does not see through an autograd function of functions, and whatever it s
 chunk by chunk, and takes the memory that suits it. So the function is written down: what a loss, a link or a divergence
 is made of are classes, numbers and words, with ``...`` in the places of tensors, which the operators are given beside
 it. The text is a constant of the program, and the chunks are made within the operators, as they are without a compiler:
-in the same memory, with the same bits. Whoever runs a saved program imports the modules that its text names: it is to
-come from somebody whose code one would run.
+in the same memory, with the same bits. A text names classes of modules that are imported already, and imports none: a
+saved program runs no code but that of its own process.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from functools import reduce
@@ -21,6 +21,7 @@ from uuid import uuid4
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from crossent.compute.backends.reference import wide
 from crossent.compute.linear import columns
@@ -28,7 +29,7 @@ from crossent.compute.losses.algebra import Loss
 
 # --- a function as a text -----------------------------------------------------------------------------------------
 
-MADE_OF = "made of"
+MADE_OF, TABLE = "made of", "table"
 _KEPT: dict[str, Any] = {}
 """What no import finds (a class within a function, one that was defined anew) has a name in this process alone."""
 
@@ -40,6 +41,8 @@ def spelled(outlined: Any) -> list[Any]:
     if isinstance(outlined, tuple) and outlined[:1] == (MADE_OF,):
         _, kind, fields = outlined
         return ["object", _name_of(kind), {name: spelled(held) for name, held in fields}]
+    if isinstance(outlined, tuple) and outlined[:1] == (TABLE,):
+        return ["table", {name: spelled(held) for name, held in outlined[1]}]
     if outlined is None or isinstance(outlined, (bool, int, float, str)):
         return ["value", outlined]
     return ["thing", _name_of(outlined)]
@@ -53,13 +56,17 @@ def _read(text: str) -> Any:
 def _made(what: str, *of: Any) -> Any:
     if what == "tensor":
         return ...
+    if what == "table":
+        return {key: _made(*held) for key, held in of[0].items()}
     if what != "object":
         return _thing(*of) if what == "thing" else of[0]
     name, fields = of
     kind = _thing(name)
-    if not (isinstance(kind, type) and (issubclass(kind, Loss) or is_dataclass(kind))):
+    if not (isinstance(kind, type) and (issubclass(kind, (Loss, Module)) or is_dataclass(kind))):
         raise TypeError(f"{name} is no loss, link or divergence, and a compiled program says that it is.")
     made = object.__new__(kind)
+    if isinstance(made, Module):
+        Module.__init__(made)
     for field, held in fields.items():
         object.__setattr__(made, field, _made(*held))
     return made
@@ -75,19 +82,26 @@ def _name_of(thing: Any) -> str:
 
 def _thing(name: str) -> Any:
     found = _KEPT[name] if name in _KEPT else _imported(name)
-    if found is None:
+    if found is not None:
+        return found
+    module = name.partition(":")[0]
+    if name.startswith("kept ") or module in sys.modules:
         raise LookupError(
             f"a compiled program needs {name}, which is not here: a loss that another process is to know must be a "
             "class at the top of a module that can be imported."
         )
-    return found
+    raise LookupError(
+        f"a compiled program names {name}, and nobody has imported {module} here: a program imports nothing by itself. "
+        f"If you know what it is, write `import {module}` before it runs."
+    )
 
 
 def _imported(name: str) -> Any:
+    """What is called so in a module that somebody has imported: a text imports nothing."""
     module, _, path = name.partition(":")
-    try:
-        return reduce(getattr, path.split("."), importlib.import_module(module))
-    except (ImportError, AttributeError, ValueError):
+    try:  # what lies in its dictionaries: asked for attributes, a module might import others
+        return reduce(lambda held, part: vars(held)[part], path.split("."), sys.modules[module])
+    except (KeyError, TypeError):
         return None
 
 

@@ -6,7 +6,9 @@ a process of their own.
 """
 
 import contextlib
+import io
 import json
+import math
 import os
 import re
 import resource
@@ -18,9 +20,12 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 import crossent
 from crossent import cli
+from crossent.cli.training import Training
+from crossent.minimise import Progress
 
 SMALL = ["members=1", "folds=2", "width=8", "beside=no"]
 QUICK = [word for setting in [*SMALL, "epochs=3"] for word in ("--set", setting)]
@@ -447,7 +452,7 @@ def test_a_narrow_terminal_is_not_overrun(here, call, monkeypatch):
     flowers().to_csv("flowers.csv", index=False)
     status, said, _ = call("fit", "flowers.csv", "-o", "run", *QUICK)
     assert status == 0
-    free = ("Report: ", "Model, record")  # a path is printed on one line, so that it can be copied
+    free = ("Report: ", "Model, record", "{")  # a path is on one line, to be copied, and JSON, to be read by programs
     lines = [line for line in said.splitlines() if not line.startswith(free)]
     assert max(map(len, lines)) <= 50
     monkeypatch.setenv("COLUMNS", "120")
@@ -483,3 +488,18 @@ def test_the_bar_on_a_terminal_fits_and_goes_away(here):
     assert any("epoch" in line and "validation" in line for line in lines)
     assert max(map(len, lines)) <= 50
     assert "Report: runs/flowers/report.html" in text
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"), [(100, "starting; a first run compiles"), (60, "a first run compiles its kernels")]
+)
+def test_a_terminal_sees_something_before_the_first_epoch(width, shown):
+    """Of the first run on a machine the kernels are compiled then, for some 20 seconds."""
+    screen = io.StringIO()
+    with Training(Console(file=screen, force_terminal=True, width=width)) as training:
+        training.bar.refresh()
+        assert shown in screen.getvalue()
+        training.show(Progress(1, 0.5, 4, math.nan, math.nan, math.nan, 0, math.nan))
+        training.bar.refresh()
+        assert "epoch 1, 50% of it" in screen.getvalue()
+        assert (training.bar.tasks[0].completed, training.bar.tasks[0].total) == (0.125, 1.0)

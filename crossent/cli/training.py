@@ -32,6 +32,9 @@ class Training:
                 console=self.console,
                 transient=True,
             )
+            # Of the first run on a machine it is long before there is more to say: kernels are compiled.
+            first = "a first run compiles its kernels, some 20 seconds"
+            self.job = self.bar.add_task(f"starting; {first}" if self.console.width >= 72 else first, total=None)
             self.bar.start()
         return self
 
@@ -47,10 +50,8 @@ class Training:
         """Show how far the training is."""
         words = self._words(at)
         if self.bar is not None:
-            if self.job is None:
-                self.job = self.bar.add_task(words, total=1.0)
             done = (at.epoch - 1 + at.share) / max(at.epoch, at.expected)
-            self.bar.update(self.job, description=words, completed=done)
+            self.bar.update(self.job, description=words, completed=done, total=1.0)
         elif time.monotonic() - self.said > 2.0:
             self.said = time.monotonic()
             known = {name: value for name, value in vars(at).items() if math.isfinite(value)}  # NaN is no JSON

@@ -1,9 +1,11 @@
 """The command fit on two processes, and what predict adds to a number in a range."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -68,33 +70,76 @@ def test_predict_adds_intervals_where_there_are_some(call, table):
         assert not Path("q.csv").exists()
 
 
+def two_processes(folder, *program):
+    """The command that torchrun runs, started: a program and its arguments in two processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = ("torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1", f"--master-port={port}")
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    return subprocess.Popen(
+        [sys.executable, "-m", *launch, *map(str, program)],
+        cwd=folder,
+        env={**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 def test_fit_under_torchrun_gives_the_answer_of_one_process(call, tmp_path, table):
     """Batches of 14 are shared as 7 and 7, the last of an epoch as 3 and 3."""
     told = ("fit", "table.csv", "--target", "kind", *SET, "--set", "epochs=4")
     assert call(*told, "-o", "alone") == (0, "")
     assert call(*told, "-o", "other", "--seed", 1) == (0, "")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # What the command torchrun runs.
-    launch = ("torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1", f"--master-port={port}")
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    pair = subprocess.run(
-        [sys.executable, "-m", *launch, "-m", "crossent", *told, "-o", "pair"],
-        cwd=tmp_path,
-        env={**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert pair.returncode == 0, pair.stderr
-    assert pair.stdout.count("rows to learn from") == 1  # one process speaks, and one writes
+    pair = two_processes(tmp_path, "-m", "crossent", *told, "-o", "pair")
+    said, trouble = pair.communicate(timeout=300)
+    assert pair.returncode == 0, trouble
+    assert said.count("rows to learn from") == 1  # one process speaks, and one writes
     assert {path.name for path in Path("pair").iterdir()} == {path.name for path in Path("alone").iterdir()}
     one, two, another = (crossent.load(name).predict_proba(table) for name in ("alone", "pair", "other"))
     # Gradients of float32 are summed in another order, and Adam divides them by their size.
     assert np.abs(two - one).max() < 1e-4
     assert np.abs(another - one).max() > 1e-2
+
+
+SLOW = """
+import os, time
+from pathlib import Path
+from crossent.minimise.training import train
+one = train._one_epoch
+def slow(*arguments):
+    time.sleep(0.1)
+    return one(*arguments)
+train._one_epoch = slow
+Path(f"worker-{os.environ['RANK']}").write_text(str(os.getpid()))
+from crossent.cli import main
+main()
+"""
+
+
+def test_a_worker_that_is_killed_ends_the_others_and_the_run_goes_on_to_the_same_bytes(call, tmp_path):
+    told = ("fit", "table.csv", "--target", "kind", *SET, "--set", "epochs=25", "--set", "patience=25")
+    Path("slow.py").write_text(SLOW)
+    killed = two_processes(tmp_path, "slow.py", *told, "-o", "killed")
+    end = time.monotonic() + 120
+    while not Path("killed/checkpoint/network-1.pt").exists():
+        assert killed.poll() is None, killed.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    writer, other = (int(Path(f"worker-{rank}").read_text()) for rank in (0, 1))
+    os.kill(writer, signal.SIGKILL)
+    assert "exitcode  : -9" in killed.communicate(timeout=60)[1]
+    assert killed.returncode == 1
+    with pytest.raises(ProcessLookupError):  # nobody waits for who does not come
+        os.kill(other, 0)
+    assert not Path("killed/model.json").exists()
+    for name, more in (("killed", ["--resume"]), ("whole", [])):
+        pair = two_processes(tmp_path, "-m", "crossent", *told, "-o", name, *more)
+        trouble = pair.communicate(timeout=300)[1]
+        assert pair.returncode == 0, trouble
+    for name in ("predictions.parquet", "model.safetensors"):
+        assert Path("killed", name).read_bytes() == Path("whole", name).read_bytes()
 
 
 @pytest.mark.parametrize("library", ["safetensors", "skops", "pyarrow", "jinja2", "matplotlib"])

@@ -111,11 +111,11 @@ def _sheet(sheet: table.Sheet | None, screen: Console) -> RenderableType | None:
 
     if sheet is None:
         return None
-    shown = [column for column in sheet.columns if column.essential or screen.width >= _WIDE]
+    shown = _fitting([column for column in sheet.columns if column.essential or screen.width >= _WIDE], screen.width)
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     names = [column for column in shown if not column.numeric]
     # Names share what the numbers leave, so that no name pushes a number off the screen.
-    taken = sum(max(map(len, [*_lines_of(column), *column.cells])) for column in shown if column.numeric)
+    taken = sum(_width(column) for column in shown if column.numeric)
     rooms = _rooms(names, screen.width - taken - 2 * len(shown))
     for column in shown:
         title = Text(_speakable(column.title, screen))
@@ -126,6 +126,24 @@ def _sheet(sheet: table.Sheet | None, screen: Console) -> RenderableType | None:
     if not sheet.left_out:
         return grid
     return Group(grid, Text(_speakable(sheet.left_out, screen), style="dim"))
+
+
+def _fitting(columns: list[table.Column], width: int) -> list[table.Column]:
+    """Columns that have room beside each other, the last numbers left out where not all have."""
+    shown = list(columns)
+    while (
+        sum(_width(column) if column.numeric else min(_width(column), 8) for column in shown) + 2 * len(shown) > width
+    ):
+        numbers = [column for column in shown if column.numeric]
+        if len(numbers) < 2:
+            break
+        shown.remove(numbers[-1])
+    return shown
+
+
+def _width(column: table.Column) -> int:
+    """How wide a column has to be for no number to be squeezed."""
+    return max(map(len, [*_lines_of(column), *column.cells]))
 
 
 def _rooms(names: list[table.Column], left: int) -> dict[str, int]:

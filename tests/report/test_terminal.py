@@ -21,6 +21,18 @@ def test_nothing_is_wider_than_the_terminal(record, width):
     assert all(cell_len(line) <= width for line in _shown(record, width).splitlines())
 
 
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_numbers_that_do_not_fit_are_left_out_and_not_squeezed(width):
+    """At 60 columns the slices of a comparison had columns of a single dot."""
+    cells = {name: [-0.1234, 0.5] for name in ("difference", "low", "high", "p_value", "contribution")}
+    slices = {"model": ["newer", "other"], "column": ["city"] * 2, "slice": ["a", "b"], "rows": [1234, 567], **cells}
+    lines = _shown(Record("comparison", "two", tables={"slices": slices}), width).splitlines()
+    sheet = lines[lines.index("By slice") :]
+    assert not [line for line in sheet if "…" in line.split()]
+    assert all(f"{rows:,}" in " ".join(sheet) for rows in slices["rows"])
+    assert ("−0.123" in " ".join(sheet)) or width < 60
+
+
 def test_a_wide_terminal_sees_more(case):
     narrow, wide = _shown(case("digits_fit"), 60), _shown(case("digits_fit"), 200)
     for words in ("mean probability", "also called log loss"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -40,6 +41,26 @@ def layouts(z: Tensor) -> Iterator[tuple[str, Tensor]]:
 def back(x: Tensor) -> Tensor:
     """(n, v, …) → rows (n, v)."""
     return x.reshape(*x.shape[:2], -1).movedim(1, -1).flatten(0, 1)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint16, np.int16], ids=lambda d: np.dtype(d).name)
+def test_squares_are_turned_and_nothing_beside_them(dtype: type) -> None:
+    from numba import njit
+
+    from crossent.compute.backends.cpu.square import SIDE, square
+
+    @njit
+    def turned(x: np.ndarray, at: int, lines: int, width: int, y: np.ndarray, to: int) -> None:
+        square(x, at, 21, lines, width, y, to, 37)
+
+    x = np.arange(500).astype(dtype)
+    for lines in range(1, SIDE + 1):
+        for width in (1, 2, 9, SIDE):
+            y, expected = np.full(700, 999).astype(dtype), np.full(700, 999).astype(dtype)
+            for j in range(width):
+                expected[5 + 37 * j : 5 + 37 * j + lines] = x[3 + j : 3 + j + 21 * lines : 21][:lines]
+            turned(x, 3, lines, width, y, 5)
+            assert np.array_equal(y, expected)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

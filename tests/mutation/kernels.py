@@ -12,13 +12,15 @@ POWERS = ("compute/test_planted.py::test_powers_are_right_to_an_ulp",)
 PLANTED = ("compute/test_planted.py",)
 FEW = ("compute/test_number.py::test_few_sure_rows_have_the_bits_of_many",)
 ONE_HOT = ("compute/test_cpu_bits.py::test_one_class_is_its_label_to_the_bit",)
+SQUARES = ("compute/test_cpu_bits.py::test_squares_are_turned_and_nothing_beside_them",)
+SEEN = ("compute/test_number.py::test_a_weight_that_is_none_is_seen_as_it_is_read",)
 SHORT = ("compute/test_number.py::test_the_bits_of_the_ordinary_way",)
 FOCAL = ("compute/test_number.py::test_focal_losses_keep_their_digits",)
 LOG1P = ("compute/test_number.py::test_log1p_is_right_to_an_ulp",)
 
 _PRECISION, _TARGET = "backends/cpu/precision.py", "backends/cpu/target.py"
 _NARROW, _WIDE, _SOFT = "backends/cpu/narrow.py", "backends/cpu/wide.py", "backends/cpu/soft.py"
-_TILE = "backends/cpu/tile.py"
+_TILE, _SQUARE = "backends/cpu/tile.py", "backends/cpu/square.py"
 _LINES, _TREE = "backends/cpu/lines.py", "backends/cpu/tree.py"
 _REFERENCE, _FOCAL = "backends/reference.py", "backends/cpu/focal.py"
 
@@ -154,9 +156,17 @@ KERNELS = (
           "mass and held look alike", LAYOUT, "wide and dense"),
     Fault("one class is several", _SOFT, "if there > 1:", "if there > 0:", "off by one", PLANTED, "one_hot_row"),
     Fault("rows of a tile one behind the other", _TILE,
-          "like)\n            first, apart = np.uint64(at), np.uint64(step)",
-          "like)\n            first, apart = np.uint64(at), np.uint64(1)", "a stride forgotten", LAYOUT,
-          "narrow and label"),
+          "line = ready[j]\n        first, apart = np.uint64(base + j * x.sv), np.uint64(step)",
+          "line = ready[j]\n        first, apart = np.uint64(base + j * x.sv), np.uint64(1)",
+          "a stride forgotten", LAYOUT, "narrow and label"),
+    Fault("squares of the last columns too wide", _SQUARE, "builder.trunc(lines, _I32)", "_I32(SIDE)",
+          "right for sixteen columns", SQUARES),
+    Fault("a square mixed with itself", _SQUARE, "[j + SIDE if j & d else j + d for", "[j if j & d else j + d for",
+          "right for half of the numbers", SQUARES),
+    Fault("squares begin where the first does", _TILE, "base + t * step + j, step, SIDE", "base + j, step, SIDE",
+          "right for sixteen rows", LAYOUT, "narrow and label"),
+    Fault("numbers beside a row's squares", _TILE, "for t in range(squares):\n                    column",
+          "for t in range(TILE):\n                    column", "a whole tile, as everywhere", SEEN),
     Fault("alpha not cleared for the next row", _WIDE, "alpha[index[r, k]] = 0.0", "alpha[index[r, 0]] = 0.0",
           "right for a label", LAYOUT, "wide and sparse"),
     Fault("surprise without its constant", _WIDE, "((peak - z[j]) + beyond)", "(peak - z[j])",

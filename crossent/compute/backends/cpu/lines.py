@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from crossent.compute.backends.cpu.memory import Strided
 from crossent.compute.backends.cpu.precision import (
     LEAST_KEY,
+    fma,
     for_kernels,
     greatest,
     kernel,
@@ -173,11 +174,11 @@ def _scale_and_put(powers: Any, scale: Any, q: Any, each: Any, x: Any, at: Any) 
     def put_row(powers: Any, scale: Any, q: Any, each: Any, x: Any, at: Any) -> Any:
         if same or x.sv != 1:
             for j in range(powers.size):
-                powers[j] = powers[j] * scale - each * q[j]
+                powers[j] = fma(-each, q[j], powers[j] * scale)
             put(powers, x, at)
         else:
             row, like = x.data[at : at + x.v], x.data[at]
             for j in range(powers.size):
-                row[j] = stored(powers[j] * scale - each * q[j], like)
+                row[j] = stored(fma(-each, q[j], powers[j] * scale), like)
 
     return put_row

@@ -345,6 +345,7 @@ def pull(
     fields, a, b, c, d = lent(fields), lent(a), lent(b), lent(c), lent(d)
     peak, factor, each = np.zeros(TILE, tile.dtype), np.zeros(TILE, tile.dtype), np.zeros(TILE)
     hit, alpha, u, known = np.zeros(TILE, tile.dtype), np.zeros(TILE), np.ones(TILE), np.zeros((8, TILE))
+    spare = np.empty((2, TILE))
     column_of, there, listed, few = np.zeros(TILE, np.int32), np.zeros(TILE, np.int32), np.empty(TILE, np.int32), 0
     tile[:] = 0
     shares[:] = 0
@@ -360,7 +361,9 @@ def pull(
             turn_in(q, r, rows, shares)
             classes_of_tile(shares, there, column_of)
             held = fields[3, r : r + rows]
-            few = exact_of_tile(tile, peak, shares, weight, known, held, there, column_of, each, entries[0], listed)
+            few = exact_of_tile(
+                tile, peak, shares, weight, known, held, there, column_of, each, entries[0], listed, hit, spare
+            )
         else:
             for k in range(a.shape[1]):
                 _targets(k, tile, index[r : r + rows], a[r : r + rows], weight, hit, alpha, u)

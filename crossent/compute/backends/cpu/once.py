@@ -37,7 +37,7 @@ from crossent.compute.backends.cpu.tile import (
     turn_out_less,
 )
 from crossent.compute.backends.cpu.tree import LANES, copy
-from crossent.compute.backends.cpu.views import lent
+from crossent.compute.backends.cpu.views import lent, shaped
 
 TILE = narrow.TILE
 
@@ -144,7 +144,7 @@ def of_narrow(
     even = np.empty(TILE if uniform >= 0 else 0, tile.dtype)
     sums, ties, known = np.empty(TILE), np.empty(TILE, np.int32), np.zeros((8, TILE))
     there, column_of = np.zeros(TILE, np.int32), np.zeros(TILE, np.int32)
-    each, ones = np.zeros(TILE), np.ones(TILE)
+    each, ones, spare = np.zeros(TILE), np.ones(TILE), np.empty((2, TILE))
     nothing, evens, masses = known[0, :0], np.empty((3, TILE)), np.empty((3, TILE))
     slope = np.empty(TILE if gamma >= 0.0 else 0)
     tile[:] = 0
@@ -161,10 +161,8 @@ def of_narrow(
         narrow.peak_and_rest(peak, sums, ties, high, rest)
         if q.v:
             turn_in(q, r, rows, shares)
-            if minus.size:
-                for j in range(z.v):
-                    if has_sign(shares[j]):
-                        minus[0] = True
+            if minus.size and has_sign(shaped(shares, (shares.size,))):
+                minus[0] = True
             sums_of_tile(tile, peak, shares, nothing, masses)
             classes_of_tile(shares, there, column_of)
             gaps_of_tile(tile, peak, masses, there, column_of, here)
@@ -184,7 +182,9 @@ def of_narrow(
         copy(known[5], even)
         if q.v:
             held = fields[3, at : at + rows]
-            few = exact_of_tile(tile, peak, shares, nothing, known, held, there, column_of, each, entries, listed)
+            few = exact_of_tile(
+                tile, peak, shares, nothing, known, held, there, column_of, each, entries, listed, hit, spare
+            )
             copy(each, take)
             if uniform >= 0:
                 _scaled(kept, scale, even, tile)

@@ -54,7 +54,7 @@ def kernel(function: Callable) -> Any:
     files, so the name that they are kept under says which sources they were made of.
     """
     function.__qualname__ += f"_{_SOURCES[:12]}"
-    compiled = njit(nogil=True, error_model="numpy")(function)
+    compiled = njit(nogil=True, error_model="numpy", forceinline=True)(function)
     try:
         compiled._cache = _Kept(function)
     except RuntimeError as trouble:  # no folder to keep it in

@@ -97,12 +97,13 @@ def gaps_of_tile(tile: NDArray, peak: NDArray, sums: NDArray, there: NDArray, al
 @kernel
 def exact_of_tile(
     tile: NDArray, peak: NDArray, q: NDArray, weight: NDArray, known: NDArray, held: NDArray, there: NDArray,
-    column_of: NDArray, each: NDArray, entries: NDArray, listed: NDArray,
+    column_of: NDArray, each: NDArray, entries: NDArray, listed: NDArray, hit: NDArray, spare: NDArray,
 ) -> int:  # fmt: skip
     """How many rows have an entry that is made exactly, which ``listed`` says; and what a weight of 1 takes from each.
 
     The entry is that of a class that is alone, or of the first peak where its p is above a half. ``column_of`` comes as
-    a class that has a weight. Few entries are made one by one, many for all rows side by side, with the same bits.
+    a class that has a weight; ``hit`` and ``spare`` (2, TILE) are to work in. Few entries are made one by one, many for
+    all rows side by side, with the same bits.
     """
     a, few = known[3], 0
     for t in range(held.size):
@@ -122,21 +123,18 @@ def exact_of_tile(
             share = 1.0 if there[t] == 1 else q[j, t] * u / held[t] if held[t] != 0.0 else 0.0
             entries[t], column_of[t] = at_target(tile[j, t], peak[t], a[t] * share, u, row_of(known, t)), j
         return few
-    first, hit, alpha, u_of = np.zeros(TILE, np.int32), np.empty(TILE, tile.dtype), np.zeros(TILE), np.ones(TILE)
+    alpha, u_of = spare[0], spare[1]
     for step in range(tile.shape[0]):
         j = tile.shape[0] - 1 - step
         column, here = tile[j], np.int32(j)
         for t in range(TILE):
-            first[t] = here if column[t] == peak[t] else first[t]
-    for t in range(TILE):
-        column_of[t] = column_of[t] if there[t] == 1 else first[t]
+            column_of[t] = here if column[t] == peak[t] and there[t] != 1 else column_of[t]
     for t in range(TILE):
         hit[t] = tile[np.uint64(column_of[t]), t]
     for t in range(TILE):
         alpha[t] = q[np.uint64(column_of[t]), t]
-    if weight.size:
-        for t in range(TILE):
-            u_of[t] = weight[np.uint64(column_of[t])]
+    for t in range(TILE):
+        u_of[t] = weight[np.uint64(column_of[t])] if weight.size else 1.0
     for t in range(held.size):
         share = 1.0 if there[t] == 1 else alpha[t] * u_of[t] / held[t] if held[t] != 0.0 else 0.0
         alpha[t] = a[t] * share
@@ -158,7 +156,7 @@ def less_shares(tile: NDArray, q: NDArray, weight: NDArray, each: NDArray) -> No
     for j in range(q.shape[0]):
         column, share = tile[j], q[j]
         for t in range(TILE):
-            column[t] -= share[t] * rounded[t]
+            column[t] = fma(-share[t], rounded[t], column[t])
 
 
 @kernel
@@ -199,7 +197,8 @@ def sums_of_row(
     row: NDArray, peak: Any, q: NDArray, weight: NDArray, lanes: NDArray, masses: NDArray, tree: NDArray
 ) -> tuple[float, float, float]:
     """(gap, mass, held) of a soft target: the mean of peak - z under it, Σ q, Σ q w."""
-    nothing, half = as_worked(0.0, peak), as_worked(0.5, peak)  # half: the whole may be too large for a float32
+    half = 0.5  # the whole may be too large for a float64
+    high = half * np.float64(peak)
     lanes[:] = 0.0
     masses[:] = 0.0
     if weight.size:
@@ -207,28 +206,28 @@ def sums_of_row(
             block, share = row[start : start + min(LANES, row.size - start)], q[start : start + LANES]
             w = weight[start : start + block.size]
             for j in range(block.size):
-                gap = half * peak - half * block[j] if share[j] * w[j] != 0 else nothing
-                lanes[j] += np.float64(share[j]) * w[j] * np.float64(gap)
+                own = np.float64(share[j]) * w[j]
+                lanes[j] = fma(own, fma(-half, np.float64(block[j]), high) if own != 0.0 else 0.0, lanes[j])
         add_row(q, masses)
     else:
-        fours, rest = in_blocks(row, FOUR * LANES)
-        shares, others = in_blocks(q, FOUR * LANES)
-        for b in range(fours.shape[0]):
-            four, share_of = fours[b], shares[b]
+        pairs, rest = in_blocks(row, 2 * LANES)
+        shares, others = in_blocks(q, 2 * LANES)
+        for b in range(pairs.shape[0]):
+            pair, share_of = pairs[b], shares[b]
             for j in range(LANES):
                 aimed, whole = lanes[j], masses[j]
-                for k in range(FOUR):
-                    share_at = share_of[k * LANES + j]
-                    gap = half * peak - half * four[k * LANES + j] if share_at != 0 else nothing
-                    aimed += np.float64(share_at) * np.float64(gap)
-                    whole += np.float64(share_at)
+                for k in range(2):
+                    share = np.float64(share_of[k * LANES + j])
+                    gap = fma(-half, np.float64(pair[k * LANES + j]), high) if share != 0.0 else 0.0
+                    aimed = fma(share, gap, aimed)
+                    whole += share
                 lanes[j], masses[j] = aimed, whole
         for start in range(0, rest.size, LANES):
-            block, share = rest[start : min(start + LANES, rest.size)], others[start:]
+            block, share_of = rest[start : min(start + LANES, rest.size)], others[start:]
             for j in range(block.size):
-                gap = half * peak - half * block[j] if share[j] != 0 else nothing
-                lanes[j] += np.float64(share[j]) * np.float64(gap)
-                masses[j] += np.float64(share[j])
+                share = np.float64(share_of[j])
+                lanes[j] = fma(share, fma(-half, np.float64(block[j]), high) if share != 0.0 else 0.0, lanes[j])
+                masses[j] += share
     aim = 2.0 * tree_sum(lanes, tree)
     mass = held = tree_sum(masses, tree)
     if weight.size:
@@ -254,4 +253,4 @@ def take_from_row(q: NDArray, weight: NDArray, share: float, dz: NDArray) -> Non
     else:
         each = as_worked(share, dz[0])
         for j in range(dz.size):
-            dz[j] -= each * as_worked(q[j], each)
+            dz[j] = fma(-each, as_worked(q[j], each), dz[j])

@@ -5,13 +5,15 @@ Logits that come channels first lie side by side already; others are turned as t
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numba.extending import overload
 from numpy.typing import NDArray
 
 from crossent.compute.backends.cpu.memory import Strided
-from crossent.compute.backends.cpu.precision import as_worked, fetch, kernel, stored, widened
+from crossent.compute.backends.cpu.precision import as_worked, fetch, fma, for_kernels, kernel, stored, widened
+from crossent.compute.backends.cpu.square import SIDE, square
 from crossent.compute.backends.cpu.tree import TILE
 
 LINE = 64  # bytes of a cache line
@@ -64,21 +66,54 @@ def fetch_column(data: NDArray, ahead: Next, j: int) -> None:
         fetch(data, np.uint64(at + t))
 
 
+@for_kernels
+def _as_stored(tile: NDArray, x: Strided) -> NDArray:
+    """Memory for a tile of numbers as x stores them: the tile itself, if that is how they are worked out."""
+
+
+@overload(_as_stored, strict=False)
+def _like_stored(tile: Any, x: Any) -> Any:
+    if x.types[0].dtype == tile.dtype:
+        return lambda tile, x: tile
+    return lambda tile, x: np.empty(tile.shape, x.data.dtype)
+
+
+@kernel
+def _rows_in_squares(x: Strided, base: int, step: int, rows: int) -> int:
+    """How many of the rows from base on can be read as squares, which may be wider than they are."""
+    if x.sv != 1 or step <= 0:
+        return 0
+    wide = -(-x.v // SIDE) * SIDE
+    return max(0, min(rows, (x.data.size - base - wide) // step + 1)) // SIDE * SIDE
+
+
 @kernel
 def turn_in(x: Strided, r: int, rows: int, tile: NDArray) -> None:
     """Rows r … r + rows into the tile (v, TILE), column by column."""
     base, step = _first_of(x, r)
-    for j in range(x.v):
-        at = base + j * x.sv
-        column = tile[j]
-        if step == 1:
+    if step == 1:
+        for j in range(x.v):
+            at, column = base + j * x.sv, tile[j]
             side_by_side = x.data[at : at + rows]
             for t in range(rows):
                 column[t] = widened(side_by_side[t])
-        else:
-            first, apart = np.uint64(at), np.uint64(step)
-            for t in range(np.uint64(rows)):
-                column[t] = widened(x.data[first + t * apart])
+        return
+    squares = _rows_in_squares(x, base, step, rows)
+    if squares:
+        read = _as_stored(tile, x)
+        for t in range(0, squares, SIDE):
+            for j in range(0, x.v, SIDE):
+                square(x.data, base + t * step + j, step, SIDE, min(SIDE, x.v - j), read, j * TILE + t, TILE)
+        if x.data.itemsize != tile.itemsize:
+            for j in range(x.v):
+                column, line = tile[j], read[j]
+                for t in range(squares):
+                    column[t] = widened(line[t])
+    for j in range(x.v):
+        column = tile[j]
+        first, apart = np.uint64(base + j * x.sv), np.uint64(step)
+        for t in range(np.uint64(squares), np.uint64(rows)):
+            column[t] = widened(x.data[first + t * apart])
 
 
 @kernel
@@ -86,44 +121,51 @@ def turn_out(tile: NDArray, rows: int, x: Strided, r: int) -> None:
     """The tile's rows to where they belong in x."""
     base, step = _first_of(x, r)
     like = x.data[0]
-    ready = np.empty(TILE, x.data.dtype)
-    for j in range(x.v):
-        at = base + j * x.sv
-        column = tile[j]
-        if step == 1:
+    if step == 1:
+        for j in range(x.v):
+            at, column = base + j * x.sv, tile[j]
             side_by_side = x.data[at : at + rows]
             for t in range(rows):
                 side_by_side[t] = stored(column[t], like)
-        else:
-            for t in range(rows):
-                ready[t] = stored(column[t], like)
-            first, apart = np.uint64(at), np.uint64(step)
-            for t in range(np.uint64(rows)):
-                x.data[first + t * apart] = ready[t]
+        return
+    ready = _as_stored(tile, x)
+    if x.data.itemsize != tile.itemsize:
+        for j in range(x.v):
+            column, line = tile[j], ready[j]
+            for t in range(TILE):
+                line[t] = stored(column[t], like)
+    squares = rows // SIDE * SIDE if x.sv == 1 else 0
+    for t in range(0, squares, SIDE):
+        for j in range(0, x.v, SIDE):
+            square(ready, j * TILE + t, TILE, min(SIDE, x.v - j), SIDE, x.data, base + t * step + j, step)
+    for j in range(x.v):
+        line = ready[j]
+        first, apart = np.uint64(base + j * x.sv), np.uint64(step)
+        for t in range(np.uint64(squares), np.uint64(rows)):
+            x.data[first + t * apart] = line[t]
 
 
 @kernel
 def turn_out_less(kept: NDArray, scale: NDArray, q: NDArray, each: NDArray, rows: int, x: Strided, r: int) -> None:
-    """Powers times ``scale``, less each row's share of the target in q, to where they belong in x: in one go.
+    """Powers times ``scale``, less each row's share of the target in q, to where they belong in x.
 
-    The steps are those of ``less_shares`` and ``turn_out``, and so are the bits.
+    The steps are those of ``less_shares`` and ``turn_out``, and so are the bits; rows that lie side by side are stored
+    as they are made.
     """
     base, step = _first_of(x, r)
     like = x.data[0]
-    ready = np.empty(TILE, x.data.dtype)
     for j in range(x.v):
         at = base + j * x.sv
         column, share = kept[j], q[j]
-        for t in range(rows):
-            ready[t] = stored(column[t] * scale[t] - share[t] * each[t], like)
         if step == 1:
             side_by_side = x.data[at : at + rows]
             for t in range(rows):
-                side_by_side[t] = ready[t]
+                side_by_side[t] = stored(fma(-share[t], each[t], column[t] * scale[t]), like)
         else:
-            first, apart = np.uint64(at), np.uint64(step)
-            for t in range(np.uint64(rows)):
-                x.data[first + t * apart] = ready[t]
+            for t in range(TILE):
+                column[t] = fma(-share[t], each[t], column[t] * scale[t])
+    if step != 1:
+        turn_out(kept, rows, x, r)
 
 
 @kernel

@@ -418,7 +418,50 @@ def linear_cross_entropy(
     """
     check_reduction(reduction, empty, normaliser)
     check_validate(validate)
-    classes = check_head(input, linear_weight, linear_bias)
+    check_head(input, linear_weight, linear_bias)
+    return linear_cross_entropy_of(
+        input,
+        (linear_weight,),
+        target,
+        linear_bias=linear_bias,
+        weight=weight,
+        reduction=reduction,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        loss=loss,
+        link=link,
+        sample_weight=sample_weight,
+        mask=mask,
+        normaliser=normaliser,
+        empty=empty,
+        validate=validate,
+        budget=budget,
+        chunk_rows=chunk_rows,
+    )
+
+
+def linear_cross_entropy_of(
+    input: Tensor,
+    parts: tuple[Tensor, ...],
+    target: Tensor | Target,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    loss: Loss | None = None,
+    link: Link | None = None,
+    sample_weight: Tensor | None = None,
+    mask: Tensor | None = None,
+    normaliser: float | Tensor | None = None,
+    empty: str = "zero",
+    validate: str = "full",
+    budget: int | str | None = None,
+    chunk_rows: int | None = None,
+) -> Tensor:
+    """The same of a head that has been looked at; its columns may be in two parts, of which the first is frozen."""
+    (linear_weight, *others), classes = parts, parts[0].shape[0]
     shape = input.shape[:-1]
     ignored = -100 if ignore_index is None else ignore_index
     row_weight, mask = weights_of_rows(sample_weight, mask, shape, validate)
@@ -431,8 +474,10 @@ def linear_cross_entropy(
     x, dtype = x.reshape(-1, x.shape[-1]), result_dtype(x)
     size = linear.chunk_size(budget, chunk_rows, x, w, rows, whole, link)
     if reduction != "none" and (empty == "zero" or not nobody_waits(x)):
-        at_once = linear.number(x, w, bias, rows, whole, link, size, reduction, dtype, normaliser)
+        beside = others[0].to(w.dtype) if others else None
+        at_once = linear.number(x, w, bias, rows, whole, link, size, reduction, dtype, normaliser, beside)
         if at_once is not None:
             return at_once
+    w = torch.cat([w, *(other.to(w.dtype) for other in others)], -1) if others else w
     value, row_weight = linear.row_losses(x, w, bias, rows, whole, link, size)
     return reduce(value, row_weight, reduction, empty, shape, dtype, normaliser)

@@ -9,10 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import crossent
 from crossent import LazyLogits, Link, Materialised, cross_entropy, lazy_head
-from crossent.compute.losses import Focal, LogZ
+from crossent.compute.linear.product import _is_native
+from crossent.compute.losses import Brier, Focal, LogZ
 from tests.compare import faults
 
 B, T, D, V = 2, 5, 6, 11
@@ -349,3 +351,110 @@ def test_two_heads_added_are_one_as_lora_does() -> None:
         assert not made
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)  # float32, six and two columns summed together
+
+
+class Sizes(TorchDispatchMode):
+    """The shapes of all memory that any operation makes; views are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        fresh = not any(returned.alias_info for returned in func._schema.returns)
+        for each in made if isinstance(made, (tuple, list)) else (made,):
+            if fresh and isinstance(each, Tensor):
+                self.seen.add(tuple(each.shape))
+        return made
+
+
+def adapted(dtype: torch.dtype, adapters: int = 1) -> tuple[nn.Module, list[nn.Module], nn.ModuleList]:
+    """A head, and what LoRA puts beside it: downwards and upwards for each adapter."""
+    torch.manual_seed(2)
+    big, *others = (
+        nn.Linear(D, V),
+        *(layer for _ in range(adapters) for layer in (nn.Linear(D, 2, bias=False), nn.Linear(2, V, bias=False))),
+    )
+    both = nn.ModuleList([big, *others]).to(dtype)
+    big.requires_grad_(False)
+    return big, others, both
+
+
+ASKED: dict[str, Callable[[Tensor], Tensor]] = {
+    "a mean": lambda z: F.cross_entropy(flat(z), Y.view(-1)),
+    "a sum of some": lambda z: F.cross_entropy(flat(z), HALF.view(-1), reduction="sum", label_smoothing=0.1),
+    "of columns": lambda z: crossent.cross_entropy(flat(z), HALF.view(-1), loss=Brier()),
+    "capped": lambda z: F.cross_entropy(flat(3 * torch.tanh(z / 3)), Y.view(-1)),
+    "rows": lambda z: F.cross_entropy(flat(z), HALF.view(-1), reduction="none").square(),
+    "numbers": lambda z: crossent.row_numbers(flat(z), Y.view(-1)).entropy,
+    "labels": lambda z: z.log_softmax(-1).gather(-1, Y.unsqueeze(-1)),
+    "a few columns": lambda z: z.gather(-1, torch.stack([Y, Y.flip(0)], -1)),
+    "some classes": lambda z: F.cross_entropy(z[..., :5].transpose(1, 2), Y % 5),
+    "the logits": lambda z: z.softmax(-1).square(),
+}
+HALF = torch.where(torch.arange(Y.numel()).view(Y.shape) % 2 == 0, Y, -100)
+
+
+@pytest.mark.parametrize("adapters", [1, 2])
+@pytest.mark.parametrize("asked", ASKED)
+def test_what_is_beside_a_frozen_head_is_learned(asked: str, adapters: int) -> None:
+    found = []
+    for lazy in (False, True):
+        big, others, both = adapted(torch.float64, adapters)
+        if lazy:
+            lazy_head(both, head=["0", *(str(2 * i + 2) for i in range(adapters))])
+        x = X.clone().requires_grad_()
+        z = big(x)
+        for down, up in zip(others[::2], others[1::2], strict=True):
+            z = z + up(down(x)) * 0.5
+        value = ASKED[asked](z).sum()
+        leaves = [x, *(layer.weight for layer in others)]
+        found.append([value, *torch.autograd.grad(value, leaves, retain_graph=True)])
+        again = torch.autograd.grad(2 * value, leaves)
+        for once, twice in zip(found[-1][1:], again, strict=True):
+            torch.testing.assert_close(2 * once, twice)
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs.to(ours.dtype), rtol=1e-6, atol=1e-9)
+        assert not torch.allclose(1.01 * ours, theirs.to(ours.dtype), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_frozen_head_is_not_copied(dtype: torch.dtype) -> None:
+    """Nothing of its size is made, and what is learned has the gradient of the head in one piece."""
+    big, (down, up), both = adapted(dtype)
+    lazy_head(both, head=["0", "2"], on_materialise="raise")
+    x = X.to(dtype).requires_grad_()
+    with Sizes() as sizes:
+        value = F.cross_entropy(flat(big(x) + up(down(x)) * 0.5), Y.view(-1))
+        ours = torch.autograd.grad(value, (x, up.weight))
+    assert (V, 2) in sizes.seen  # the gradient of what is beside it: the mode does see
+    if _is_native(x):  # other dtypes are widened, a block of the head at a time, and this one is smaller than a block
+        assert not {(V, D), (V, D + 2), (D, V)} & sizes.seen
+    whole = torch.cat([big.weight, up.weight], 1).detach().requires_grad_()
+    again = x.detach().requires_grad_()
+    hidden = torch.cat([again, down(again) * 0.5], -1)
+    truth = crossent.linear_cross_entropy(hidden, whole, Y, linear_bias=big.bias)
+    dx, dw = torch.autograd.grad(truth, (again, whole))
+    close = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}[dtype]  # products rounded one by one
+    torch.testing.assert_close(value, truth, rtol=close, atol=0)
+    torch.testing.assert_close(ours[0], dx, rtol=close, atol=close * float(dx.abs().max()))
+    torch.testing.assert_close(ours[1], dw[:, D:], rtol=close, atol=close * float(dw.abs().max()))
+
+    big.requires_grad_(True)
+    with Sizes() as sizes:
+        torch.autograd.grad(F.cross_entropy(flat(big(x) + up(down(x))), Y.view(-1)), big.weight)
+    assert (V, D + 2) in sizes.seen  # a head that is trained too is one head with what is beside it
+
+
+def test_second_derivatives_of_what_is_beside_a_frozen_head() -> None:
+    found = []
+    for lazy in (False, True):
+        big, (down, up), both = adapted(torch.float64)
+        if lazy:
+            lazy_head(both, head=["0", "2"])
+        value = F.cross_entropy(flat(big(X) + up(down(X))), Y.view(-1))
+        (d,) = torch.autograd.grad(value, up.weight, create_graph=True)
+        found.append(torch.autograd.grad(d.square().sum(), (up.weight, down.weight)))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)

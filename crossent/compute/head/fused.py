@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossent.compute import functional
-from crossent.compute.functional import RowNumbers, linear_cross_entropy
+from crossent.compute.functional import RowNumbers, linear_cross_entropy_of
 from crossent.compute.fused import linear_row_numbers
 from crossent.compute.head.recipe import Step
 from crossent.compute.head.stays import dimension, sliced, stepped
@@ -34,8 +34,8 @@ def _linear(z: LazyLogits, target: Tensor | Target, *, link: Link | None = None,
     # On an accelerator nobody waits for the device, unless asked to.
     options = {"validate": "full" if z.device.type == "cpu" else "async", **options}
     with z.at_hand():
-        hidden, weight, bias, own = z.recipe.folded()
-        value = linear_cross_entropy(hidden, weight, target, linear_bias=bias, link=own or link, **options)
+        hidden, parts, bias, own = z.recipe.folded()
+        value = linear_cross_entropy_of(hidden, parts, target, linear_bias=bias, link=own or link, **options)
     return z.sharding.awaits(value.double() if z.dtype == torch.float64 else value.float())
 
 
@@ -119,8 +119,9 @@ def row_numbers(
     if not _takes(z, link):
         return NotImplemented
     with z.at_hand():
-        hidden, head, bias, own = z.recipe.folded()
-        numbers = linear_row_numbers(hidden, head, target, linear_bias=bias, weight=weight, link=own or link, **options)
+        head = z.recipe.folded()
+        options |= {"linear_bias": head.bias, "weight": weight, "link": head.link or link}
+        numbers = linear_row_numbers(head.hidden, head.weight, target, **options)
     return RowNumbers(*(z.sharding.awaits(number) for number in numbers))
 
 
@@ -174,8 +175,8 @@ def _chosen(z: LazyLogits, index: Tensor) -> Tensor:
         label = Target(index.reshape(-1, 1).long())
         return -z.recipe.sign * _linear(z, label, reduction="none").reshape(index.shape).to(z.dtype)
     with z.at_hand():
-        hidden, weight, bias, link = z.recipe.folded()
-        columns = F.embedding(index, weight)  # (…, k, d)
+        hidden, parts, bias, link = z.recipe.folded()
+        columns = torch.cat([F.embedding(index, part) for part in parts], -1)  # (…, k, d)
         values = torch.matmul(columns, hidden.unsqueeze(-1)).squeeze(-1)
         values = values if bias is None else values + bias[index]
         if link is not None:

@@ -42,17 +42,24 @@ _DOES: dict[str, Callable[[Tensor, Any], Tensor]] = {
 
 
 class Folded(NamedTuple):
-    """The same logits as link(hidden @ weight.T + bias)."""
+    """The same logits as link(hidden @ weight.T + bias), the weight that of all ``parts`` side by side."""
 
     hidden: Tensor
-    weight: Tensor
+    parts: tuple[Tensor, ...]
     bias: Tensor | None
     link: Link | None
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight in one piece, a copy if it is in two."""
+        return self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts, -1)
 
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
     """``hidden`` (…, d), ``weight`` (v, d) and ``bias`` (v,), and the ``steps`` since; classes are seen at ``at``.
+
+    A frozen weight may have columns ``beside`` it (v, r), as LoRA adds them, and hidden states of as many more.
 
     ``at`` counts from the front: the logits (…, v) of an untouched recipe have them at the end.
     """
@@ -62,6 +69,12 @@ class Recipe:
     bias: Tensor | None
     at: int
     steps: tuple[Step, ...] = ()
+    beside: Tensor | None = None
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """The weight, and what is beside it."""
+        return (self.weight,) if self.beside is None else (self.weight, self.beside)
 
     @property
     def classes(self) -> int:
@@ -105,6 +118,7 @@ class Recipe:
             "hidden states": self.hidden,
             "weight of the head": self.weight,
             "bias of the head": self.bias,
+            "weight beside the head": self.beside,
             **steps,
         }
         return {name: leaf for name, leaf in named.items() if isinstance(leaf, Tensor)}
@@ -114,9 +128,8 @@ class Recipe:
         steps = (
             Step(step.kind, leaves.get(f"{step.kind} of step {at}", step.by)) for at, step in enumerate(self.steps)
         )
-        return Recipe(
-            leaves["hidden states"], leaves["weight of the head"], leaves.get("bias of the head"), self.at, tuple(steps)
-        )
+        weights = leaves["weight of the head"], leaves.get("bias of the head")
+        return Recipe(leaves["hidden states"], *weights, self.at, tuple(steps), leaves.get("weight beside the head"))
 
     def detached(self) -> Recipe:
         """The same outside of the graph."""
@@ -126,7 +139,8 @@ class Recipe:
         """The same for some of the classes."""
         steps = tuple(Step("plus", step.by[classes]) if step.kind == "plus" else step for step in self.steps)
         bias = None if self.bias is None else self.bias[classes]
-        return replace(self, weight=self.weight[classes], bias=bias, steps=steps)
+        beside = None if self.beside is None else self.beside[classes]
+        return replace(self, weight=self.weight[classes], bias=bias, steps=steps, beside=beside)
 
     @property
     def rows(self) -> Recipe:
@@ -135,7 +149,10 @@ class Recipe:
 
     def values(self) -> Tensor:
         """The logits themselves."""
-        z = F.linear(self.hidden, self.weight, self.bias)
+        width = self.weight.shape[-1]
+        z = F.linear(self.hidden[..., :width], self.weight, self.bias)
+        if self.beside is not None:
+            z = z + F.linear(self.hidden[..., width:], self.beside)
         for step in self.steps:
             z = step(z)
         return z.movedim(-1, self.at)
@@ -162,9 +179,9 @@ class Recipe:
                 over *= by
         if cap is None:
             hidden, bias = _scaled(hidden, bias, times / over)
-            return Folded(hidden, self.weight, bias, None)
+            return Folded(hidden, self.parts, bias, None)
         # times/over · tanh(z / cap) = (cap · tanh(z / cap)) / temperature
-        return Folded(hidden, self.weight, bias, Link(temperature=cap * over / times, softcap=cap))
+        return Folded(hidden, self.parts, bias, Link(temperature=cap * over / times, softcap=cap))
 
 
 def _scaled(hidden: Tensor, bias: Tensor | None, by: Any) -> tuple[Tensor, Tensor | None]:

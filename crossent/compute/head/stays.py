@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from crossent.compute.head.recipe import Recipe, Step
-from crossent.compute.head.sharding import fetches
+from crossent.compute.head.sharding import Sharding, fetches
 from crossent.compute.head.tensor import SUMS, TABLE, LazyLogits, answers, looks
 
 
@@ -62,7 +63,7 @@ def _permuted(func: Callable, z: LazyLogits, *args: Any, **kwargs: Any) -> LazyL
     order = [size - 1 for size in func(torch.empty(*range(1, z.dim() + 1), device="meta"), *args, **kwargs).shape]
     rows = [at - (at > recipe.at) for at in order if at != recipe.at]
     hidden = recipe.hidden.permute(*rows, -1)
-    again = Recipe(hidden, recipe.weight, recipe.bias, order.index(recipe.at), recipe.steps)
+    again = replace(recipe, hidden=hidden, at=order.index(recipe.at))
     return z.like(again, alias=lambda real: func(real, *args, **kwargs), meta=func(looks(z), *args, **kwargs))
 
 
@@ -309,14 +310,18 @@ def _together(z: LazyLogits, other: LazyLogits) -> Any:
     if not (same and other.usable and other.recipe.last) or other.recipe.log or other.recipe.capped:
         return NotImplemented
     with z.at_hand(), other.at_hand():
-        (x, w, b, _), (y, u, c, _) = z.recipe.folded(), other.recipe.folded()
-        dtype = torch.promote_types(x.dtype, y.dtype)
-        recipe = Recipe(
-            torch.cat([x.to(dtype), y.to(dtype)], -1),
-            torch.cat([w.to(dtype), u.to(dtype)], -1),
-            b if c is None else c if b is None else b + c,
-            z.recipe.at,
-        )
+        wide, narrow = z.recipe.folded(), other.recipe.folded()
+        if wide.hidden.shape[-1] < narrow.hidden.shape[-1]:
+            wide, narrow = narrow, wide
+        dtype = torch.promote_types(wide.hidden.dtype, narrow.hidden.dtype)
+        hidden = torch.cat([wide.hidden.to(dtype), narrow.hidden.to(dtype)], -1)
+        bias = narrow.bias if wide.bias is None else wide.bias if narrow.bias is None else wide.bias + narrow.bias
+        parts = tuple(part.to(dtype) for part in (*wide.parts, *narrow.parts))
+        # A frozen head is left where it is, unless its memory is given back in the meantime; LoRA's columns are few.
+        if parts[0].requires_grad or any(lazy.sharding != Sharding() for lazy in (z, other)):
+            recipe = Recipe(hidden, torch.cat(parts, -1), bias, z.recipe.at)
+        else:
+            recipe = Recipe(hidden, parts[0], bias, z.recipe.at, beside=torch.cat(parts[1:], -1))
     return z.like(recipe if dtype == z.dtype else recipe.and_then(Step("cast", z.dtype)), meta=looks(z))
 
 

@@ -55,7 +55,7 @@ class Whole:
     of_chunk: OfChunk
     divisor: Tensor
     size: int
-    again: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    again: Callable[..., Tensor]
     """The same number by way of the rows, for derivatives of its derivatives."""
     in_step: bool = False
     """Whether all ranks have to make the same chunks."""
@@ -72,9 +72,13 @@ def number(
     reduction: str,
     dtype: torch.dtype,
     normaliser: float | Tensor | None,
+    beside: Tensor | None = None,
 ) -> Tensor | None:
-    """The mean or sum over rows of logits x @ w.T + bias, or None where it takes the ordinary way."""
-    if not _is_wanted(x, w, bias):
+    """The mean or sum over rows of logits x @ w.T + bias, or None where it takes the ordinary way.
+
+    A frozen w (v, d) may have columns ``beside`` it (v, r), for the last r numbers of x.
+    """
+    if not _is_wanted(x, w, bias, beside):
         return None
     if is_trained(link) or any(is_learned(knob) for knob in (target.weight, target.row_weight, *tensors_of(loss))):
         return None
@@ -88,11 +92,12 @@ def number(
     else:
         of_chunk = _by_statistics(target, loss, link)
 
-    def again(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+    def again(x: Tensor, w: Tensor, bias: Tensor | None, beside: Tensor | None) -> Tensor:
+        w = w if beside is None else torch.cat([w, beside], -1)
         value, weight = statistics.row_losses(x, w, bias, target, loss, link, size)
         return reduce(value, weight, reduction, "zero", torch.Size(), dtype, normaliser)
 
-    return total(x, w, bias, Whole(target.live, of_chunk, divisor, size, again), dtype)
+    return total(x, w, bias, Whole(target.live, of_chunk, divisor, size, again), dtype, beside)
 
 
 def total_of_columns(
@@ -107,60 +112,73 @@ def total_of_columns(
 ) -> Tensor | None:
     """The sum of any function of rows of logits, divided; None where it takes the ordinary way."""
 
-    def again(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+    def again(x: Tensor, w: Tensor, bias: Tensor | None, _: None) -> Tensor:
         return (columns_losses(x, w, bias, live, columns, size)[0].sum() / divisor).to(dtype)
 
     return total(x, w, bias, Whole(live, by_autograd(columns, live), divisor, size, again, columns.in_step), dtype)
 
 
-def total(x: Tensor, w: Tensor, bias: Tensor | None, whole: Whole, dtype: torch.dtype) -> Tensor | None:
+def total(
+    x: Tensor, w: Tensor, bias: Tensor | None, whole: Whole, dtype: torch.dtype, beside: Tensor | None = None
+) -> Tensor | None:
     """The number, or None where nobody wants its gradient or somebody looks at tensors that hold no numbers."""
-    if not _is_wanted(x, w, bias) or (x.device.type == "cpu" and not bool(whole.divisor > 0)):
+    if not _is_wanted(x, w, bias, beside) or (x.device.type == "cpu" and not bool(whole.divisor > 0)):
         return None
-    return _Number.apply(x, w, bias, whole, dtype)
+    return _Number.apply(x, w, bias, beside, whole, dtype)
 
 
-def _is_wanted(x: Tensor, w: Tensor, bias: Tensor | None) -> bool:
+def _is_wanted(x: Tensor, w: Tensor, *others: Tensor | None) -> bool:
     if not all(visible(t) for t in (x, w)) or torch.autograd.forward_ad._current_level >= 0:
         return False
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w, bias))
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w, *others))
 
 
 class _Number(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, whole: Whole, dtype: torch.dtype) -> Tensor:
-        ctx.save_for_backward(x, w, bias)
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        w: Tensor,
+        bias: Tensor | None,
+        beside: Tensor | None,
+        whole: Whole,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        ctx.save_for_backward(x, w, bias, beside)
         ctx.whole, ctx.dtype = whole, dtype
-        value, ctx.made = _made(x, w, bias, whole, ctx.needs_input_grad[:3])
+        value, ctx.made = _made((x, w, bias, beside), whole, ctx.needs_input_grad[:4])
         return (value.sum() / whole.divisor).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, w, bias = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:3]
+        head = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:4]
         if torch.is_grad_enabled():
-            leaves = [t for t, there in zip((x, w, bias), wanted, strict=True) if there]
-            value = ctx.whole.again(x, w, bias)
-            found = iter(torch.autograd.grad(value, leaves, g, create_graph=True))
+            leaves = [t for t, there in zip(head, wanted, strict=True) if there]
+            found = iter(torch.autograd.grad(ctx.whole.again(*head), leaves, g, create_graph=True))
             return *(next(found) if there else None for there in wanted), None, None
         made, ctx.made = ctx.made, None  # given away once: whoever accumulates gradients may keep them without a copy
         if made is None:
-            made = _made(x, w, bias, ctx.whole, wanted)[1]
+            made = _made(head, ctx.whole, wanted)[1]
         gradients, lift = made
-        if visible(g):
-            return *gradients.rounded(g / lift), None, None
-        found = gradients.rounded(x.new_full((), 1.0 / lift, dtype=torch.float32))
-        return *(None if d is None else (d * g).to(d.dtype) for d in found), None, None
+        factor = g / lift if visible(g) else head[0].new_full((), 1.0 / lift, dtype=torch.float32)
+        dx, dw, db = gradients.rounded(factor)
+        if not visible(g):
+            dx, dw, db = (None if d is None else (d * g).to(d.dtype) for d in (dx, dw, db))
+        of_head = (dw, db, None) if head[3] is None else (None, db, dw)  # what is beside a frozen head is learned
+        return dx, *of_head, None, None
 
 
 def _made(
-    x: Tensor, w: Tensor, bias: Tensor | None, whole: Whole, wanted: tuple[bool, bool, bool]
+    head: tuple[Tensor, Tensor, Tensor | None, Tensor | None], whole: Whole, wanted: tuple[bool, ...]
 ) -> tuple[Tensor, tuple[Gradients, float]]:
     """The losses of all rows, and the gradients of their sum divided, times the power of two that stands beside."""
+    x, w, bias, beside = head
     each = 1.0 / whole.divisor
     lift = lift_of(x.dtype, each)
-    product = product_of(x, w, bias, whole.live, whole.size)
-    gradients = gradients_of(product, wanted, whole.in_step)
+    product = product_of(x, w, bias, whole.live, whole.size, beside)
+    of_x, of_w, of_bias, of_beside = wanted
+    gradients = gradients_of(product, (of_x, of_w or of_beside, of_bias), whole.in_step)
     value = torch.zeros(x.shape[0], dtype=wide(x), device=x.device)
     for chunk in gradients:
         value[chunk.at], dz = whole.of_chunk(chunk, each * lift)

@@ -40,13 +40,15 @@ def link_of(temperature: Tensor | None, softcap: float | None, prior: Tensor | N
     return Link(1.0 if temperature is None else temperature, softcap, prior)
 
 
-def product_of(x: Tensor, w: Tensor, bias: Tensor | None, live: Tensor | None, size: int) -> Product:
+def product_of(
+    x: Tensor, w: Tensor, bias: Tensor | None, live: Tensor | None, size: int, beside: Tensor | None = None
+) -> Product:
     """The product of the rows that count. A negative size is one that nobody asked for: it may be made larger."""
     keep = rows_kept(live)
     rows = x.shape[0] if keep is None else keep.shape[0]
     if size < 0:
         size = rows_at_once(x, w, rows, -size)
-    return Product(x, w, bias, keep, size, None if live is None or live.device.type == "cpu" else live)
+    return Product(x, w, bias, keep, size, None if live is None or live.device.type == "cpu" else live, beside)
 
 
 def at_rows(at: Rows, *tensors: Tensor | None) -> Any:

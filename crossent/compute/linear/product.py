@@ -55,6 +55,9 @@ class Product:
     If the memory of the head's gradient has room for the logits of all rows, and what a chunk may take for the rest,
     they are made in ``blocks`` of classes (``linear.blocks``): whoever makes logits of this product makes them in these
     blocks, so that their bits are the same.
+
+    A frozen head may have columns ``beside`` it (v, r), which are learned, as LoRA's are; x then is (n, d + r). Each
+    part has a product of its own, so that nobody copies the head.
     """
 
     x: Tensor
@@ -63,6 +66,7 @@ class Product:
     keep: Tensor | None
     size: int
     live: Tensor | None = None
+    beside: Tensor | None = None
     chunks: int = field(init=False)
     blocks: list[slice] = field(init=False)
 
@@ -75,7 +79,7 @@ class Product:
         self.blocks = [slice(0, v)]
         fits = rows <= d and 2 * BLOCK * rows + max(v, GATHERED) <= most
         at_once = self.x.device.type == "cpu" and self.x.dtype in (torch.float32, torch.float64)
-        if at_once and self.chunks > 1 and v >= 2 * BLOCK and fits:
+        if at_once and self.beside is None and self.chunks > 1 and v >= 2 * BLOCK and fits:
             self.blocks = [slice(start, start + BLOCK) for start in range(0, v - BLOCK + 1, BLOCK)]
             self.blocks[-1] = slice(self.blocks[-1].start, v)  # a block of one class would be another kind of product
 
@@ -96,16 +100,30 @@ class Product:
             for block in self.blocks:
                 self.logits_of(block, x, z[:, block])
             return
-        x = x.float()
+        x, more = (part.float() for part in self.parts(x))
         for block, w in _widened(self.w):
-            z[:, block] = x @ w.T if self.bias is None else torch.addmm(self.bias[block].float(), x, w.T)
+            made = x @ w.T if self.bias is None else torch.addmm(self.bias[block].float(), x, w.T)
+            z[:, block] = made if self.beside is None else made.addmm_(more, self.beside[block].float().T)
 
     def logits_of(self, block: slice, x: Tensor, z: Tensor) -> None:
         """The logits z (m, b) of a block of classes."""
+        x, more = self.parts(x)
         if self.bias is None:
             torch.mm(x, self.w[block].T, out=z)
         else:
             torch.addmm(self.bias[block], x, self.w[block].T, out=z)
+        if self.beside is not None:
+            z.addmm_(more, self.beside[block].T)
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The hidden states of the head, and those of what is beside it."""
+        width = self.w.shape[1]
+        return x[:, :width], x[:, width:]
+
+    @property
+    def learned(self) -> Tensor:
+        """The part of the head that may have a gradient."""
+        return self.w if self.beside is None else self.beside
 
 
 @dataclass
@@ -119,7 +137,7 @@ class Gradients:
     db: Tensor | None = None
 
     def __post_init__(self) -> None:
-        x, w = self.product.x, self.product.w
+        x, w = self.product.x, self.product.learned
         sums = torch.float64 if w.dtype == torch.float64 else torch.float32
         once = self.product.chunks == 1 and _is_native(x)
         if self.wanted[0]:
@@ -140,15 +158,20 @@ class Gradients:
 
     def add(self, chunk: Chunk, dz: Tensor) -> None:
         """Add what the gradient dz (m, v) of a chunk's logits contributes."""
-        x, w = chunk.x, self.product.w
+        x, w = chunk.x, self.product.learned
         if self.db is not None:
             self.db += dz.sum(0, dtype=self.db.dtype)
-        if self.dx is not None:
+        if self.dx is not None and self.product.beside is not None:
+            both = self.product.w, self.product.beside
+            made = [dz @ part if _is_native(x) else _times(dz, part) for part in both]
+            self.dx[chunk.at] = torch.cat(made, -1).to(x.dtype)
+        elif self.dx is not None:
             if isinstance(chunk.at, slice) and _is_native(x):
                 torch.mm(dz, w, out=self.dx[chunk.at])
             else:
                 self.dx[chunk.at] = (dz @ w if _is_native(x) else _times(dz, w)).to(x.dtype)
         if self.dw is not None:
+            x = x if self.product.beside is None else self.product.parts(x)[1]
             if dz.dtype == self.dw.dtype or _adds_up_wide(dz.device):
                 _add(self.dw, dz, x, self._first)
             else:
@@ -161,7 +184,7 @@ class Gradients:
 
     def rounded(self, factor: Tensor | None = None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """All three, times a factor, in the dtypes of what they are gradients of; they are held here no longer."""
-        of = self.product.x, self.product.w, self.product.bias
+        of = self.product.x, self.product.learned, self.product.bias
         if factor is not None and factor.device.type == "cpu" and float(factor) == 1.0:
             factor = None
         found = []

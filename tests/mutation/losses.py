@@ -5,6 +5,8 @@ from __future__ import annotations
 from tests.mutation.fault import Fault
 
 LAWS = "laws/test_losses.py::test_"
+OF_MODULES = ("compute/test_modules.py::test_a_head_and_binary_elements_have_them_too",)
+LEARNED = ("laws/test_losses.py::test_every_number_that_a_loss_holds_may_be_learned",)
 FORMULA = (LAWS + "value_and_gradient_are_the_papers_formula",)
 PLANTED = ("compute/test_planted.py",)
 BINARY = ("compute/test_binary.py",)
@@ -66,6 +68,15 @@ LOSSES = (
           "half the formula", FORMULA, "LDAM and reference"),
     Fault("sine and cosine of the margin", "losses/margin.py", "torch.sin(margin) * sine",
           "torch.cos(margin) * sine", "the addition theorem from memory", FORMULA, "ArcFace and reference"),
+    # --- what a loss holds is learned
+    Fault("focal without a slope at γ = 0", "losses/focus.py", "if is_exactly(gamma, 0):", "if gamma == 0:",
+          "a number that is a tensor is 0 too", LEARNED, "Focal"),
+    Fault("smoothing without a slope at ε = 0", "losses/likelihood.py", "if is_exactly(self.smoothing, 0):",
+          "if self.smoothing == 0:", "a number that is a tensor is 0 too", LEARNED, "Smoothed"),
+    Fault("a margin that forgets its tensor", "losses/margin.py", "torch.as_tensor(self.m, ",
+          "torch.tensor(float(self.m), ", "the same value", LEARNED, "Margin"),
+    Fault("a module's tensors in no field", "losses/algebra.py", "held.values() if name in OF_MODULE else (held,)",
+          "(held,)", "as a frozen object has them", OF_MODULES),
     # --- score
     Fault("Brier without its rivals", "losses/score.py", "(miss.square() + rivals)", "miss.square()",
           "the binary score", FORMULA, "Brier and reference"),

@@ -11,6 +11,7 @@ MONOID = ("laws/test_stats.py",)
 COMPOSED = ("laws/test_composition.py::test_a_loss_with_everything_is_the_composition",)
 LINEAR = ("compute/test_linear.py",)
 BLOCKS = ("compute/test_linear_blocks.py",)
+BESIDE = ("compute/test_head.py::test_what_is_beside_a_frozen_head_is_learned",)
 BINARY = ("compute/test_binary.py",)
 ONCE = ("compute/test_number.py::test_the_bits_of_the_ordinary_way",)
 SEEN = ("compute/test_number.py::test_a_weight_that_is_none_is_seen_as_it_is_read",)
@@ -31,6 +32,11 @@ ROWS = (
     Fault("0 · ∞ over targets", "stats.py", "torch.where(silent, 0.0, values)", "values", "0 times anything is 0",
           (CONTRACT + "a_class_at_minus_infinity_is_a_class_that_cannot_be",
            LAWS + "a_one_hot_soft_target_gives_the_bits_of_the_label")),
+    # --- what is beside a frozen head
+    Fault("LoRA's logits are not added", "linear/product.py", "z.addmm_(more, self.beside[block].T)",
+          "z.addmm_(more, self.beside[block].T, alpha=0)", "the head's own are there", BESIDE, "mean"),
+    Fault("nothing goes down through LoRA", "linear/product.py", "torch.cat(made, -1).to(x.dtype)",
+          "torch.cat([made[0], 0 * made[1]], -1).to(x.dtype)", "the hidden states have a gradient", BESIDE, "mean"),
     # --- rows
     Fault("row weight missing in the divisor", "rows.py", "weight * row_weight", "weight",
           "the loss has it already", COMPOSED, "NLL and hard"),

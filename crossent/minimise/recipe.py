@@ -6,6 +6,7 @@ import difflib
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +17,13 @@ from crossent.minimise.data.problem import Problem, one_in
 from crossent.minimise.data.task import Task
 from crossent.minimise.objective.objective import Objective
 
+_KINDS: dict[type, tuple[type, str]] = {
+    bool: (bool, "True or False"),
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    str: (str, "text"),
+}
+"""What a setting may be, by what it is unsaid."""
 CHOICES = {
     "model": ("network", "linear", "residual"),
     "optimiser": ("adamw", "muon", "schedulefree", "sgd", "lbfgs"),
@@ -109,6 +117,10 @@ class Recipe:
     calibration: str = "guarded"
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value, (kind, told) = getattr(self, field.name), _KINDS[type(field.default)]
+            if not isinstance(value, kind) or isinstance(value, bool) != isinstance(field.default, bool):
+                raise DataError(f"the recipe's {field.name} is {told}; it is {value!r}.")
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value not in choices and not (name == "model" and ":" in value):

@@ -3,6 +3,7 @@
 import dataclasses
 import shlex
 
+import numpy as np
 import pytest
 import torch
 
@@ -65,6 +66,23 @@ def read_back(command, base=None):
     words = shlex.split(command)
     assert words[::2] == ["--set"] * (len(words) // 2)
     return (base or Recipe()).parsed(words[1::2])
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ({"epochs": "x"}, "epochs is a whole number; it is 'x'"),
+        ({"epochs": 2.5}, "epochs is a whole number; it is 2.5"),
+        ({"members": True}, "members is a whole number; it is True"),
+        ({"dropout": None}, "dropout is a number; it is None"),
+        ({"flip": 1}, "flip is True or False; it is 1"),
+        ({"loss": 3}, "loss is text; it is 3"),
+    ],
+)
+def test_a_setting_of_another_kind_is_refused(setting, told):
+    with pytest.raises(DataError, match=f"the recipe's {told}"):
+        Recipe(**setting)
+    assert Recipe(epochs=np.int64(3), dropout=np.float32(0.5), sharpness=0).epochs == 3
 
 
 def test_a_recipe_is_the_command_that_repeats_it():

@@ -136,6 +136,16 @@ def test_a_series_of_the_first_class_is_calibrated_as_that(tmp_path):
     assert pd.read_csv(tmp_path / "b.csv")["p_no"].to_numpy() == pytest.approx(1 - one(p), abs=1e-12)
 
 
+def test_cells_of_several_values_are_no_csv(tmp_path):
+    pd.DataFrame({"p": [[0.5, 0.5]], "more": [{"a": [1]}]}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(
+        DataError, match=r"a.parquet': a cell of a CSV holds one value, and those of p, more hold several"
+    ):
+        apply_to_file(SOFTER, tmp_path / "a.parquet", tmp_path / "b.csv", "p")
+    assert not (tmp_path / "b.csv").exists()
+    assert apply_to_file(SOFTER, tmp_path / "a.parquet", tmp_path / "b.parquet", "p")[0] == 1
+
+
 def test_columns_are_matched_by_name_and_forms_are_told_apart(tmp_path):
     z = np.random.default_rng(0).normal(0, 2, (50, 2))
     one = Calibrator("beta", (Affine((1.5, 0.5), (0.0, 0.3)),), classes=("no", "yes"))

@@ -201,6 +201,11 @@ class _Csv:
 
     def __init__(self, path: Path, schema: Any) -> None:
         self.schema = schema
+        types = require("pyarrow", "cli", PURPOSE).types
+        if nested := [field.name for field in schema if types.is_nested(field.type)]:
+            raise DataError(
+                f"a cell of a CSV holds one value, and those of {some(nested, 12)} hold several. Write a .parquet file."
+            )
         self.writer = require("pyarrow.csv", "cli", PURPOSE).CSVWriter(path, schema)
 
     def write(self, piece: Any) -> None:

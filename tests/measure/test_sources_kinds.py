@@ -259,3 +259,12 @@ def test_a_csv_of_another_kind_is_refused(tmp_path, written, sentence):
     (tmp_path / "a.csv").write_bytes(written)
     with pytest.raises(DataError, match=sentence):
         evaluate(tmp_path / "a.csv", probability=["p" if b"1,1" not in written else "label"])
+
+
+def test_columns_of_labels_are_found_by_their_beginning(tmp_path):
+    """As ``crossent fit`` writes them of soft labels."""
+    (tmp_path / "a.csv").write_text("label_b,label_a,p_a,p_b\n0.25,0.75,0.5,0.5\n1,0,0.2,0.8\n")
+    record = evaluate(tmp_path / "a.csv")
+    assert record["cross_entropy"].value == pytest.approx(-(np.log(0.5) + np.log(0.8)) / 2)
+    (tmp_path / "b.csv").write_text("label,label_b,p_a,p_b\na,1,0.5,0.5\nb,1,0.2,0.8\n")
+    assert evaluate(tmp_path / "b.csv")["accuracy"].value == 1

@@ -70,7 +70,8 @@ def choose(
     classes: Sequence[Any] | None,
 ) -> Chosen:
     """Find the columns in a file's header; every name may be a pattern where several columns may be meant."""
-    labels = _several(file, held, label or "label", "the labels", "label= (--label)")
+    several = "label" not in held and any(name.startswith("label_") for name in held)
+    labels = _several(file, held, label or ("label_*" if several else "label"), "the labels", "label= (--label)")
 
     def one(name: str | None, purpose: str, option: str) -> str | None:
         return None if name is None else present(file, held, name, purpose, option)

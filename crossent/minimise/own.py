@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from crossent.errors import DataError
+from crossent.minimise.data.dataset import shares
 from crossent.minimise.data.parts import Judged
 from crossent.minimise.data.problem import Problem
 from crossent.minimise.data.task import Task
 from crossent.minimise.recipe import Recipe
+from crossent.minimise.training.judge import columns_of
 
 
 def look(
@@ -45,9 +47,7 @@ def look(
     if batches == 0:
         raise DataError("the train loader has no batches.")
     first = _gathered(loaders[1], "validation")
-    network.eval()
-    with torch.no_grad():
-        columns = int(network(first[0][:2]).shape[-1])
+    columns = columns_of(network, first[0])
     task = _task(first[1], columns, limits)
     wanted = recipe.objective(task, torch.ones(task.columns)).columns
     if columns != wanted:
@@ -74,7 +74,12 @@ def _gathered(loader: Any, name: str) -> tuple[Tensor, Tensor, Tensor | None]:
     if not batches:
         raise DataError(f"the {name} loader has no batches.")
     x, y, *weight = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    return x, y, weight[0].float() if weight else None
+    return x, _column(y), weight[0].float() if weight else None
+
+
+def _column(y: Tensor) -> Tensor:
+    """Labels (n,) of labels (n, 1)."""
+    return y[:, 0] if y.dim() == 2 and y.shape[1] == 1 else y
 
 
 def _task(y: Tensor, columns: int, limits: tuple[float, float] | None) -> Task:
@@ -92,13 +97,21 @@ def _task(y: Tensor, columns: int, limits: tuple[float, float] | None) -> Task:
 
 
 def _target(task: Task, y: Tensor, name: str) -> Tensor:
+    y = _column(y)
+    if y.dim() != (2 if y.is_floating_point() and task.kind != "range" else 1):
+        raise DataError(
+            f"labels of the {name} loader have shape {tuple(y.shape)}. Whole numbers and numbers in a range should be "
+            "(n,), shares of the classes (n, classes) and floating."
+        )
     if task.kind == "range":
         share = (y.double() - task.low) / (task.high - task.low)
         if not bool(((share >= 0) & (share <= 1)).all()):
             raise DataError(f"a number of the {name} loader lies outside {task.low:g} to {task.high:g}; pass limits=.")
         return share.float()
     if y.is_floating_point():
-        return y.float()
+        if y.shape[1] != task.columns:
+            raise DataError(f"the network gives {task.columns} logits, and labels have {y.shape[1]} columns of shares.")
+        return torch.from_numpy(shares(y.double().cpu().numpy(), f"the {name} loader", list(task.classes))).float()
     if len(y) and not 0 <= int(y.min()) <= int(y.max()) < task.columns:
         raise DataError(
             f"labels of the {name} loader go from {int(y.min())} to {int(y.max())}, and the network has "

@@ -77,11 +77,50 @@ def test_soft_labels_weights_and_a_range_come_through_loaders():
         (lambda x, y: loaders(x, y + 1), "labels of the validation loader go from 1 to 2"),
         (lambda x, y: [loaders(x, y)[0], [(x, "a")], loaders(x, y)[2]], "should hold tensors"),
         (lambda x, y: [loaders(x, y)[0], [x], loaders(x, y)[2]], r"should give \(x, y\)"),
+        (lambda x, y: loaders(x, torch.stack((y, 1 - y), 1)), r"validation loader have shape \(100, 2\)"),
+        (
+            lambda x, y: loaders(x, torch.stack((y, y, 1 - y), 1).float()),
+            "2 logits, and labels have 3 columns of shares",
+        ),
+        (lambda x, y: loaders(x, torch.stack((y, 1.5 - y), 1).float()), "must add up to 1; those of row"),
+        (lambda x, y: loaders(x, torch.stack((y, 0.0 * y), 1)), "no share of any class"),
     ],
 )
 def test_what_no_loader_gives_is_said(make, sentence):
     with pytest.raises(DataError, match=sentence):
         crossent.fit(network(), make(*rows()), settings=SETTINGS)
+
+
+def test_labels_in_a_column_are_labels_and_counts_are_shares():
+    """Counts that were not made shares weighed as many rows in training, and one in the test."""
+    x, y = rows()
+    plain = crossent.fit(network(), loaders(x, y), settings=["epochs=2"]).record["cross_entropy"]
+    votes = torch.nn.functional.one_hot(y, 2).float() * torch.tensor([[1.0], [9.0]])[y]
+    for same in (y[:, None], y[:, None].int(), votes):
+        torch.manual_seed(0)
+        run = crossent.fit(network(), loaders(x, same), settings=["epochs=2"])
+        assert run.record["cross_entropy"].value == pytest.approx(plain.value, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        (nn.Sequential(nn.Linear(4, 1), nn.Flatten(0)), r"for 2 rows a tensor of shape \(2,\) came"),
+        (nn.LSTM(4, 2), "for 2 rows a tuple came"),
+        (nn.Linear(4, 2).requires_grad_(False), "nothing of the network can learn"),
+    ],
+)
+def test_a_network_that_gives_no_logits_or_cannot_learn_is_refused(model, sentence):
+    x, y = rows()
+    with pytest.raises(DataError, match=sentence):
+        crossent.fit(model, loaders(x, y), settings=SETTINGS)
+    with pytest.raises(DataError, match=sentence):
+        crossent.fit(x, y, model=lambda shape, columns: model, settings=["epochs=1"])
+
+
+def test_a_factory_that_makes_another_number_of_logits_is_refused():
+    with pytest.raises(DataError, match="gives 7 logits a row, and 2 are needed"):
+        crossent.fit(*rows(), model=lambda shape, columns: nn.Linear(4, 7), settings=["epochs=1"])
 
 
 def test_one_logit_is_said():

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from crossent.errors import require
+from crossent.errors import DataError, require
 from crossent.measure.calibration.rows import rows_of
 from crossent.measure.calibration.scaling import Scaling, fit_scaling
 from crossent.minimise.data.problem import Problem
@@ -218,3 +218,20 @@ def threads(network: nn.Module, rows: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def columns_of(network: nn.Module, x: Tensor) -> int:
+    """How many logits a network gives each row of x (n, …), which it is asked for two of."""
+    rows = x[:2]
+    network.eval()
+    with torch.no_grad():
+        said = network(rows)
+    if not isinstance(said, Tensor) or said.dim() != 2 or len(said) != len(rows):
+        what = f"a tensor of shape {tuple(said.shape)}" if isinstance(said, Tensor) else f"a {type(said).__name__}"
+        raise DataError(
+            f"a network of your own should give a tensor of logits, (rows, logits): for {len(rows)} rows {what} came. "
+            "Wrap it in a module whose forward returns that."
+        )
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise DataError("nothing of the network can learn: it has no parameter, or all have requires_grad=False.")
+    return said.shape[1]

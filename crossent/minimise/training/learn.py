@@ -29,6 +29,7 @@ from crossent.minimise.training import boost
 from crossent.minimise.training.judge import (
     Ends,
     blas_alone,
+    columns_of,
     interval_of,
     logits_of,
     together,
@@ -265,6 +266,8 @@ def _network(
         network = factory(shape, columns)
         if not isinstance(network, nn.Module):
             raise DataError(f"a model's factory must give a torch.nn.Module; it gave {type(network).__name__}.")
+        if not hasattr(network, "members") and (gives := columns_of(network, problem.x)) != columns:
+            raise DataError(f"the factory's network gives {gives} logits a row, and {columns} are needed.")
         return network
     if problem.x.dim() > 2:
         from crossent.minimise.networks.residual import Residual

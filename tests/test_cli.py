@@ -321,6 +321,17 @@ def until(condition, running, seconds=60):
         time.sleep(0.02)
 
 
+def test_a_logger_writes_every_epoch(here, call):
+    flowers().to_csv("flowers.csv", index=False)
+    assert call("fit", "flowers.csv", "-o", "run", *QUICK, "--logger", "csv")[0] == 0
+    (written,) = (here / "run/log").rglob("*.csv")
+    curves = crossent.Record.read("run/record.json").curves
+    told = pd.read_csv(written)
+    assert told["step"].tolist() == [1, 2, 3]
+    assert told["training"].to_numpy() == pytest.approx(curves["training"].y)
+    assert told["held_out"].to_numpy() == pytest.approx(curves["validation"].y)
+
+
 def test_a_killed_run_goes_on_to_the_bytes_of_one_that_was_not(here, call):
     flowers().to_csv("flowers.csv", index=False)
     running = process("fit", "flowers.csv", "-o", "killed", *LONG, code=SLOW, cwd=here)

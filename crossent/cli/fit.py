@@ -111,6 +111,8 @@ def fit(
             )
         if not first:
             return
+        for each in fabric.loggers:
+            each.finalize("success")  # what it has kept for later is written now
         report.write(run.record, folder / "report.html")
         run.save(folder)
     except BaseException:
@@ -130,7 +132,7 @@ def _loggers(name: str | None, folder: Path) -> list[Any]:
         return []
     loggers = require("lightning_fabric.loggers", "cli", "training")
     if name == "csv":
-        return [loggers.CSVLogger(folder, name="log")]
+        return [loggers.CSVLogger(folder, name="log", flush_logs_every_n_steps=1)]  # a killed run keeps its epochs
     if name == "tensorboard":
         require("tensorboard", "tensorboard", "--logger tensorboard")
         return [loggers.TensorBoardLogger(folder, name="log")]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from crossent import cross_entropy, parallel
-from crossent.compute.losses import Focal, LogZ, Smoothed
+from crossent.compute.losses import Brier, Focal, LogZ, Loss, Smoothed
+from crossent.compute.stats import Stats
 from tests.compute.test_linear_derivatives import Curved
 from tests.laws.test_losses import KNOBS
 from tests.parallel.test_vocabulary import SIZES, Z, own
@@ -54,10 +55,27 @@ def test_class_and_sample_weights_that_are_learned(name: str, soft: bool, throug
             assert not torch.allclose(found[0] / size, expected, rtol=1e-6)
 
 
-def of_own_loss(sizes: tuple[int, ...], target: Any, through_head: bool) -> tuple[Tensor, ...]:
-    """A job: the gradients of own columns, and of a number that a loss holds."""
+class Module(torch.nn.Module, Loss):
+    """Such a loss that is a module."""
+
+    def __init__(self, power: Tensor, inner: Loss) -> None:
+        super().__init__()
+        self.power, self.inner = torch.nn.Parameter(power.detach().clone()), inner
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return self.inner.reads
+
+    def forward(self, s: Stats) -> Tensor:
+        return (1.0 + self.inner(s)) ** self.power
+
+
+def of_own_loss(sizes: tuple[int, ...], target: Any, through_head: bool, inner: Loss | None) -> tuple[Tensor, ...]:
+    """A job: the gradients of own columns, and of a number that a loss or a module holds."""
     leaf, power = own(LEARNED[0], sizes).clone().requires_grad_(), POWER.clone().requires_grad_()
-    loss = Focal(2.0) + 0.5 * Curved(power, LogZ())
+    made = Curved(power, LogZ()) if inner is None else Module(power, inner)
+    power = made.power
+    loss = Focal(2.0) + 0.5 * made
     if through_head:
         eye = torch.eye(len(leaf), dtype=leaf.dtype)
         value = parallel.linear_cross_entropy(eye, leaf.T, own(target, sizes), chunk_rows=2, loss=loss)
@@ -69,15 +87,16 @@ def of_own_loss(sizes: tuple[int, ...], target: Any, through_head: bool) -> tupl
 POWER = torch.tensor(1.5, dtype=torch.float64)
 
 
+@pytest.mark.parametrize("inner", [None, LogZ(), Brier()], ids=["", "a module", "a module of columns"])
 @pytest.mark.parametrize("through_head", [False, True])
 @pytest.mark.parametrize("soft", [False, True])
-def test_what_a_loss_holds_may_be_learned(soft: bool, through_head: bool) -> None:
+def test_what_a_loss_holds_may_be_learned(soft: bool, through_head: bool, inner: Loss | None) -> None:
     target = torch.rand(4, 6, generator=G).double() if soft else torch.tensor([0, 5, 2, 3])
     leaves = [t.clone().requires_grad_() for t in (LEARNED[0], POWER)]
-    value = cross_entropy(leaves[0], target, loss=Focal(2.0) + 0.5 * Curved(leaves[1], LogZ()))
+    value = cross_entropy(leaves[0], target, loss=Focal(2.0) + 0.5 * Curved(leaves[1], inner or LogZ()))
     truth = torch.autograd.grad(value.square(), leaves)
     for size, sizes in SIZES.items():
-        of_logits, powers = zip(*good(world_of(size).run(of_own_loss, sizes, target, through_head)), strict=True)
+        of_logits, powers = zip(*good(world_of(size).run(of_own_loss, sizes, target, through_head, inner)), strict=True)
         torch.testing.assert_close(torch.cat(of_logits, 1), truth[0], rtol=1e-11, atol=1e-13)
         for each in powers:
             torch.testing.assert_close(each, truth[1], rtol=1e-11, atol=1e-13)

@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,10 @@ def fit(
     >>> run.record["cross_entropy"].value < 0.3
     True
     """
-    if not 0 <= seed < 2**63:
-        raise DataError(f"the seed must be a whole number from 0 to 2⁶³ - 1, and is {seed}.")
+    if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+        raise DataError(f"the seed must be a whole number from 0 to 2⁶³ - 1, and is {seed!r}.")
+    if model is not None and not callable(model):
+        raise DataError(f"model= takes a function that makes a network; settings=['model={model}'] takes a name.")
     if y is not None and isinstance(x, (str, os.PathLike)):
         raise DataError(
             f"{os.fspath(x)!r} brings its own labels; leave out y, or pass the features as a table or array."

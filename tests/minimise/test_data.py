@@ -14,7 +14,7 @@ import scipy.sparse
 import torch
 
 from crossent.errors import DataError
-from crossent.minimise.data import dataset
+from crossent.minimise.data import dataset, parts
 
 TABLE = pd.DataFrame({"height": [1.5, 2.5, 3.5], "town": ["Bonn", "Köln, West", "Ulm"], "y": ["no", "yes", "no"]})
 
@@ -288,6 +288,25 @@ def test_what_would_be_read_wrongly_is_refused(x, y, sentence):
         dataset.from_arrays(x, y)
 
 
+def test_soft_labels_of_a_test_are_those_of_the_same_names(tmp_path):
+    """They were taken by their place: with the columns in another order the test was of other classes."""
+    train, turned = VOTES[["a", "votes_no", "votes_yes"]], VOTES[["votes_yes", "a", "votes_no"]]
+    for name, table in (("train", train), ("test", turned)):
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
+    own, other = parts.both(tmp_path / "train.csv", None, "votes_*", None, tmp_path / "test.csv")
+    assert other.names == own.names == ("no", "yes")
+    assert other.y.tolist() == own.y.tolist()
+    columns = ["votes_no", "votes_yes"]
+    own, other = parts.both(train[["a"]], train[columns], None, None, (turned[["a"]], turned[columns[::-1]]))
+    assert other.y.tolist() == own.y.tolist()
+    strange = turned[columns].rename(columns={"votes_no": "votes_maybe"})
+    for labels, sentence in ((strange, "should have the same names"), ([0, 1, 1], "write both in one way")):
+        with pytest.raises(DataError, match=sentence):
+            parts.both(train[["a"]], train[columns], None, None, (train[["a"]], labels))
+    with pytest.raises(DataError, match="write both in one way"):
+        parts.both(train[["a"]], [0, 1, 1], None, None, (train[["a"]], train[columns]))
+
+
 def test_the_caller_keeps_the_table_as_it_was():
     table = pd.DataFrame({1: [1.0, 2.0], "b": ["x", "y"]}, index=[9, 8])
     before = table.copy()
@@ -385,6 +404,8 @@ def test_weights_are_finite_numbers_one_a_row_and_not_all_nothing(tmp_path):
     ):
         with pytest.raises(DataError, match=sentence):
             dataset.from_arrays(np.ones((2, 1)), [0, 1], weight=weight)
+    with pytest.raises(DataError, match=r"x and of the weights have different indices"):
+        dataset.from_arrays(pd.DataFrame({"a": [1, 2]}), [0, 1], weight=pd.Series([1, 2], index=[1, 0]))
     VOTES.assign(town="Ulm").to_csv(tmp_path / "a.csv", index=False)
     with pytest.raises(DataError, match=r"'town' must hold numbers, the weights of the rows"):
         dataset.read(tmp_path / "a.csv", "a", "town")

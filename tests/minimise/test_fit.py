@@ -167,6 +167,19 @@ def test_what_cannot_be_fitted_is_refused_in_a_sentence(arrays):
             call()
 
 
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"seed": "a"}, "whole number from 0 to 2⁶³ - 1, and is 'a'"),
+        ({"seed": 1.5}, "and is 1.5"),
+        ({"model": "linear"}, r"model= takes a function that makes a network; settings=\['model=linear'\]"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(arrays, more, sentence):
+    with pytest.raises(DataError, match=sentence):
+        fit(*arrays, **more)
+
+
 def test_fewer_than_ten_rows_that_count_are_too_few(arrays):
     weight = np.zeros(len(arrays[0]))
     weight[:9] = 1

@@ -181,7 +181,8 @@ def _weights(values: Any, source: str, name: str = "weight") -> np.ndarray:
 
 def from_arrays(x: Any, y: Any, source: str = "arrays", weight: Any = None) -> Data:
     """Take what a Python caller has: arrays, tensors, or a table of pandas, Polars or Arrow with a series."""
-    _same_index(x, y, source)
+    _same_index(x, y, source, "y")
+    _same_index(x, weight, source, "the weights")
     x, y = _in_pandas(x), _in_pandas(y)
     if hasattr(x, "toarray"):
         raise DataError(f"{source}: x is a sparse matrix, which nothing here reads; pass x.toarray().")
@@ -218,14 +219,14 @@ def from_arrays(x: Any, y: Any, source: str = "arrays", weight: Any = None) -> D
     return Data(x, y, source, target, weight=weights)
 
 
-def _same_index(x: Any, y: Any, source: str) -> None:
-    """Refuse a table and labels of pandas in different orders: they would be put together by their place."""
+def _same_index(x: Any, y: Any, source: str, name: str) -> None:
+    """Refuse a table and a series of pandas in different orders: they would be put together by their place."""
     mine: Any = getattr(x, "index", None)
     theirs: Any = getattr(y, "index", None)
     if hasattr(mine, "equals") and hasattr(theirs, "equals") and not mine.equals(theirs):
         raise DataError(
-            f"{source}: the rows of x and of y have different indices, so that they may not belong together. Sort them "
-            "alike, or drop both indices with reset_index(drop=True)."
+            f"{source}: the rows of x and of {name} have different indices, so that they may not belong together. Sort "
+            "them alike, or drop both indices with reset_index(drop=True)."
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -104,7 +104,25 @@ def both(x: Any, y: Any, target: str | None, weight: Any, test: Any) -> tuple[da
         raise DataError("the test needs labels: pass a file that has them, or a pair (x, y).")
     if other.y.ndim == 1:
         task.refuse_missing(other.y, other.source, other.target)
-    return own, other
+    return own, _alike(own, other)
+
+
+def _alike(own: dataset.Data, other: dataset.Data) -> dataset.Data:
+    """The test's data, with the columns of soft labels in the order of those to learn from."""
+    if own.y.ndim != other.y.ndim:
+        soft, hard = (own, other) if own.y.ndim == 2 else (other, own)
+        raise DataError(
+            f"labels of {soft.source} are shares of the classes, and those of {hard.source} are one column: write both "
+            "in one way."
+        )
+    if other.names == own.names:
+        return other
+    if sorted(other.names) != sorted(own.names):
+        raise DataError(
+            f"the columns of labels are {some([*own.names], 12)} in {own.source}, and {some([*other.names], 12)} in "
+            f"{other.source}: they should have the same names."
+        )
+    return replace(other, y=other.y[:, [other.names.index(name) for name in own.names]], names=own.names)
 
 
 def parted(found: task.Task, own: dataset.Data, other: dataset.Data | None, seed: int) -> tuple[Part, Part]:

@@ -493,3 +493,11 @@ def test_the_command_refuses_in_a_sentence(files, monkeypatch, capsys, words, se
     assert said.count("\n") == 1
     assert sentence in said
     assert sorted(files.iterdir()) == before
+
+
+def test_models_whose_rows_have_other_indices_are_refused():
+    """They were held against each other by their place."""
+    a, b = pd.Series([0.6, 0.5, 0.7]), pd.Series([0.9, 0.2, 0.8], index=[2, 1, 0])
+    with pytest.raises(DataError, match="old and new have different indices"):
+        compare({"old": a, "new": b}, labels=[1, 0, 1])
+    assert compare({"old": a, "new": b.sort_index()}, labels=[1, 0, 1])["difference"].n == 3

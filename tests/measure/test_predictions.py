@@ -191,6 +191,18 @@ def test_the_ids_of_the_rows_are_what_errors_name():
         from_arrays([0.5, 7.0], [0, 1], rows=["house-3", "house-7"])
 
 
+@pytest.mark.parametrize("name", ["weights", "groups", "bytes", "rows", "slices"])
+def test_what_stands_beside_in_another_order_is_refused(name):
+    """It was put to the rows by its place, whatever they were called."""
+    p, cells = pd.Series([0.1, 0.9]), pd.Series([1, 2], index=[1, 0])
+    for values, labels in ((p, [0, 1]), (p.to_numpy(), pd.Series([0, 1]))):
+        with pytest.raises(DataError, match=r"the (probabilities|labels) and .* have different indices"):
+            from_arrays(values, labels, **{name: {"k": cells} if name == "slices" else cells})
+        same = cells.sort_index()
+        assert len(from_arrays(values, labels, **{name: {"k": same} if name == "slices" else same})) == 2
+    assert len(from_arrays(p, [0, 1], **{name: {"k": cells.tolist()} if name == "slices" else cells.tolist()})) == 2
+
+
 def test_frames_in_different_orders_are_refused():
     p, y = pd.Series([0.1, 0.9]), pd.Series([0, 1], index=[1, 0])
     with pytest.raises(DataError, match="different indices"):

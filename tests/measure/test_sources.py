@@ -172,3 +172,13 @@ def test_without_pyarrow_the_message_says_what_to_install(tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtra, match="pip install 'crossent\\[cli\\]'"):
         read_predictions(path)
+
+
+def test_columns_that_are_written_are_those_of_their_names(tmp_path):
+    """Not of the place that they have in a frame."""
+    frame = pd.DataFrame([[0.5, 0.2, 0.3], [0.1, 0.8, 0.1]], columns=["c", "a", "b"])
+    soft = pd.DataFrame([[1.0, 0.0, 0.0], [0.25, 0.5, 0.25]], columns=["b", "c", "a"])
+    write_predictions(tmp_path / "p.csv", frame, task="multi-class", labels=soft, classes=["a", "b", "c"])
+    written = pd.read_csv(tmp_path / "p.csv")
+    assert written[["p_a", "p_b", "p_c"]].to_numpy().tolist() == [[0.2, 0.3, 0.5], [0.8, 0.1, 0.1]]
+    assert written[["label_a", "label_b", "label_c"]].to_numpy().tolist() == [[0, 1, 0], [0.25, 0.25, 0.5]]

@@ -27,7 +27,7 @@ from crossent.measure.comparison.contrast import Ground
 from crossent.measure.comparison.join import Head, Joined, join
 from crossent.measure.comparison.ranking import ranking
 from crossent.measure.comparison.rival import rival
-from crossent.measure.predictions.predictions import Predictions, slices_by
+from crossent.measure.predictions.predictions import Predictions, same_index, slices_by
 from crossent.measure.sources import read_predictions, samples
 from crossent.measure.sources.files import are_files, find
 from crossent.measure.sources.tables import header
@@ -100,6 +100,7 @@ def compare(
     """
     models = _named(predictions, names, probability)
     order = _baseline_first(list(models), baseline)
+    same_index({name: what for name, (what, _) in models.items()})
     beside: dict[str, Any] = {"weight": weight, "group": group, "by": by, "bytes": bytes}
 
     def source(name: str) -> Source:

@@ -59,15 +59,15 @@ def as_array(values: Any) -> NDArray[Any]:
 def column_names(values: Any) -> list[str] | None:
     """What the columns of a frame are called; None for anything without names.
 
-    A single number is no name: pandas calls the only column of an array 0, which says nothing of a class. A series has
-    a name only where it is p_<class>.
+    Numbers that pandas counts columns by are no names, nor is a single number: it calls the only column of an array 0,
+    which says nothing of a class. A series has a name only where it is p_<class>.
 
     >>> column_names([[0.5, 0.5]])
     """
     if isinstance(name := getattr(values, "name", None), str):
         return [name] if name.startswith(PREFIX) else None
     names = getattr(values, "column_names" if hasattr(values, "itercolumns") else "columns", None)
-    if names is None or (len(names) == 1 and not isinstance(names[0], str)):
+    if names is None or type(names).__name__ == "RangeIndex" or (len(names) == 1 and not isinstance(names[0], str)):
         return None
     return [str(name) for name in names]
 

@@ -158,7 +158,9 @@ class Predictions:
         >>> rows.log_probabilities.round(2).tolist(), rows.labels.tolist(), len(rows.notes)
         ([[-0.15, -3.65, -2.15]], [[0.75, 0.25, 0.0]], 2)
         """
-        _same_index(probabilities, labels)
+        beside = {"weights": weights, "groups": groups, "bytes": bytes}
+        cut = {f"slices[{name!r}]": cells for name, cells in (slices or {}).items()}
+        same_index({"the probabilities": probabilities, "the labels": labels, "row ids": rows, **beside, **cut})
         columns = column_names(probabilities) if columns is None else columns
         label_columns = column_names(labels)
         bfloat16 = str(getattr(probabilities, "dtype", "")).endswith("bfloat16")
@@ -180,7 +182,6 @@ class Predictions:
         tolerance = BFLOAT16_TOLERANCE if bfloat16 else SUM_TOLERANCE
         door = Door(classes, task, low, high, form, truth, columns, label_columns, normalise, tolerance)
         door.notes.extend(notes)
-        beside = {"weights": weights, "groups": groups, "bytes": bytes}
         beside = {name: None if cells is None else column(cells, len(y), name) for name, cells in beside.items()}
         cut = {name: column(cells, len(y), f"slices[{name!r}]") for name, cells in (slices or {}).items()}
         found = door.admit(p, y, row_ids(rows, len(y)), **beside, slices=cut, source=source, split=split)
@@ -410,14 +411,20 @@ def _ids_joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
     return np.concatenate(parts)
 
 
-def _same_index(probabilities: Any, labels: Any) -> None:
-    mine: Any = getattr(probabilities, "index", None)
-    theirs: Any = getattr(labels, "index", None)
-    if hasattr(mine, "equals") and hasattr(theirs, "equals") and not mine.equals(theirs):
-        raise DataError(
-            "the probabilities and the labels have different indices, so that rows may not belong together. "
-            "Sort them alike, or drop both indices with reset_index(drop=True)."
-        )
+def same_index(named: Mapping[str, Any]) -> None:
+    """Refuse series and frames of pandas with different indices: they would be put together by their place."""
+    first: tuple[str, Any] | None = None
+    for name, values in named.items():
+        index: Any = getattr(values, "index", None)
+        if not hasattr(index, "equals"):  # a list has a method of that name
+            continue
+        if first is None:
+            first = name, index
+        elif not index.equals(first[1]):
+            raise DataError(
+                f"{first[0]} and {name} have different indices, so that rows may not belong together. Sort them alike, "
+                "or drop both indices with reset_index(drop=True)."
+            )
 
 
 def slices_by(by: Any) -> Mapping[str, Any] | None:

@@ -24,8 +24,8 @@ import numpy as np
 
 from crossent.errors import DataError, require, some
 from crossent.files import replacing
-from crossent.measure.predictions.columns import as_array
-from crossent.measure.predictions.naming import PREFIX, class_text
+from crossent.measure.predictions.columns import as_array, column_names
+from crossent.measure.predictions.naming import PREFIX, class_text, matching_order
 from crossent.measure.sources.files import PURPOSE
 
 _PARQUET = (".parquet", ".pq")
@@ -49,7 +49,8 @@ def write_predictions(
 ) -> None:
     """Write predictions as the table described above; the suffix, .parquet or .csv, says which kind.
 
-    ``probabilities`` (n, classes), or for task "range" (n,), the expected fraction; float32 stays float32.
+    ``probabilities`` (n, classes), or for task "range" (n,), the expected fraction; float32 stays float32. Columns of a
+    frame that are called after the ``classes`` may stand in another order.
     ``labels`` (n,) as they stand in the data (class names, or values of a range), or (n, classes) shares, None where
     they are not known; ``rows`` (n,) row ids, else 0, 1, …; ``splits`` (n,) text; ``intervals`` the two ends (n,) of a
     range's intervals, in its own unit. ``source`` and ``target`` name the data and its column. The file is written
@@ -59,10 +60,10 @@ def write_predictions(
     path = Path(path)
     if path.suffix.lower() not in _PARQUET + _CSV:
         raise DataError(f"predictions are written as .parquet or .csv, and {str(path)!r} ends in {path.suffix!r}.")
-    p = as_array(probabilities)
+    p = _in_order(probabilities, classes)
     columns: dict[str, Any] = {"row": np.arange(len(p)) if rows is None else as_array(rows)}
     if labels is not None:
-        labels = as_array(labels)
+        labels = _in_order(labels, classes)
         if labels.ndim == 1:
             columns["label"] = labels
         else:
@@ -99,3 +100,12 @@ def write_predictions(
             )
         else:
             require("pyarrow.csv", "cli", PURPOSE).write_csv(table, temporary)
+
+
+def _in_order(values: Any, classes: Sequence[Any] | None) -> Any:
+    """An array, its columns in the order of the classes if it was a frame that names them."""
+    array, columns = as_array(values), column_names(values)
+    if array.ndim != 2 or columns is None or classes is None:
+        return array
+    order = matching_order([class_text(name) for name in classes], columns)
+    return array if order is None else array[:, order]

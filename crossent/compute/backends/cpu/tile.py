@@ -50,11 +50,14 @@ def _first_of(x: Strided, r: int) -> tuple[int, int]:
 def next_of(x: Strided, r: int, stop: int) -> Next:
     """What to ask for of the tile that begins at row r, column by column, while another is worked on.
 
-    Nothing where its columns do not lie apart: a processor foresees rows. (All columns at once would be more than it
-    can wait for, and it would stand still.)
+    Rows that lie one after the other are as many pieces, each as long as a column. (All at once would be more than a
+    processor can wait for, and it would stand still.)
     """
+    at, rows = _first_of(x, r)[0], tile_of(x, r, stop)
     if r < stop and x.inner > 1 and x.si == 1:
-        return Next(_first_of(x, r)[0], x.sv, tile_of(x, r, stop))
+        return Next(at, x.sv, rows)
+    if r < stop and x.inner == 1 and x.sv == 1 and x.sn == x.v:
+        return Next(at, rows, rows)
     return Next(0, 0, 0)
 
 

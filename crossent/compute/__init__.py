@@ -1,7 +1,7 @@
 """Compute: every cross-entropy, exact to the last digits.
 
 functional · modules     the public faces
-fused                    row numbers and distillation without logits
+fused                    losses, row numbers and distillation without logits
 codes/                   a number in a range as a target, and logits as a number again
 head/                    lazy logits: that head in any model, by one line (loaded when asked for: it loads Dynamo)
 linear                   the head that never stores its logits
@@ -22,8 +22,8 @@ from crossent.compute.distillation import distillation as distillation
 from crossent.compute.functional import binary_cross_entropy as binary_cross_entropy
 from crossent.compute.functional import binary_cross_entropy_with_logits as binary_cross_entropy_with_logits
 from crossent.compute.functional import cross_entropy as cross_entropy
-from crossent.compute.functional import linear_cross_entropy as linear_cross_entropy
 from crossent.compute.functional import row_numbers as row_numbers
+from crossent.compute.fused import linear_cross_entropy as linear_cross_entropy
 from crossent.compute.fused import linear_distillation as linear_distillation
 from crossent.compute.fused import linear_row_numbers as linear_row_numbers
 from crossent.compute.information import cross_entropy_between as cross_entropy_between

@@ -10,12 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from crossent.compute import binary, linear
+from crossent.compute import binary
 from crossent.compute import target as targets
 from crossent.compute.arguments import (
     check_class_weight,
     check_classes,
-    check_head,
     check_logits,
     check_same_shape,
     check_share,
@@ -27,7 +26,6 @@ from crossent.compute.arguments import (
     smoothing_of_nll,
     target_of,
     times,
-    under_autocast,
     warn_of_probabilities,
     weights_of_rows,
     whole_loss,
@@ -35,7 +33,7 @@ from crossent.compute.arguments import (
 from crossent.compute.backends.reference import wide
 from crossent.compute.link import Link
 from crossent.compute.losses import Loss
-from crossent.compute.number import nobody_waits, number
+from crossent.compute.number import number
 from crossent.compute.override import overridable
 from crossent.compute.reduce import check_reduction, reduce
 from crossent.compute.rows import is_learned, row_losses
@@ -350,134 +348,3 @@ def binary_cross_entropy(
     if weight is not None:
         value = times(value, weight, input, list(range(input.dim())))
     return reduce(value, None, reduction, empty, input.shape, result_dtype(input))
-
-
-def linear_cross_entropy(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor | Target,
-    *,
-    linear_bias: Tensor | None = None,
-    weight: Tensor | None = None,
-    reduction: str = "mean",
-    ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
-    loss: Loss | None = None,
-    link: Link | None = None,
-    sample_weight: Tensor | None = None,
-    mask: Tensor | None = None,
-    normaliser: float | Tensor | None = None,
-    empty: str = "zero",
-    validate: str = "full",
-    budget: int | str | None = None,
-    chunk_rows: int | None = None,
-) -> Tensor:
-    """Cross-entropy of ``input @ linear_weight.T + linear_bias`` without ever holding all the logits.
-
-    A few rows of logits exist at a time; for a vocabulary of 256k that is the difference between gigabytes and
-    megabytes. Of a mean or a sum the gradients are made there and then; of rows they are made in the backward pass,
-    from logits that are made once more. The bits are the same, if what comes from above is.
-
-    Args:
-        input: hidden states (…, D).
-        linear_weight: the head, (C, D), of input's dtype.
-        target: class indices (…), class probabilities (…, C), or a ``Target`` of as many rows.
-        linear_bias: (C,).
-        weight, reduction, label_smoothing, loss, link, sample_weight, mask, normaliser, empty, validate: as in
-            ``cross_entropy``.
-        ignore_index: None means -100 for class indices, as in PyTorch.
-        budget: how much memory the logits of one chunk may take: bytes, or a text like ``"256 MiB"``; 64 MiB by
-            default, which was near the best for the time, too (docs/decisions/016), and 1,000 MiB on a GPU. A link,
-            and a loss that looks at the logits themselves, count 64 bytes for each logit, since plain torch works them
-            out.
-        chunk_rows: how many rows make a chunk, instead of a budget.
-
-    Returns:
-        A scalar, or the rows (…): float64 for float64 hidden states, else float32.
-
-    Raises:
-        ValueError, TypeError, IndexError: a sentence that says which argument, what came, where, and what to do.
-
-    Rows that are ignored, masked or of no weight are left out before the first product, and cost nothing.
-
-    Accuracy: that of ``cross_entropy`` on logits that are rounded to input's dtype, as those of ``F.linear``, and so is
-    their gradient. The head's gradient is added up in float32 (float64 for float64), whatever its dtype, and rounded
-    once: the number of chunks does not show (tests/compute/test_linear_sums.py). A 16-bit gradient of a number
-    is rounded once more where what comes from above is no power of two.
-    Memory: the gradients of what needs them; the budget; for a head of 16 bits the float32 sum of its gradient, 4 C D
-    bytes, or, where that is less, all logits in 16 bits at once (unless a budget forbids it).
-    Cost: 6 N C D flops for a mean or a sum, 8 N C D for rows, and where more is learned than hidden states and head.
-    Derivatives: of first order in ``input``, ``linear_weight``, ``linear_bias``, the fields of the link, targets,
-    sample weights, class weights and whatever else a loss holds; of second order too, chunk by chunk in plain torch
-    (``create_graph=True``, ``torch.func.hessian``); forward ones (``torch.func.jvp``) of both. ``vmap`` goes through a
-    batch one by one; ``torch.compile`` keeps it whole. Source: Wijmans et al. 2024.
-
-    >>> x, w = torch.eye(3), 2 * torch.eye(3)
-    >>> linear_cross_entropy(x, w, torch.tensor([0, 1, 2]))
-    tensor(0.2395)
-    """
-    check_reduction(reduction, empty, normaliser)
-    check_validate(validate)
-    check_head(input, linear_weight, linear_bias)
-    return linear_cross_entropy_of(
-        input,
-        (linear_weight,),
-        target,
-        linear_bias=linear_bias,
-        weight=weight,
-        reduction=reduction,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        loss=loss,
-        link=link,
-        sample_weight=sample_weight,
-        mask=mask,
-        normaliser=normaliser,
-        empty=empty,
-        validate=validate,
-        budget=budget,
-        chunk_rows=chunk_rows,
-    )
-
-
-def linear_cross_entropy_of(
-    input: Tensor,
-    parts: tuple[Tensor, ...],
-    target: Tensor | Target,
-    *,
-    linear_bias: Tensor | None = None,
-    weight: Tensor | None = None,
-    reduction: str = "mean",
-    ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
-    loss: Loss | None = None,
-    link: Link | None = None,
-    sample_weight: Tensor | None = None,
-    mask: Tensor | None = None,
-    normaliser: float | Tensor | None = None,
-    empty: str = "zero",
-    validate: str = "full",
-    budget: int | str | None = None,
-    chunk_rows: int | None = None,
-) -> Tensor:
-    """The same of a head that has been looked at; its columns may be in two parts, of which the first is frozen."""
-    (linear_weight, *others), classes = parts, parts[0].shape[0]
-    shape = input.shape[:-1]
-    ignored = -100 if ignore_index is None else ignore_index
-    row_weight, mask = weights_of_rows(sample_weight, mask, shape, validate)
-    rows = target_of(target, (*shape, classes), shape, classes, ignored, mask, validate)
-    rows = linear.counting(rows.weighted(row_weight, mask))
-    whole = whole_loss(loss, weight, label_smoothing, classes)
-    if validate == "full":
-        check_class_weight(whole)
-    x, w, bias = under_autocast(input, linear_weight, linear_bias)
-    x, dtype = x.reshape(-1, x.shape[-1]), result_dtype(x)
-    size = linear.chunk_size(budget, chunk_rows, x, w, rows, whole, link)
-    if reduction != "none" and (empty == "zero" or not nobody_waits(x)):
-        beside = others[0].to(w.dtype) if others else None
-        at_once = linear.number(x, w, bias, rows, whole, link, size, reduction, dtype, normaliser, beside)
-        if at_once is not None:
-            return at_once
-    w = torch.cat([w, *(other.to(w.dtype) for other in others)], -1) if others else w
-    value, row_weight = linear.row_losses(x, w, bias, rows, whole, link, size)
-    return reduce(value, row_weight, reduction, empty, shape, dtype, normaliser)

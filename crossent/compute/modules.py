@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crossent.compute import functional
+from crossent.compute import functional, fused
 from crossent.compute.link import Link
 from crossent.compute.losses import Loss
 from crossent.compute.target import Target
@@ -260,7 +260,7 @@ class LinearCrossEntropyLoss(nn.Module):
         normaliser: float | Tensor | None = None,
     ) -> Tensor:
         """The loss of hidden states (…, in_features) against their targets."""
-        return functional.linear_cross_entropy(
+        return fused.linear_cross_entropy(
             input,
             self.linear.weight,
             target,

@@ -146,7 +146,7 @@ ROWS = (
     Fault("hidden states' gradient of the last block", "linear/blocks.py", "dx.addmm_(dz, self.product.w[block])",
           "torch.mm(dz, self.product.w[block], out=dx)", "a sum over blocks", BLOCKS, "those_of_the_logits and labels"),
     # --- public functions
-    Fault("sample weights ignored by the head", "functional.py",
+    Fault("sample weights ignored by the head", "fused.py",
           "classes, ignored, mask, validate)\n    rows = linear.counting(rows.weighted(row_weight,",
           "classes, ignored, mask, validate)\n    rows = linear.counting(rows.weighted(None,",
           "an argument added to one of two functions", PLANTED, "head"),

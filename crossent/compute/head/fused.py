@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossent.compute import functional
-from crossent.compute.functional import RowNumbers, linear_cross_entropy_of
-from crossent.compute.fused import linear_row_numbers
+from crossent.compute.functional import RowNumbers
+from crossent.compute.fused import linear_cross_entropy_of, linear_row_numbers
 from crossent.compute.head.recipe import Step
 from crossent.compute.head.stays import dimension, sliced, stepped
 from crossent.compute.head.tensor import LazyLogits, answers

@@ -5,8 +5,8 @@
 
 Everything is as by default but for ``--budget``; 0 stands for none, and is where training ends by itself. Beside the
 test cross-entropy stands what ``fit`` said that the next minute would win, in nats of rows held out, and what rows
-held out did win in the run with a minute more. Where no run has it, that is the run without a budget, if it was over by
-then. One thread; seconds are of the wall, so that nothing else should be at work.
+held out did win in a run with a minute more or, where none had it, in the run without a budget, and how many seconds
+later it ended. One thread; seconds are of the wall, so that nothing else should be at work.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import switches  # first: minimise takes this folder off the path
 from minimise import between, checked, compared, costs, keep, kept
 from minimise_peers import About, fitted, said_by
 from minimise_sets import Set
-from switches import PAGE, PLACES, warm_up
 
 from crossent.files import replacing
 
@@ -31,7 +31,7 @@ CACHE = ROOT / "benchmarks" / ".cache" / "budget"
 RECORD = ROOT / "benchmarks" / "records" / "budget.json"
 MARKERS = ("<!-- budget: python benchmarks/budget.py --page -->", "<!-- end of budget -->")
 MINUTE, ENOUGH = 60.0, 0
-BUDGETS = {"satimage": (5, 10, 20, 30, ENOUGH), "adult-fifth": (5, 10, 15, ENOUGH), "adult": (15, 30, 75, 90, ENOUGH)}
+BUDGETS = {"satimage": (5, 10, 20, 30, ENOUGH), "adult-fifth": (5, 10, 15, ENOUGH), "adult": (15, 75, ENOUGH)}
 
 
 def learnt(here: Set, seconds: float) -> tuple[Any, dict[str, Any]]:
@@ -57,12 +57,10 @@ def learnt(here: Set, seconds: float) -> tuple[Any, dict[str, Any]]:
 
 
 def later(seconds: float, runs: Mapping[float, Mapping[str, Any]]) -> float | None:
-    """The budget of the run that had a minute more than one of ``seconds``, if there is one."""
+    """The budget of the run with a minute more than ``seconds``, or little more than that; else of the run without."""
     if seconds == ENOUGH:
         return None
-    if seconds + MINUTE in runs:
-        return seconds + MINUTE
-    return ENOUGH if ENOUGH in runs and runs[ENOUGH]["seconds"] <= seconds + MINUTE else None
+    return min((budget for budget in runs if budget >= seconds + MINUTE), default=ENOUGH if ENOUGH in runs else None)
 
 
 def joined(here: Set, answers: Mapping[float, tuple[Any, dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -76,7 +74,9 @@ def joined(here: Set, answers: Mapping[float, tuple[Any, dict[str, Any]]]) -> li
         if seconds != ENOUGH and ENOUGH in answers:
             line |= compared(logs, answers[ENOUGH][0], here)
         after = later(seconds, runs)
-        line |= {} if after is None else {"minute_won": about["held_out"] - runs[after]["held_out"]}
+        if after is not None:
+            line |= {"later_won": about["held_out"] - runs[after]["held_out"]}
+            line |= {"later": runs[after]["seconds"] - about["seconds"]}
         lines.append(line)
     return lines
 
@@ -85,30 +85,31 @@ def page(record: Mapping[str, Any]) -> Iterator[str]:
     """Give the tables of a record in Markdown."""
     for name, lines in record["sets"].items():
         yield from ("", f"**{name}**", "")
-        yield "| budget, s | took, s | test, nats | to no budget | the next minute: foretold | came |"
-        yield "|---:|---:|---:|---:|---:|---:|"
+        yield "| budget, s | took, s | processor | test, nats | to no budget | a minute: foretold | came | after, s |"
+        yield "|---:|---:|---:|---:|---:|---:|---:|---:|"
         for of in lines:
             gap = f"{of['difference']:+.4f} ± {of['standard_error'] or 0:.4f}" if "difference" in of else ""
             told = "" if of["budget"] is None else "too short to say" if of["next_minute"] is None else (
                 f"{of['next_minute']:.4f}")  # fmt: skip
-            came = f"{of['minute_won']:.4f}" if "minute_won" in of else "" if of["budget"] is None else "not asked"
-            cells = (of["budget"] or "none", f"{of['seconds']:.0f}", f"{of['cross_entropy']:.4f}", gap, told, came)
+            came = (f"{of['later_won']:.4f}", f"{of['later']:.0f}") if "later" in of else ("", "")
+            took = (f"{of[key]:.0f}" for key in ("seconds", "processor_seconds"))
+            cells = (of["budget"] or "none", *took, f"{of['cross_entropy']:.4f}", gap, told, *came)
             yield f"| {' | '.join(map(str, cells))} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--set", nargs="+", choices=PLACES, default=list(BUDGETS), metavar="NAME")
+    parser.add_argument("--set", nargs="+", choices=switches.PLACES, default=list(BUDGETS), metavar="NAME")
     parser.add_argument("--page", action="store_true", help="only write the table of docs/switches.md from the record")
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--record", type=Path, default=RECORD)
     asked = parser.parse_args()
     if asked.page:
-        between(PAGE, MARKERS, page(json.loads(asked.record.read_text(encoding="utf-8"))))
+        between(switches.PAGE, MARKERS, page(json.loads(asked.record.read_text(encoding="utf-8"))))
         return
-    warm_up()
+    switches.warm_up()
     for name in asked.set:
-        here, answers = PLACES[name](), {}
+        here, answers = switches.PLACES[name](), {}
         for seconds in BUDGETS.get(name, BUDGETS["satimage"]):
             place = asked.cache / name / f"{seconds}.npz"
             if not place.exists():

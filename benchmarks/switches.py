@@ -32,6 +32,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import minimise_sets
@@ -54,6 +55,7 @@ PAGE = ROOT / "docs" / "switches.md"
 MARKERS = ("<!-- switches: python benchmarks/switches.py --page -->", "<!-- end of switches -->")
 CALIBRATION = ("<!-- calibration: python benchmarks/switches.py --page -->", "<!-- end of calibration -->")
 SPLITS = 5
+WIDTH = 120
 
 DEFAULTS, UNCALIBRATED, NO_TREES, LINEAR = "defaults", "calibration=none", "trees=no", "model=linear"
 SEEDS = {"another seed": 1, "a third seed": 2}
@@ -314,9 +316,9 @@ def page(record: Mapping[str, Any]) -> Iterator[str]:
     }
     left = [f"`{switch}`" for of in SWITCHES.values() for switch in of if switch not in asked]
     if left:
-        yield from ("", f"Not asked on any set: {', '.join(left)}.")
+        yield from ("", fill(f"Not asked on any set: {', '.join(left)}.", WIDTH))
     for sentence, switch in refused.items():
-        yield from ("", f"{switch} cannot be where it says: {sentence}")
+        yield from ("", fill(f"{switch} cannot be where it says: {sentence}", WIDTH))
     if "clothes" in sets:
         yield from ("", "**Pictures**: clothes", "")
         yield "| | test, nats | to the defaults, 10⁻³ nats | processor × |"
@@ -345,10 +347,10 @@ def calibrated(record: Mapping[str, Any]) -> Iterator[str]:
     at_work = {name: of for name, of in asked.items() if any(kind != "none" for kind in of["calibrators"])}
     worse = [name for name, of in at_work.items() if -of["difference"] > (of["standard_error"] or 0.0)]
     better = [name for name, of in at_work.items() if of["difference"] > (of["standard_error"] or 0.0)]
-    yield (
-        f"Asked on {len(asked)} sets. A calibrator was chosen on {len(at_work)}; with it {len(better)} are lower by "
-        f"more than one standard error, and **{len(worse)} higher by more than one**"
-        f"{': ' * bool(worse)}{', '.join(worse)}."
+    yield fill(
+        f"Asked on {len(asked)} sets. A calibrator was chosen on {len(at_work)}: with it {len(better)} lower by more "
+        f"than one standard error, and **{len(worse)} higher by more than one**{': ' * bool(worse)}{', '.join(worse)}.",
+        WIDTH,
     )
     yield ""
     yield "| set | splits | rows learnt | tested | chosen | with, nats | with less without, 10⁻³ nats |"
@@ -364,9 +366,8 @@ def calibrated(record: Mapping[str, Any]) -> Iterator[str]:
         )
     none = [name for name in asked if name not in at_work]
     left = [name for name in CALIBRATED if name not in asked]
-    yield from ("", f"None was chosen on {', '.join(none)}: there both are the same.")
-    if left:
-        yield f"Not asked: {', '.join(left)}."
+    told = f"None was chosen on {', '.join(none)}: there both are the same."
+    yield from ("", fill(f"{told} Not asked: {', '.join(left)}." if left else told, WIDTH))
 
 
 def main() -> None:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from crossent.minimise import Recipe, fit
-from crossent.minimise.training.outlook import MINUTE, expected, outlook
+from crossent.minimise.training import boost
+from crossent.minimise.training.outlook import MINUTE, NO_TREES, expected, outlook
 from crossent.minimise.training.state import BY_HAND, OVER, History
 from tests.minimise.conftest import QUICK
 
@@ -118,3 +119,13 @@ def test_a_fit_within_a_budget_says_so_and_one_without_does_not(arrays, monkeypa
         assert "outlook" not in record.facts
         assert "next_minute" not in record.numbers
     assert record.facts["stopped"] == BY_HAND
+
+
+@pytest.mark.parametrize("time_for_trees", [True, False])
+def test_trees_that_there_was_no_time_for_are_said(time_for_trees, monkeypatch):
+    x = np.random.default_rng(0).normal(size=(boost.LEAST_ROWS, 2))
+    if not time_for_trees:
+        monkeypatch.setattr(boost, "boosted", lambda *_, **__: None)
+    known = (x, x[:, 0] + x[:, 1] > 0)
+    run = fit(*known, test=known, recipe=replace(Recipe(**QUICK), beside=True, trees=True), budget=600)
+    assert (NO_TREES in run.record.facts["outlook"]) == (not time_for_trees)

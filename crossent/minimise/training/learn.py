@@ -35,7 +35,7 @@ from crossent.minimise.training.judge import (
     together,
 )
 from crossent.minimise.training.mix import Cooled, cooled_by_itself, mixed
-from crossent.minimise.training.outlook import Outlook, outlook
+from crossent.minimise.training.outlook import NO_TREES, Outlook, outlook
 from crossent.minimise.training.state import BY_HAND, History
 from crossent.minimise.training.train import Progress, Trained, train
 
@@ -156,7 +156,10 @@ def learn(
     if together:
         alike = sum(chosen.model == recipe.model for _, chosen in jobs)  # they come first, and count most
         network, held_out = mixed(done, cooled, alike, objective, problem)
-        return Learned(network, objective, held_out, _told(done), _outlook(done[:alike], deadline))
+        more = _outlook(done[:alike], deadline)
+        if more is not None and trees and len(done) == len(jobs):
+            more = replace(more, sentence=f"{more.sentence} {NO_TREES}")
+        return Learned(network, objective, held_out, _told(done), more)
     held_out = _mean([each.held_out for each in done])
     several = Several([each.network for each in done])
     return Learned(several, objective, held_out, _told(done), _outlook(done, deadline))

@@ -30,6 +30,7 @@ from crossent.minimise.training.state import History
 LEAST_EPOCHS = 5
 """Of a curve to be carried on: three make any of (1) fit, and two more show the noise."""
 MINUTE = 60.0
+NO_TREES = "There was no time for boosted trees, and what they would win is not counted."
 _SHAPES = 200
 """Rates and powers that are tried in each family, in equal ratios."""
 _POWERS = (0.25, 8.0)

@@ -341,3 +341,22 @@ def test_one_weight_far_from_the_others_gives_no_number_that_is_none(power):
 def test_an_iterator_of_something_else_is_refused():
     with pytest.raises(DataError, match="taken for batches of Predictions, and it gave float"):
         evaluate((p for p in [0.5, 0.5]), [0, 1])
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("given", [{}, {"form": "log-probabilities"}])
+def test_a_row_of_weight_0_is_not_impossible(soft, given):
+    """0 · ∞ is 0: the row is left out, whatever it said."""
+    p, y = np.array([[1.0, 0.0], [0.5, 0.5], [0.4, 0.6]]), np.array([1, 1, 0])
+    labels = np.eye(2)[y] if soft else y
+    with np.errstate(divide="ignore"):
+        said = np.log(p) if given else p
+    more = {**given, "truth": "soft"} if soft else given
+    with_it = evaluate(said, labels, weight=[0, 1, 1], by={"k": ["a", "a", "b"]}, **more)
+    without = evaluate(said[1:], labels[1:], weight=[1, 1], **more)
+    assert with_it["cross_entropy"].value == without["cross_entropy"].value
+    assert with_it["impossible_rows"].value == 0
+    assert with_it.tables["slices"]["impossible_rows"] == [0, 0]
+    assert "cross_entropy_floored" not in with_it
+    assert sorted(with_it.tables["costliest"]["row"]) == [1, 2]
+    assert evaluate(said, labels, weight=[1e-9, 1, 1], **more)["cross_entropy"].value == math.inf

@@ -126,6 +126,8 @@ class Rows:
             floored = costs(np.maximum(p, floor), shares) if p.min() < floor else cost
         else:
             floored = costs_of_logs(np.maximum(logs, -least), shares) if logs.min() < -least else cost
+        if batch.weights is not None:  # a row that counts for nothing is not impossible either
+            cost = np.where(np.isinf(cost) & (batch.weights == 0), floored, cost)
         peak: NDArray[np.float64] | None = None
         if classes == 2:
             first = p[:, 1] <= p[:, 0]

@@ -41,12 +41,12 @@ the probability of the predicted class."""
 
 
 def costliest_of(batch: Predictions, rows: Rows, dearer_than: float = -math.inf) -> tuple[Costly, ...]:
-    """Give the 20 rows of a batch that cost most, the costliest first; equal ones by their ids.
+    """Give the 20 rows of a batch that cost most, the costliest first; equal ones by their ids. Of weight 0 none.
 
     Rows that cost less than ``dearer_than`` are known to be of no use.
     """
     cost = rows.cost
-    here = np.flatnonzero(cost >= dearer_than)
+    here = np.flatnonzero(cost >= dearer_than if batch.weights is None else (cost >= dearer_than) & (batch.weights > 0))
     if here.size > COSTLIEST:
         here = here[cost[here] >= np.partition(cost[here], -COSTLIEST)[-COSTLIEST]]
     ids = batch.rows

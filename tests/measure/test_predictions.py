@@ -95,6 +95,16 @@ def test_names_of_classes_in_another_order_than_the_columns_are_refused(values, 
     assert from_arrays(np.asarray(values), labels, classes).labels.tolist() == [0, 1]
 
 
+def test_labels_that_are_places_of_columns_are_said_to_be():
+    frame = pd.DataFrame({"yes": [0.9, 0.2], "no": [0.1, 0.8]})
+    assert from_arrays(frame, [0, 1]).notes == (
+        "Labels are whole numbers and classes are not: labels were taken for places of the columns, 0 for yes, 1 for "
+        "no.",
+    )
+    assert from_arrays(frame, ["yes", "no"]).notes == ()
+    assert from_arrays(THREE, [0, 1]).notes == ()
+
+
 def test_what_is_masked_is_missing():
     p, w = np.ma.array([0.5, 0.25], mask=[False, True]), np.ma.array([1, 2], mask=[True, False])
     with pytest.raises(DataError, match="row 1: nan"):

@@ -191,6 +191,7 @@ class Vocabulary:
     ) -> None:
         self.count, self.pair, self.classes, self.columns = count, pair, classes, columns
         self.names: list[str] = []
+        self.note: str | None = None
         self._place: dict[str, int] = {}
         self._first: dict[str, Any] = {}
 
@@ -229,6 +230,11 @@ class Vocabulary:
                 f"are {_places(known, here)}. Name the classes in the order of their columns with classes= (--class)."
             )
         self.names, self._place = names, place
+        if known and _matched(known, names) is None:
+            self.note = (
+                f"Labels are whole numbers and classes are not: labels were taken for places of the columns, 0 for "
+                f"{names[0]}, 1 for {names[1]}{', …' if len(names) > 2 else ''}."
+            )
 
 
 def is_of(name: str, column: str) -> bool:

@@ -369,7 +369,9 @@ class Door:
         several = not isinstance(y, Coded) and y.ndim == 2
         if self.truth in (None, "class") and not several:
             words, table, codes, first = coded(y, place)
-            return self._vocabulary.places(words, lambda text: place(first(text)))[table][codes], None
+            places = self._vocabulary.places(words, lambda text: place(first(text)))
+            self._say(self._vocabulary.note)
+            return places[table][codes], None
         if isinstance(y, Coded):
             raise DataError(f"labels that are {self.truth} should be numbers, and they are text.")
         y = as_numbers(y, "labels that are shares or counts")

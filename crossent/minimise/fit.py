@@ -25,6 +25,7 @@ from crossent.minimise.recipe import Recipe, model_asked
 from crossent.minimise.run import Run
 from crossent.minimise.training.judge import blas_alone
 from crossent.minimise.training.learn import Factory, learn, learn_from_loader
+from crossent.minimise.training.outlook import check_budget
 from crossent.minimise.training.train import Progress
 
 
@@ -92,6 +93,7 @@ def fit(
         raise DataError(
             f"{os.fspath(x)!r} brings its own labels; leave out y, or pass the features as a table or array."
         )
+    check_budget(budget)
     deadline = math.inf if budget is None else time.monotonic() + budget
     folder = None if checkpoint is None else Path(checkpoint)
     if isinstance(x, nn.Module):

@@ -172,6 +172,9 @@ def test_what_cannot_be_fitted_is_refused_in_a_sentence(arrays):
     [
         ({"seed": "a"}, "whole number from 0 to 2⁶³ - 1, and is 'a'"),
         ({"seed": 1.5}, "and is 1.5"),
+        ({"budget": -1.0}, "the budget must be a positive number of seconds, and is -1.0"),
+        ({"budget": float("nan")}, "a positive number of seconds, and is nan"),
+        ({"budget": "10m"}, "a positive number of seconds, and is '10m'"),
         ({"model": "linear"}, r"model= takes a function that makes a network; settings=\['model=linear'\]"),
     ],
 )

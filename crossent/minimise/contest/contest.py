@@ -44,6 +44,7 @@ from crossent.minimise.objective.objective import Objective, OfRange
 from crossent.minimise.objective.spelling import read_loss, split
 from crossent.minimise.recipe import Recipe, model_asked
 from crossent.minimise.training.learn import Factory, launched
+from crossent.minimise.training.outlook import check_budget
 from crossent.minimise.training.train import Progress
 from crossent.record import Record
 
@@ -125,6 +126,7 @@ def compare_losses(
     """
     began = time.monotonic()
     ground: Drawn | Brought
+    check_budget(budget)
     if callable(x):
         ground = _brought(x, y, limits, model, folds)
     else:

@@ -20,11 +20,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import f as f_distribution
 
+from crossent.errors import DataError
 from crossent.minimise.training.state import History
 
 LEAST_EPOCHS = 5
@@ -43,6 +45,12 @@ class Outlook:
 
     nats: float | None
     sentence: str
+
+
+def check_budget(seconds: float | None) -> None:
+    """Refuse a time that is none: what is not above 0, not finite, or no number."""
+    if seconds is not None and not (isinstance(seconds, Real) and 0 < seconds < math.inf):
+        raise DataError(f"the budget must be a positive number of seconds, and is {seconds!r}.")
 
 
 def outlook(histories: Sequence[History]) -> Outlook:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +33,7 @@ from crossent.minimise.fit import fit
 from crossent.minimise.recipe import Recipe, model_asked
 from crossent.minimise.run import Run
 from crossent.minimise.training.learn import Factory, launched
+from crossent.minimise.training.outlook import check_budget
 from crossent.minimise.training.train import Progress
 from crossent.minimise.tune.search import FOLDS, Judge, Search
 from crossent.minimise.tune.space import Space
@@ -182,8 +182,7 @@ def _refuse(x: Any, y: Any, budget: float | None, trials: int | None) -> None:
         raise DataError(
             f"{os.fspath(x)!r} brings its own labels; leave out y, or pass the features as a table or array."
         )
-    if budget is not None and not 0 < budget < math.inf:
-        raise DataError(f"the budget must be a positive number of seconds, and is {budget}.")
+    check_budget(budget)
     if trials is not None and trials < 1:
         raise DataError(f"a search has at least one trial, and {trials} were asked for.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -101,8 +101,7 @@ def peak_and_rest(peak: NDArray, sums: NDArray, ties: NDArray, high: NDArray, re
     """Into fields what is known of the rows' powers."""
     for t in range(high.size):
         high[t] = peak[t]
-        # The last term is 0, or NaN where the peak is infinite.
-        rest[t] = sums[t] * UNSHIFT + np.float64(ties[t] - 1) + np.float64(peak[t] - peak[t])
+        rest[t] = sums[t] * UNSHIFT + np.float64(ties[t] - 1)  # NaN where the peak is infinite, as its power is
 
 
 @kernel

@@ -277,7 +277,7 @@ def test_what_is_masked_is_missing_and_bfloat16_are_numbers():
 @pytest.mark.parametrize(
     ("x", "y", "sentence"),
     [
-        (pd.DataFrame({"a": [1, 2]}), pd.Series([0, 1], index=[1, 0]), "x and of y have different indices"),
+        (pd.DataFrame({"a": [1, 2]}), pd.Series([0, 1], index=[1, 0]), "x and y have different indices"),
         (pd.DataFrame({"a": [1, 2], "k": [[1], [2, 3]]}), [0, 1], "'k' holds several values in a cell"),
         (pd.DataFrame({"a": [1, 2j]}), [0, 1], "'a' holds complex numbers"),
         (scipy.sparse.csr_matrix(np.eye(2)), [0, 1], r"is a sparse matrix, .* pass x.toarray\(\)"),
@@ -404,7 +404,7 @@ def test_weights_are_finite_numbers_one_a_row_and_not_all_nothing(tmp_path):
     ):
         with pytest.raises(DataError, match=sentence):
             dataset.from_arrays(np.ones((2, 1)), [0, 1], weight=weight)
-    with pytest.raises(DataError, match=r"x and of the weights have different indices"):
+    with pytest.raises(DataError, match=r"x and the weights have different indices"):
         dataset.from_arrays(pd.DataFrame({"a": [1, 2]}), [0, 1], weight=pd.Series([1, 2], index=[1, 0]))
     VOTES.assign(town="Ulm").to_csv(tmp_path / "a.csv", index=False)
     with pytest.raises(DataError, match=r"'town' must hold numbers, the weights of the rows"):

@@ -18,6 +18,7 @@ import numpy as np
 from crossent.errors import DataError, require, some
 from crossent.files import check_content
 from crossent.measure.predictions.columns import MOST_WEIGHT, as_array
+from crossent.measure.predictions.predictions import same_index
 
 EMBEDDED = ("digits", "breast_cancer", "iris", "wine", "diabetes")
 
@@ -181,8 +182,7 @@ def _weights(values: Any, source: str, name: str = "weight") -> np.ndarray:
 
 def from_arrays(x: Any, y: Any, source: str = "arrays", weight: Any = None) -> Data:
     """Take what a Python caller has: arrays, tensors, or a table of pandas, Polars or Arrow with a series."""
-    _same_index(x, y, source, "y")
-    _same_index(x, weight, source, "the weights")
+    same_index({f"{source}: x": x, "y": y, "the weights": weight})
     x, y = _in_pandas(x), _in_pandas(y)
     if hasattr(x, "toarray"):
         raise DataError(f"{source}: x is a sparse matrix, which nothing here reads; pass x.toarray().")
@@ -217,17 +217,6 @@ def from_arrays(x: Any, y: Any, source: str = "arrays", weight: Any = None) -> D
     else:
         target = "y"
     return Data(x, y, source, target, weight=weights)
-
-
-def _same_index(x: Any, y: Any, source: str, name: str) -> None:
-    """Refuse a table and a series of pandas in different orders: they would be put together by their place."""
-    mine: Any = getattr(x, "index", None)
-    theirs: Any = getattr(y, "index", None)
-    if hasattr(mine, "equals") and hasattr(theirs, "equals") and not mine.equals(theirs):
-        raise DataError(
-            f"{source}: the rows of x and of {name} have different indices, so that they may not belong together. Sort "
-            "them alike, or drop both indices with reset_index(drop=True)."
-        )
 
 
 def _in_pandas(values: Any) -> Any:

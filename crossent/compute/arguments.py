@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from crossent.compute import target as targets
+from crossent.compute.link import Link
 from crossent.compute.losses import NLL, ClassWeighted, Loss, Smoothed
 from crossent.compute.target import Target
 from crossent.errors import some
@@ -51,6 +52,16 @@ def check_class_weight(loss: Loss) -> None:
     if bool(wrong.any()):
         at = wrong.nonzero().flatten().tolist()
         raise ValueError(f"class weights must be 0 or more; they are negative or NaN at class {some(at)}.")
+
+
+def check_link(link: Link | None, classes: int) -> None:
+    """Refuse fields of a link that are neither one number nor one for each class: rows would be mixed up with them."""
+    for name in ("temperature", "softcap", "bias"):
+        field = getattr(link, name, None)
+        if not isinstance(field, Tensor) or field.shape == (classes,) or (name != "bias" and field.numel() == 1):
+            continue
+        wanted = f"one number for each of the {classes} classes" + ("" if name == "bias" else ", or one for all")
+        raise ValueError(f"the {name} of a link must be {wanted}; got shape {tuple(field.shape)}.")
 
 
 def columns(input: Tensor) -> Tensor:
@@ -105,7 +116,7 @@ def target_of(
             )
         if target.rows != math.prod(shape):
             raise ValueError(f"the target has {target.rows} rows, and the logits have {math.prod(shape)}.")
-        return target
+        return targets.fitted(target, like_logits, like_logits == (*shape, classes), classes, validate)
     got, dtype = tuple(target.shape), str(target.dtype).removeprefix("torch.")
     if target.is_floating_point():
         if got == like_logits:
@@ -244,6 +255,16 @@ def check_share(share: Tensor, name: str = "target", hint: str = "For labels -1 
         )
 
 
+def check_weights_of_elements(weight: Tensor | None, name: str) -> None:
+    """Refuse weights of binary elements that are negative or NaN."""
+    if weight is None or not targets.visible(weight):
+        return
+    wrong = ~(weight >= 0)
+    if bool(wrong.any()):
+        at = [tuple(place) for place in wrong.nonzero()[:5].tolist()]
+        raise ValueError(f"{name} must be 0 or more; it is negative or NaN at {some(at)}.")
+
+
 def smoothing_of_nll(loss: Loss) -> float | None:
     """The label smoothing of a loss that is the NLL and nothing else; None for any other, and if it is a tensor."""
     if isinstance(loss, NLL):
@@ -280,8 +301,17 @@ def repeating(weight: Tensor, class_dim: int | None, input: Tensor, name: str, o
     along_last = weight.dim() == input.dim() and weight.numel() == weight.shape[order[-1]] if order else False
     if weight.numel() == 1 or (weight.numel() == last and (along_last or (weight.dim() == 1 and _natural(order)))):
         return weight.reshape(-1)
+    return _spread(weight, input, name).permute(order).reshape(-1)
+
+
+def weighty(input: Tensor, weight: Tensor, instead: float) -> Tensor:
+    """The elements, and a harmless number for those of no weight: they are not read, so that 0 · ∞ = 0."""
+    return torch.where(_spread(weight, input, "weight") == 0, instead, input)
+
+
+def _spread(weight: Tensor, input: Tensor, name: str) -> Tensor:
     try:
-        return weight.expand_as(input).permute(order).reshape(-1)
+        return weight.expand_as(input)
     except RuntimeError as trouble:
         raise ValueError(
             f"{name} of shape {tuple(weight.shape)} does not broadcast to the logits, {tuple(input.shape)}. "

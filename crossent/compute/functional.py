@@ -15,10 +15,12 @@ from crossent.compute import target as targets
 from crossent.compute.arguments import (
     check_class_weight,
     check_classes,
+    check_link,
     check_logits,
     check_same_shape,
     check_share,
     check_validate,
+    check_weights_of_elements,
     columns,
     order_in_memory,
     repeating,
@@ -28,6 +30,7 @@ from crossent.compute.arguments import (
     times,
     warn_of_probabilities,
     weights_of_rows,
+    weighty,
     whole_loss,
 )
 from crossent.compute.backends.reference import wide
@@ -36,7 +39,7 @@ from crossent.compute.losses import Loss
 from crossent.compute.number import number
 from crossent.compute.override import overridable
 from crossent.compute.reduce import check_reduction, reduce
-from crossent.compute.rows import is_learned, row_losses
+from crossent.compute.rows import counting, is_learned, row_losses
 from crossent.compute.rows import row_numbers as rows_of
 from crossent.compute.stats import Stats
 from crossent.compute.target import Target
@@ -124,10 +127,11 @@ def cross_entropy(
     shape = input.shape[:0] if input.dim() == 1 else input.shape[:1] + input.shape[2:]
     row_weight, mask = weights_of_rows(sample_weight, mask, shape, validate)
     rows = target_of(target, tuple(input.shape), shape, classes, ignore_index, mask, validate, later=True)
-    rows = rows.weighted(row_weight, mask)
+    rows = counting(rows.weighted(row_weight, mask))
     if validate == "full":
         warn_of_probabilities(z)
     whole = whole_loss(loss, weight, label_smoothing, classes)
+    check_link(link, classes)
     if validate == "full":
         check_class_weight(whole)
     if reduction != "none" and link is None:
@@ -196,6 +200,7 @@ def row_numbers(
         raise TypeError("row_numbers ranks one label in each row: the target must be class indices.")
     rows = rows.weighted(row_weight, mask)
     whole = whole_loss(loss, weight, label_smoothing, classes)
+    check_link(link, classes)
     if validate == "full":
         check_class_weight(whole)
     return numbers_of(*rows_of(columns(input), rows, whole, link), rows, shape, result_dtype(input))
@@ -204,7 +209,7 @@ def row_numbers(
 def numbers_of(value: Tensor, s: Stats, rows: Target, shape: torch.Size, dtype: torch.dtype) -> RowNumbers:
     """What was read of the rows, in the shape of the labels."""
     # A label that is no class and that nobody looked at has a weight of NaN, and so have its numbers.
-    wrong = torch.zeros_like(value) if rows.weight is None else rows.weight[:, 0].to(value) - 1
+    wrong = torch.zeros_like(value) if rows.weight is None else torch.where(rows.weight[:, 0].isnan(), torch.nan, 0.0)
 
     def shown(x: Tensor, ignored: float = 0.0) -> Tensor:
         return (x if rows.live is None else torch.where(rows.live, x, ignored)).reshape(shape)
@@ -242,7 +247,8 @@ def binary_cross_entropy_with_logits(
     Args:
         input: logits of any shape and floating dtype; ±inf are probabilities of exactly 1 and 0.
         target: of the same shape: the share t in [0, 1] that is class 1; floating, integer or bool.
-        weight: multiplies the elements' losses; broadcasts to ``input``.
+        weight: multiplies the elements' losses, 0 or more; broadcasts to ``input``. Elements of weight 0 are not read:
+            a NaN there reaches nothing and their gradient is +0. (A mean still counts them, as PyTorch's does.)
         reduction: ``"mean"`` (over elements), ``"sum"`` or ``"none"``.
         pos_weight: c, the weight of class 1; broadcasts to ``input``, as in PyTorch: one weight for each class belongs
             to the last dimension.
@@ -272,11 +278,15 @@ def binary_cross_entropy_with_logits(
     check_same_shape(input, target)
     if validate == "full":
         check_share(target)
+        check_weights_of_elements(weight, "weight")
+        check_weights_of_elements(pos_weight, "pos_weight")
     whole = whole_loss(loss, None, label_smoothing, 2)
     if whole.class_weight is not None:
         raise TypeError(
             "class weights of binary elements are pos_weight: pass pos_weight=w[1] / w[0], not ClassWeighted."
         )
+    if weight is not None and not is_learned(weight):
+        input = weighty(input, weight, 0.0)
     order = order_in_memory(input, target)
     z, share = input.permute(order).reshape(-1), target.permute(order).reshape(-1)
     positive = None if pos_weight is None else repeating(pos_weight, class_dim, input, "pos_weight", order)
@@ -339,6 +349,9 @@ def binary_cross_entropy(
     if validate == "full":
         check_share(target)
         check_share(input, "input", "These look like logits: use binary_cross_entropy_with_logits.")
+        check_weights_of_elements(weight, "weight")
+    if weight is not None and not is_learned(weight):
+        input = weighty(input, weight, 0.5)
     p, t = input.to(wide(input)).reshape(-1), target.to(wide(input)).reshape(-1)
 
     # 0 · ∞ = 0: a share of 0 costs nothing and has no gradient. log1p keeps the digits of a p near 0; 1 - p loses them.

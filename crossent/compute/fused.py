@@ -11,6 +11,7 @@ from crossent.compute import linear
 from crossent.compute.arguments import (
     check_class_weight,
     check_head,
+    check_link,
     check_validate,
     result_dtype,
     target_of,
@@ -26,6 +27,7 @@ from crossent.compute.link import Link
 from crossent.compute.losses import Loss
 from crossent.compute.number import nobody_waits
 from crossent.compute.reduce import check_reduction, reduce
+from crossent.compute.rows import counting
 from crossent.compute.target import Target
 
 
@@ -143,8 +145,9 @@ def linear_cross_entropy_of(
     ignored = -100 if ignore_index is None else ignore_index
     row_weight, mask = weights_of_rows(sample_weight, mask, shape, validate)
     rows = target_of(target, (*shape, classes), shape, classes, ignored, mask, validate)
-    rows = linear.counting(rows.weighted(row_weight, mask))
+    rows = counting(rows.weighted(row_weight, mask))
     whole = whole_loss(loss, weight, label_smoothing, classes)
+    check_link(link, classes)
     if validate == "full":
         check_class_weight(whole)
     x, w, bias = under_autocast(input, linear_weight, linear_bias)
@@ -209,6 +212,7 @@ def linear_row_numbers(
         raise TypeError("linear_row_numbers ranks one label in each row: the target must be class indices.")
     rows = rows.weighted(None, mask)
     whole = whole_loss(loss, weight, label_smoothing, classes)
+    check_link(link, classes)
     if validate == "full":
         check_class_weight(whole)
     x, w, bias = under_autocast(input, linear_weight, linear_bias)

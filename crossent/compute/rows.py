@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -343,6 +343,17 @@ def row_losses(z: Tensor, target: Target, loss: Loss, link: Link | None = None) 
     return losses_of(row_stats(z, target, loss, link), target, loss)
 
 
+def counting(target: Target) -> Target:
+    """The same, with rows of no weight counted among those that are not read: their loss is 0, whatever it is.
+
+    Where weights are learned a row of no weight is read: its loss is the derivative by its weight.
+    """
+    if target.row_weight is None or is_learned(target.row_weight):
+        return target
+    weighty = target.row_weight != 0
+    return replace(target, live=weighty if target.live is None else target.live & weighty)
+
+
 def losses_of(s: Stats, target: Target, loss: Loss) -> tuple[Tensor, Tensor | None]:
     """The same, of rows that have been read."""
     value = loss(s)
@@ -352,7 +363,7 @@ def losses_of(s: Stats, target: Target, loss: Loss) -> tuple[Tensor, Tensor | No
     weight = torch.where(s.mass == 0, 1.0, s.held / torch.where(s.mass == 0, 1.0, s.mass))
     if target.row_weight is not None:
         row_weight = target.row_weight.to(value)
-        silent = row_weight == 0  # 0 · ∞ = 0: a row of no weight costs nothing
+        silent = (row_weight == 0) & ~value.isfinite()  # 0 · ∞ = 0: a row of no weight costs nothing
         value, weight = torch.where(silent, 0.0, value) * row_weight, weight * row_weight
     if target.live is not None:
         value, weight = torch.where(target.live, value, 0.0), torch.where(target.live, weight, 0.0)

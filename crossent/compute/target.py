@@ -8,7 +8,7 @@ meant is refused here, in a sentence, before a kernel reads anything.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,8 +24,9 @@ class Target:
     In the second case ``index`` is None and ``weight`` has the shape of the logits, (n, v) or (n, v, l). ``weight``
     None is a weight of 1 for every column of ``index``. A row that is not ``live`` (n,) is ignored and never read; None
     says that all are live. ``row_weight`` (n,) multiplies the losses of rows and their share in a mean. ``unchecked``
-    says that nobody has looked at the values: of labels the weight is then 1, or NaN where they are no class. Build one
-    with ``labels``, ``probabilities`` or ``sparse``.
+    says that nobody has looked at the values: of labels the weight is then 1, or NaN where they are no class.
+    ``classes`` is how many classes the columns are known to be of; None says that nobody has compared. Build one with
+    ``labels``, ``probabilities`` or ``sparse``.
     """
 
     index: Tensor | None
@@ -33,10 +34,19 @@ class Target:
     live: Tensor | None = None
     row_weight: Tensor | None = None
     unchecked: bool = False
+    classes: int | None = None
 
     def __post_init__(self) -> None:
-        if self.index is None and self.weight is None:
-            raise ValueError("a target needs columns (index), or a weight for every column.")
+        if self.index is None:
+            if self.weight is None:
+                raise ValueError("a target needs columns (index), or a weight for every column.")
+            return
+        got, weights = tuple(self.index.shape), None if self.weight is None else tuple(self.weight.shape)
+        if self.index.dtype != torch.int64 or len(got) != 2 or weights not in (None, got):
+            raise ValueError(
+                f"a target is index (n, k), int64, and weight (n, k); got {_word(self.index)} {got} and weights "
+                f"{weights}. crossent.sparse takes columns of any integer dtype."
+            )
 
     @property
     def rows(self) -> int:
@@ -50,13 +60,13 @@ class Target:
         """The targets of some rows: a slice, or their numbers."""
         fields = (self.index, self.weight, self.live, self.row_weight)
         index, weight, live, row_weight = (None if field is None else field[rows] for field in fields)
-        return Target(index, weight, live, row_weight, self.unchecked)
+        return replace(self, index=index, weight=weight, live=live, row_weight=row_weight)
 
     def weighted(self, row_weight: Tensor | None = None, mask: Tensor | None = None) -> Target:
         """The same with weights (n,) for rows, and with only the rows of ``mask`` (n,) counting."""
         if mask is not None:
             mask = mask if self.live is None else self.live & mask
-        return Target(self.index, self.weight, self.live if mask is None else mask, row_weight, self.unchecked)
+        return replace(self, live=self.live if mask is None else mask, row_weight=row_weight)
 
     @property
     def plain_labels(self) -> Tensor | None:
@@ -129,6 +139,8 @@ def sparse(index: Tensor, weight: Tensor, classes: int, *, ignore_index: int = -
         raise ValueError(
             f"a sparse target is index (n, k) and weight (n, k); got {tuple(index.shape)} and {tuple(weight.shape)}."
         )
+    if index.is_floating_point() or index.is_complex():
+        raise TypeError(f"the columns of a sparse target are integers; index is {_word(index)}. Are the two exchanged?")
     index = index.long()
     meant = index != ignore_index
     _refuse_negative(weight, meant, validate)
@@ -139,7 +151,36 @@ def sparse(index: Tensor, weight: Tensor, classes: int, *, ignore_index: int = -
     if validate == "async":
         torch._assert_async(~outside.any(), f"target has columns that are no class: 0 to {classes - 1} are.")
     weight = torch.where(meant, torch.where(inside, weight, torch.nan), 0.0)
-    return Target(torch.where(meant & inside, index, 0), weight, meant.any(1))
+    return Target(torch.where(meant & inside, index, 0), weight, meant.any(1), classes=classes)
+
+
+def fitted(target: Target, like_logits: tuple[int, ...], rows_last: bool, classes: int, validate: str) -> Target:
+    """A target that was made before the logits were seen, held against their shape: no kernel reads beyond them."""
+    index, weight = target.index, target.weight
+    if index is None:
+        assert weight is not None
+        like = (target.rows, classes) if rows_last else (like_logits[0], classes, math.prod(like_logits[2:]))
+        if tuple(weight.shape) not in (like, (*like, 1)):
+            raise ValueError(f"the weights of a target of all classes must be {like}; they are {tuple(weight.shape)}.")
+        return target
+    if target.classes is not None:
+        if target.classes != classes:
+            raise ValueError(
+                f"the target is made of {target.classes} classes, and a row has {classes} logits: make it with "
+                f"classes={classes} (of a code: as many columns), or check that the head has enough."
+            )
+        return target
+    outside = (index < 0) | (index >= classes)
+    read = outside if target.live is None else outside & target.live.unsqueeze(-1)
+    if validate == "full" and visible(index):
+        if not bool(outside.any()):
+            return target
+        if bool(read.any()):
+            raise IndexError(_outside(index, read, classes, None))
+    if validate == "async":
+        torch._assert_async(~read.any(), f"target has columns that are no class: 0 to {classes - 1} are.")
+    weight = torch.ones_like(index, dtype=torch.float64) if weight is None else weight
+    return replace(target, index=torch.where(outside, 0, index), weight=torch.where(read, torch.nan, weight))
 
 
 def visible(tensor: Tensor) -> bool:
@@ -188,6 +229,10 @@ def _refuse_negative(weight: Tensor, read: Tensor | None, validate: str) -> None
             f"target weights must be 0 or more; {int(wrong.sum()):,} are negative or NaN, first at (row, class) "
             f"{some(where)}."
         )
+
+
+def _word(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _outside(y: Tensor, outside: Tensor, classes: int, ignore_index: int | None) -> str:

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from crossent.compute import linear
 from crossent.compute.agreement import agreed, arguments_told, check_link, is_dense, learned_weights, outline
 from crossent.compute.arguments import (
     check_class_weight,
@@ -25,6 +24,7 @@ from crossent.compute.linear.columns import needs_columns
 from crossent.compute.link import Link
 from crossent.compute.losses import Loss
 from crossent.compute.reduce import check_reduction
+from crossent.compute.rows import counting
 from crossent.compute.shards import Shard
 from crossent.compute.target import Target
 from crossent.parallel.mesh import hidden_here, local, spread
@@ -125,7 +125,7 @@ def head_of(
     x = copied(input, group) if along is None else assembled(input, along, slices, group)
     shape = x.shape[:-1]
     columns = own if is_dense(target) else shard.classes
-    rows = linear.counting(_rows(given, shape, (*shape, columns), columns, validate))
+    rows = _rows(given, shape, (*shape, columns), columns, validate)
     whole = _whole_loss(given, shard.classes, validate)
     in_float64 = link is not None or needs_columns(rows, whole, link)
     size = rows_at_a_time(*chunks, max(1, *sizes), LINKED if in_float64 else x.element_size())
@@ -157,7 +157,7 @@ def _rows(given: tuple, shape: torch.Size, like_logits: tuple[int, ...], classes
     target, _, ignore_index, _, _, _, sample_weight, mask, _, _ = given
     row_weight, mask = weights_of_rows(sample_weight, mask, shape, validate)
     rows = target_of(target, like_logits, shape, classes, ignore_index, mask, validate)
-    return rows.weighted(row_weight, mask)
+    return counting(rows.weighted(row_weight, mask))
 
 
 def _whole_loss(given: tuple, classes: int, validate: str) -> Loss:

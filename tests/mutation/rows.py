@@ -6,6 +6,8 @@ from tests.mutation.fault import Fault
 
 CONTRACT = "compute/test_contract.py::test_"
 LAWS = "laws/test_losses.py::test_"
+NO_WEIGHT = ("compute/test_no_weight.py",)
+READY = ("compute/test_targets.py",)
 PLANTED = ("compute/test_planted.py",)
 MONOID = ("laws/test_stats.py",)
 COMPOSED = ("laws/test_composition.py::test_a_loss_with_everything_is_the_composition",)
@@ -41,7 +43,20 @@ ROWS = (
     Fault("row weight missing in the divisor", "rows.py", "weight * row_weight", "weight",
           "the loss has it already", COMPOSED, "NLL and hard"),
     Fault("weighted rows with infinite loss", "rows.py", "torch.where(silent, 0.0, value) * row_weight",
-          "value * row_weight", "0 times anything is 0", PLANTED, "no_weight"),
+          "value * row_weight", "0 times anything is 0", NO_WEIGHT, "silences"),
+    Fault("rows of no weight are read", "rows.py", "live=weighty if target.live is None else target.live & weighty",
+          "live=target.live", "their loss is 0 anyway", NO_WEIGHT, "a_row_of_no_weight"),
+    Fault("learned weights of 0 have no slope", "rows.py", "if target.row_weight is None or is_learned(",
+          "if target.row_weight is None or not is_learned(", "a condition turned", NO_WEIGHT, "slope"),
+    Fault("elements of no weight are read", "arguments.py",
+          'torch.where(_spread(weight, input, "weight") == 0, instead, input)', "input", "they are multiplied by 0",
+          NO_WEIGHT, "an_element"),
+    Fault("columns of another head are read", "target.py", "if target.classes != classes:", "if target.classes < 0:",
+          "they were looked at when the target was made", READY, "of_other"),
+    Fault("columns at the end are read", "target.py", "(index < 0) | (index >= classes)",
+          "(index < 0) | (index > classes)", "off by one", READY, "nobody_compared"),
+    Fault("log-probabilities know weights", "functional.py", "torch.where(rows.weight[:, 0].isnan(), torch.nan, 0.0)",
+          "rows.weight[:, 0] - 1", "a weight that is no NaN was thought to be 1", READY, "log_probability"),
     Fault("class weight missing", "rows.py", "if class_weight is not None and soft is None",
           "if class_weight is not None and soft is not None", "a condition turned", COMPOSED, "NLL and hard"),
     Fault("mean by rows instead of weights", "rows.py", "torch.where(s.mass == 0, 1.0, s.held /",
@@ -149,8 +164,8 @@ ROWS = (
           "torch.mm(dz, self.product.w[block], out=dx)", "a sum over blocks", BLOCKS, "those_of_the_logits and labels"),
     # --- public functions
     Fault("sample weights ignored by the head", "fused.py",
-          "classes, ignored, mask, validate)\n    rows = linear.counting(rows.weighted(row_weight,",
-          "classes, ignored, mask, validate)\n    rows = linear.counting(rows.weighted(None,",
+          "classes, ignored, mask, validate)\n    rows = counting(rows.weighted(row_weight,",
+          "classes, ignored, mask, validate)\n    rows = counting(rows.weighted(None,",
           "an argument added to one of two functions", PLANTED, "head"),
     Fault("smoothing inside forgets the loss", "arguments.py", "whole = Smoothed(label_smoothing, whole)",
           "whole = Smoothed(label_smoothing, NLL())", "label_smoothing is written for the NLL", COMPOSED,

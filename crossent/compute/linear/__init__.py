@@ -18,7 +18,6 @@ from crossent.compute.linear.budget import TWO_ROWS as TWO_ROWS
 from crossent.compute.linear.budget import rows_at_a_time as rows_at_a_time
 from crossent.compute.linear.columns import Columns as Columns
 from crossent.compute.linear.columns import chunk_size as chunk_size
-from crossent.compute.linear.columns import counting as counting
 from crossent.compute.linear.columns import row_losses as columns_losses  # noqa: F401
 from crossent.compute.linear.number import number as number
 from crossent.compute.linear.number import total_of_columns as total_of_columns

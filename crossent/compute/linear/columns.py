@@ -132,15 +132,6 @@ def chunk_size(
     return size if link is not None or budget is not None or chunk_rows is not None else -size
 
 
-def counting(target: Target) -> Target:
-    """The same, with rows of no weight counted among those that are not read: their loss is 0, whatever it is."""
-    if target.row_weight is None:
-        return target
-    weighty = target.row_weight.detach() != 0
-    live = weighty if target.live is None else target.live & weighty
-    return Target(target.index, target.weight, live, target.row_weight, target.unchecked)
-
-
 def target_at(target: Target, rows: Rows) -> Target:
     """The targets of some rows; where only those that count were chosen, nothing says so any more."""
     live = target.live if target.live is not None and target.live.device.type != "cpu" else None

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -156,7 +156,7 @@ class OfClasses(Objective):
                 return target, None
             each = weight if target.index is None else weight.to(target.index.device)[target.index]
             held = each if target.weight is None else target.weight * each.to(target.weight)
-            return Target(target.index, held, target.live, target.row_weight, target.unchecked), None
+            return replace(target, weight=held), None
         if not target.is_floating_point():
             flat = target.expand(shape).reshape(-1)
             return flat, None if weight is None else weight.to(flat.device)[flat]

@@ -136,6 +136,57 @@ def test_a_series_of_the_first_class_is_calibrated_as_that(tmp_path):
     assert pd.read_csv(tmp_path / "b.csv")["p_no"].to_numpy() == pytest.approx(1 - one(p), abs=1e-12)
 
 
+@pytest.mark.parametrize("named", [["p_x", "p_y", "p_z"], ["p_a", "p_b", "p_x"], ["a", "b", "z"]])
+def test_columns_called_after_other_classes_are_refused(tmp_path, named):
+    """They were taken in their order: another class's numbers, without a word."""
+    p = softmax(np.random.default_rng(0).normal(0, 2, (20, 3)), axis=1)
+    one = Calibrator("beta", (Affine(1.5, (0.0, 0.3, -1.0)),), classes=("a", "b", "c"))
+    frame = pd.DataFrame(p, columns=named)
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    sentence = f"the columns {', '.join(named)} should be called after the classes a, b, c, and "
+    sentence += "none of them is" if named[0] == "p_x" else f"{named[2]} is not"
+    for call in (one, one.of_logits, lambda _: apply_to_file(one, tmp_path / "a.csv", tmp_path / "b.csv", "*")):
+        with pytest.raises(DataError, match=re.escape(sentence)):
+            call(frame)
+    assert not (tmp_path / "b.csv").exists()
+    # Whoever names them one by one has said the order, and is told that names did not.
+    _, notes = apply_to_file(one, tmp_path / "a.csv", tmp_path / "b.csv", named)
+    assert f"the columns {', '.join(named)} were taken for the classes a, b, c in this order" in notes[0]
+    assert pd.read_csv(tmp_path / "b.csv").to_numpy() == pytest.approx(one(p), abs=1e-12)
+
+
+def test_columns_that_say_nothing_are_taken_in_their_order_with_a_note(tmp_path):
+    p = softmax(np.random.default_rng(0).normal(0, 2, (20, 3)), axis=1)
+    one = Calibrator("beta", (Affine(1.5, (0.0, 0.3, -1.0)),), classes=("a", "b", "c"))
+    for named, noted in ((["s1", "s2", "s3"], 1), (["p_0", "p_1", "p_2"], 1), (["p_a", "p_b", "p_c"], 0)):
+        pd.DataFrame(p, columns=named).to_csv(tmp_path / "a.csv", index=False)
+        _, notes = apply_to_file(one, tmp_path / "a.csv", tmp_path / "b.csv", "*")
+        assert len(notes) == noted
+        assert pd.read_csv(tmp_path / "b.csv").to_numpy() == pytest.approx(one(p), abs=1e-12)
+
+
+def test_one_column_is_of_one_of_two_classes_or_refused(tmp_path):
+    p = np.array([0.9, 0.2, 0.5])
+    two = Calibrator("beta", (Affine(1.5, (0.0, 0.3)),), classes=("no", "yes"))
+    three = Calibrator("beta", (Affine(1.5, (0.0, 0.3, -1.0)),), classes=("a", "b", "c"))
+    assert two(pd.DataFrame({"p_yes": p})).tolist() == two(p[:, None]).tolist() == two(p)[:, None].tolist()
+    assert two(pd.DataFrame({"p_no": 1 - p})) == pytest.approx(1 - two(p)[:, None], abs=1e-15)
+    z = np.log(p / (1 - p))
+    assert two.of_logits(z[:, None]).tolist() == two.of_logits(z)[:, None].tolist()
+    pd.DataFrame({"p_maybe": p}).to_csv(tmp_path / "a.csv", index=False)
+    for call in (two, lambda _: apply_to_file(two, tmp_path / "a.csv", tmp_path / "b.csv", "p_*")):
+        with pytest.raises(DataError, match="'p_maybe' should be of one of the classes no, yes, and is "):
+            call(pd.DataFrame({"p_maybe": p}))
+    plain = Calibrator("beta", (Affine(1.5, (0.0, 0.3)),), classes=("0", "1"))  # as of labels 0 and 1, p_churn
+    assert plain(pd.DataFrame({"p_churn": p})).tolist() == plain(p[:, None]).tolist()
+    for rows in (p, p[:, None], pd.DataFrame({"p_a": p})):
+        for call in (three, three.of_logits):
+            with pytest.raises(DataError, match="for 3 classes, and the rows have 1 column, which is enough for two"):
+                call(rows)
+    with pytest.raises(DataError, match=r"for the 3 classes a, b, c, and .*a\.csv' has 1 column of probabilities"):
+        apply_to_file(three, tmp_path / "a.csv", tmp_path / "b.csv", "p_*")
+
+
 def test_cells_of_several_values_are_no_csv(tmp_path):
     pd.DataFrame({"p": [[0.5, 0.5]], "more": [{"a": [1]}]}).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(

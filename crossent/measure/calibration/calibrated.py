@@ -23,7 +23,7 @@ from crossent.errors import DataError, require, some
 from crossent.files import replacing
 from crossent.measure.calibration import Calibrator
 from crossent.measure.predictions import form as forms
-from crossent.measure.predictions.naming import PREFIX, is_of, matching_order
+from crossent.measure.predictions.naming import PREFIX, matching_order, order_by_name, single_of_first
 from crossent.measure.sources import BATCH_ROWS
 from crossent.measure.sources.chosen import _probabilities as probability_columns
 from crossent.measure.sources.files import PURPOSE, File, find
@@ -45,7 +45,9 @@ def apply_to_file(
 
     ``path`` is a file, or several that have the same columns: a list of them, a folder, a pattern or an address.
     ``probability``, ``form`` and ``normalise`` are as in ``read_predictions``; without ``probability`` the columns are
-    p_<class> for the calibrator's classes. What comes out are probabilities, whatever form came in. A calibrator that
+    p_<class> for the calibrator's classes. Columns are matched by name; those whose names say nothing of a class are
+    taken in their order, with a note, and so are those that ``probability`` names one by one; columns called p_<class>
+    after other classes are refused. What comes out are probabilities, whatever form came in. A calibrator that
     changes nothing leaves the numbers as they are to the last bit. Gives the number of rows, and notes.
 
     Raises DataError, a sentence with file and row; then ``output`` is as it was before. Cost: one pass.
@@ -61,7 +63,7 @@ def apply_to_file(
         writer: Any = None
         try:
             for file in files:
-                columns, begin = _Columns.of(file, calibrator, probability), total
+                columns, begin = _Columns.of(file, calibrator, probability, notes), total
                 for piece in scan(file, columns.held, columns.names, BATCH_ROWS):
                     place = partial(_place, file, total - begin)
                     cells = numbers(piece, columns.names, place).astype(np.float64)
@@ -113,7 +115,9 @@ class _Columns:
     told: dict[str, Any]
 
     @classmethod
-    def of(cls, file: File, calibrator: Calibrator, probability: str | Sequence[str] | None) -> _Columns:
+    def of(
+        cls, file: File, calibrator: Calibrator, probability: str | Sequence[str] | None, notes: dict[str, None]
+    ) -> _Columns:
         held, told = header(file)
         classes = list(calibrator.classes)
         own = [name for name in held if name.startswith(PREFIX)]
@@ -122,13 +126,24 @@ class _Columns:
         else:
             named = classes if probability is None and classes else None
             names = probability_columns(file, held, probability, named, [])
-        if classes and (order := matching_order(classes, names)) is not None:
-            names = [names[place] for place in order]
-        flipped = len(classes) == 2 and len(names) == 1 and is_of(classes[0], names[0])
-        if classes and not held[names[0]].startswith("lists") and len(names) not in (1, len(classes)):
+        asked = [] if probability is None else [probability] if isinstance(probability, str) else list(probability)
+        one_by_one = names == asked and len(names) > 1  # whoever says an order has said it
+        flipped = False
+        if len(classes) == len(names) > 1:
+            order = matching_order(classes, names) if one_by_one else order_by_name(classes, names)
+            if order is None and classes != [name.removeprefix(PREFIX) for name in names]:
+                notes[
+                    f"{file}: the columns {some(names, 12)} were taken for the classes {some(classes, 12)} in this "
+                    "order, as no name says otherwise."
+                ] = None
+            names = names if order is None else [names[place] for place in order]
+        elif len(names) == 1 and (len(classes) == 2 or held[names[0]].startswith("lists")):
+            flipped = not held[names[0]].startswith("lists") and single_of_first(classes, names[0])
+        elif classes:
             raise DataError(
                 f"the calibrator is for the {len(classes)} classes {some(classes, 12)}, and {file} has {len(names)} "
-                f"columns of probabilities: {some(names, 12)}. Name them with --probability, in that order."
+                f"{'column' if len(names) == 1 else 'columns'} of probabilities: {some(names, 12)}. Name them with "
+                "--probability, in that order."
             )
         return cls(list(held), names, flipped, told)
 

@@ -17,7 +17,7 @@ from crossent.measure.calibration.rows import Floats, log_softmax
 from crossent.measure.calibration.steps import Step
 from crossent.measure.predictions import form
 from crossent.measure.predictions.columns import as_array, column_names
-from crossent.measure.predictions.naming import is_of, matching_order
+from crossent.measure.predictions.naming import order_by_name, single_of_first
 
 if TYPE_CHECKING:
     from crossent.measure.calibration.choice import Choice
@@ -51,28 +51,40 @@ class Calibrator:
     choice: Choice | None = field(default=None, repr=False)
 
     def __call__(self, probabilities: Any) -> Floats:
-        """Calibrate probabilities (n, classes), or (n,) of the second class: float64 of the same shape.
+        """Calibrate probabilities (n, classes), or (n,) or (n, 1) of the second class: float64 of the same shape.
 
         Columns of a frame that are called after the classes (``p_cat`` or ``cat``) may stand in any order, which is
-        kept; a series called p_<class> after the first class is of that.
-        Raises DataError, a sentence with the row, for anything that is not a probability; logits go to ``of_logits``.
+        kept; a series, or a frame of one column, called p_<class> after the first class is of that. Names that say
+        nothing of a class leave the columns in the classes' order. Raises DataError, a sentence with the row, for
+        anything that is not a probability, and for columns called after other classes; logits go to ``of_logits``.
         """
         p = _grid(probabilities, "probabilities")
+        if p.ndim == 2 and p.shape[1] == 1:
+            return self._of_pair(p[:, 0], probabilities)[:, None]
+        if p.ndim == 1:
+            return self._of_pair(p, probabilities)
+        self._fits(p.shape[1])
         if not p.size:
-            self._fits(p.shape[1] if p.ndim == 2 else 2)
             return p
-        if p.ndim == 2 and form.infer(p) in ("logits", "log-probabilities"):
+        if form.infer(p) in ("logits", "log-probabilities"):
             raise DataError(
                 f"these are {form.infer(p)}, of which of_logits gives the calibrated log-probabilities: "
                 "calibrator.of_logits(…). A call takes and gives probabilities."
             )
-        both, _ = form.probabilities(p, "row {}".format, [str(name) for name in range(p.shape[-1])])
+        both, _ = form.probabilities(p, "row {}".format, [str(name) for name in range(p.shape[1])])
         with np.errstate(divide="ignore"):
-            logs = np.log(both)
-        if p.ndim == 1:
-            first = self._of_the_first(probabilities)
-            return np.exp(self._of_array(logs[:, ::-1] if first else logs, None))[:, 0 if first else 1]
-        return np.exp(self._of_array(logs, self._order(probabilities)))
+            return np.exp(self._of_array(np.log(both), self._order(probabilities)))
+
+    def _of_pair(self, p: Floats, named: Any) -> Floats:
+        """Calibrate the probability (n,) of one of two classes, the second unless ``named`` after the first."""
+        self._fits(1)
+        first = self._of_the_first(named)
+        if not p.size:
+            return p
+        both, _ = form.probabilities(p, "row {}".format, [])
+        with np.errstate(divide="ignore"):
+            logs = np.log(both[:, ::-1] if first else both)
+        return np.exp(self._of_array(logs, None))[:, 0 if first else 1]
 
     def of_logits(self, logits: Any) -> Floats:
         """Give the calibrated log-probabilities, float64, of logits or of log-probabilities (n, classes).
@@ -81,19 +93,22 @@ class Calibrator:
         give log-odds. Raises DataError where a row is not logits: a NaN, +inf, or −inf everywhere.
         """
         z = _grid(logits, "logits")
-        if z.ndim == 1:
-            return -self._of_array(-z, None) if self._of_the_first(logits) else self._of_array(z, None)
+        if z.ndim == 1 or z.shape[1] == 1:
+            self._fits(1)
+            first = self._of_the_first(logits)
+            return (-self._of_array(-z.ravel(), None) if first else self._of_array(z.ravel(), None)).reshape(z.shape)
         return self._of_array(z, self._order(logits))
 
     def _of_the_first(self, values: Any) -> bool:
-        """Whether a series is called p_<class> after the first of the classes."""
+        """Whether a series, or the only column of a frame, is called after the first of the classes."""
         columns = column_names(values)
-        return columns is not None and bool(self.classes) and is_of(self.classes[0], columns[0])
+        return columns is not None and len(self.classes) == 2 and single_of_first(list(self.classes), columns[0])
 
     def _order(self, values: Any) -> list[int] | None:
         """Give the column of each class in a frame; None where nothing says that they stand in another order."""
         columns = column_names(values)
-        order = matching_order(list(self.classes), columns) if columns and self.classes else None
+        fit = columns is not None and len(columns) == len(self.classes)  # if not, that is said
+        order = order_by_name(list(self.classes), columns) if columns is not None and fit else None
         return None if order == sorted(order or ()) else order
 
     def _of_array(self, z: Floats, order: list[int] | None) -> Floats:
@@ -109,10 +124,14 @@ class Calibrator:
             u = log_softmax(np.where(never, -np.inf, u))
         return u if z.ndim == 2 else u[:, 1] - u[:, 0]
 
-    def _fits(self, k: int) -> None:
+    def _fits(self, columns: int) -> None:
+        """Refuse rows of so many columns if they cannot be of the classes; one is enough for two of them."""
         known = len(self.classes) or next((len(b) for step in self.steps if (b := getattr(step, "bias", ()))), 0)
-        if known and known != k:
-            raise DataError(f"this calibrator is for {known} classes, and the rows have {k}.")
+        if known and known != max(columns, 2):
+            came = "1 column, which is enough for two" if columns == 1 else f"{columns} columns"
+            raise DataError(
+                f"this calibrator is for {known} classes, and the rows have {came}: give a column for each class."
+            )
 
     def module(self, one_logit: bool = False, dtype: Any = None) -> Module:
         """Give a ``torch.nn.Module`` to put behind a model: logits (…, classes) → calibrated log-probabilities.

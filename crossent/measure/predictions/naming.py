@@ -267,6 +267,43 @@ def matching_order(names: list[str], columns: Sequence[str]) -> list[int] | None
     return None
 
 
+def order_by_name(classes: list[str], columns: list[str]) -> list[int] | None:
+    """Give where among as many ``columns`` each class is named; None if their names say nothing of a class.
+
+    Columns p_0, p_1, … count the places. Raises DataError where columns are called p_<class> after others, or some
+    after a class and some not: to take them in their order would calibrate one class as another.
+
+    >>> order_by_name(["cat", "dog"], ["p_dog", "p_cat"]), order_by_name(["cat", "dog"], ["x", "y"])
+    ([1, 0], None)
+    """
+    order = matching_order(classes, columns)
+    if order is not None or [name.removeprefix(PREFIX) for name in columns] == [str(j) for j in range(len(columns))]:
+        return order
+    strange = [name for name in columns if not any(is_of(known, name) for known in classes)]
+    if len(strange) == len(columns) and not all(name.startswith(PREFIX) for name in columns):
+        return None
+    none = not strange or len(strange) == len(columns)
+    are = "none of them is" if none else f"{some(strange, 12)} {'is' if len(strange) == 1 else 'are'} not"
+    raise DataError(
+        f"the columns {some(columns, 12)} should be called after the classes {some(classes, 12)}, and {are}. Call them "
+        "p_<class>; or, if they are in the classes' order, name them one by one (--probability), or pass an array."
+    )
+
+
+def single_of_first(classes: list[str], column: str) -> bool:
+    """Whether the only column of two classes is of the first; DataError where it is called p_<class> after neither.
+
+    Classes that are just 0 and 1, or False and True, have no names that a column could contradict.
+    """
+    neither = column.startswith(PREFIX) and not any(is_of(name, column) for name in classes)
+    if neither and [_key(name) for name in classes] not in (["0", "1"], ["False", "True"]):
+        raise DataError(
+            f"the column {column!r} should be of one of the classes {some(classes)}, and is called after neither. Call "
+            f"it {PREFIX + classes[1]!r}, or {PREFIX + classes[0]!r} if it is of that one."
+        )
+    return is_of(classes[0], column)
+
+
 def _found(texts: list[str], first: dict[str, Any], names: list[str]) -> NDArray[np.int64]:
     """The place of each label among the names; by number only where no name is a number itself."""
     if (index := _matched(texts, names)) is not None:

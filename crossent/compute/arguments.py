@@ -102,12 +102,16 @@ def target_of(
     mask: Tensor | None,
     validate: str,
     later: bool = False,
+    classes_last: bool = False,
 ) -> Target:
     """Find out what the target is from its dtype and shape, or say what is wrong with it.
+
+    ``like_logits`` is the shape of the logits: (C,), (N, C), (N, C, …), or with ``classes_last`` (…, C).
 
     ``mask`` (n,) is as ``weights_of_rows`` gives it: what stands in rows that do not count is not looked at. ``later``
     leaves it to the caller to ``look`` at the values of class probabilities.
     """
+    rows_last = classes_last or len(like_logits) <= 2
     if isinstance(target, Target):
         if ignore_index != -100:
             raise ValueError(
@@ -116,7 +120,7 @@ def target_of(
             )
         if target.rows != math.prod(shape):
             raise ValueError(f"the target has {target.rows} rows, and the logits have {math.prod(shape)}.")
-        return targets.fitted(target, like_logits, like_logits == (*shape, classes), classes, validate)
+        return targets.fitted(target, like_logits, rows_last, classes, validate)
     got, dtype = tuple(target.shape), str(target.dtype).removeprefix("torch.")
     if target.is_floating_point():
         if got == like_logits:
@@ -125,7 +129,6 @@ def target_of(
                     f"ignore_index={ignore_index} names a label, and a target of class probabilities has none: "
                     "pass mask=, True for each row that counts."
                 )
-            rows_last = like_logits == (*shape, classes)
             q = target.reshape(math.prod(shape), classes) if rows_last else columns(target)
             return targets.probabilities(q, mask, validate=validate, later=later)
         if got == tuple(shape):

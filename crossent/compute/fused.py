@@ -144,7 +144,7 @@ def linear_cross_entropy_of(
     shape = input.shape[:-1]
     ignored = -100 if ignore_index is None else ignore_index
     row_weight, mask = weights_of_rows(sample_weight, mask, shape, validate)
-    rows = target_of(target, (*shape, classes), shape, classes, ignored, mask, validate)
+    rows = target_of(target, (*shape, classes), shape, classes, ignored, mask, validate, classes_last=True)
     rows = counting(rows.weighted(row_weight, mask))
     whole = whole_loss(loss, weight, label_smoothing, classes)
     check_link(link, classes)
@@ -207,7 +207,7 @@ def linear_row_numbers(
     check_validate(validate)
     classes, shape = check_head(input, linear_weight, linear_bias), input.shape[:-1]
     _, mask = weights_of_rows(None, mask, shape, validate)
-    rows = target_of(target, (*shape, classes), shape, classes, ignore_index, mask, validate)
+    rows = target_of(target, (*shape, classes), shape, classes, ignore_index, mask, validate, classes_last=True)
     if rows.index is None or rows.index.shape[1] != 1:
         raise TypeError("linear_row_numbers ranks one label in each row: the target must be class indices.")
     rows = rows.weighted(None, mask)

@@ -104,7 +104,7 @@ def head_of(
         if is_dense(target):
             # Of how many rows the whole has nobody knows yet if they are spread.
             of_rows = input.shape[:-1] if along is None or isinstance(target, Target) else target.shape[:-1]
-            _rows(given, of_rows, (*of_rows, own), own, validate)
+            _rows(given, of_rows, (*of_rows, own), own, validate, classes_last=True)
 
     others = [size for at, size in enumerate(input.shape) if at != along]
     facts = {
@@ -125,7 +125,7 @@ def head_of(
     x = copied(input, group) if along is None else assembled(input, along, slices, group)
     shape = x.shape[:-1]
     columns = own if is_dense(target) else shard.classes
-    rows = _rows(given, shape, (*shape, columns), columns, validate)
+    rows = _rows(given, shape, (*shape, columns), columns, validate, classes_last=True)
     whole = _whole_loss(given, shard.classes, validate)
     in_float64 = link is not None or needs_columns(rows, whole, link)
     size = rows_at_a_time(*chunks, max(1, *sizes), LINKED if in_float64 else x.element_size())
@@ -153,10 +153,17 @@ def _check_labels(target: Tensor | Target) -> None:
         raise TypeError("one label in each row is ranked: the target must be class indices.")
 
 
-def _rows(given: tuple, shape: torch.Size, like_logits: tuple[int, ...], classes: int, validate: str) -> Target:
+def _rows(
+    given: tuple,
+    shape: torch.Size,
+    like_logits: tuple[int, ...],
+    classes: int,
+    validate: str,
+    classes_last: bool = False,
+) -> Target:
     target, _, ignore_index, _, _, _, sample_weight, mask, _, _ = given
     row_weight, mask = weights_of_rows(sample_weight, mask, shape, validate)
-    rows = target_of(target, like_logits, shape, classes, ignore_index, mask, validate)
+    rows = target_of(target, like_logits, shape, classes, ignore_index, mask, validate, classes_last=classes_last)
     return counting(rows.weighted(row_weight, mask))
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from crossent import Link, Target, TwoHot, cross_entropy, linear_cross_entropy, row_numbers, sparse
+from crossent.compute.losses import Focal
 
 Z = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
 ON_LOGITS: list[Callable[..., Tensor]] = [
@@ -44,6 +45,21 @@ def test_columns_that_nobody_compared_are_looked_at(of: Callable[..., Tensor], w
     assert rows.isnan().tolist() == [False, True, False, True]
     seen = Target(index, torch.full((4, 2), 0.5), live=torch.tensor([True, False, True, False]))
     assert torch.equal(of(seen, reduction="none"), torch.where(rows.isnan(), 0.0, rows))  # what does not count is not
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 3), (2, 3, 4, 3), (3, 3, 3), (2, 3, 3, 3)])
+@pytest.mark.parametrize("loss", [None, Focal(2.0)], ids=str)
+def test_as_many_places_as_classes_are_no_classes(shape: tuple[int, ...], loss: Any) -> None:
+    z = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    q = torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    log_p = z.log_softmax(1)
+    each = -log_p if loss is None else -((1 - log_p.exp()) ** 2) * log_p
+    rows = cross_entropy(z, q, reduction="none", loss=loss)
+    assert torch.allclose(rows, (q * each).sum(1), rtol=1e-12)  # sums of a few float64
+    flat = linear_cross_entropy(z, torch.eye(3, dtype=torch.float64), q, reduction="none", loss=loss)
+    log_p = z.log_softmax(-1)  # a head's classes are last
+    each = -log_p if loss is None else -((1 - log_p.exp()) ** 2) * log_p
+    assert torch.allclose(flat, (q * each).sum(-1), rtol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(4, 7), (4, 3), (2, 5, 2), (5, 4)])

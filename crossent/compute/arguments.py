@@ -268,15 +268,6 @@ def check_weights_of_elements(weight: Tensor | None, name: str) -> None:
         raise ValueError(f"{name} must be 0 or more; it is negative or NaN at {some(at)}.")
 
 
-def smoothing_of_nll(loss: Loss) -> float | None:
-    """The label smoothing of a loss that is the NLL and nothing else; None for any other, and if it is a tensor."""
-    if isinstance(loss, NLL):
-        return 0.0
-    if not (isinstance(loss, Smoothed) and isinstance(loss.loss, NLL)) or isinstance(loss.smoothing, Tensor):
-        return None
-    return loss.smoothing
-
-
 def order_in_memory(input: Tensor, target: Tensor) -> list[int]:
     """The dimensions of both in the order in which they lie in memory, if that is the same and without holes."""
     as_they_are = list(range(input.dim()))
@@ -285,6 +276,11 @@ def order_in_memory(input: Tensor, target: Tensor) -> list[int]:
     strides = input.stride()
     order = sorted(as_they_are, key=lambda at: -strides[at])
     return order if input.permute(order).is_contiguous() else as_they_are
+
+
+def in_a_row(x: Tensor, order: list[int]) -> Tensor:
+    """Its elements (n,), with the dimensions in that order."""
+    return (x if _natural(order) else x.permute(order)).reshape(-1)
 
 
 def _natural(order: list[int]) -> bool:
@@ -334,9 +330,13 @@ def warn_of_probabilities(z: Tensor) -> None:
     """Rows that are non-negative and sum to 1 are probabilities, not logits; a look at eight rows costs nothing."""
     if not targets.visible(z) or z.shape[0] * z.shape[2] < 2 or z.shape[1] < 2:
         return
-    rows = (z[:8, :, 0] if z.shape[2] == 1 else z[0, :, :8].T).detach()
+    z = z.detach()
+    first = z.as_strided((min(4, z.shape[1]),), z.stride()[1:2], z.storage_offset())
+    if not all(0 <= logit <= 1.01 for logit in first.tolist()):
+        return  # nearly all calls end here
+    rows = z[:8, :, 0] if z.shape[2] == 1 else z[0, :, :8].T
     if float(rows[0].amin()) < 0 or abs(float(rows[0].sum()) - 1) > 0.01:
-        return  # most calls end here
+        return
     head = rows.float()
     one_hot = (head == 0).sum(-1) == z.shape[1] - 1  # identity matrices are fine logits
     if bool(((head >= 0).all(-1) & ((head.sum(-1) - 1).abs() < 1e-5) & ~one_hot).all()) and bool(

@@ -22,10 +22,10 @@ from crossent.compute.arguments import (
     check_validate,
     check_weights_of_elements,
     columns,
+    in_a_row,
     order_in_memory,
     repeating,
     result_dtype,
-    smoothing_of_nll,
     target_of,
     times,
     warn_of_probabilities,
@@ -36,6 +36,7 @@ from crossent.compute.arguments import (
 from crossent.compute.backends.reference import wide
 from crossent.compute.link import Link
 from crossent.compute.losses import Loss
+from crossent.compute.losses.likelihood import smoothing_of_nll
 from crossent.compute.number import number
 from crossent.compute.override import overridable
 from crossent.compute.reduce import check_reduction, reduce
@@ -288,7 +289,7 @@ def binary_cross_entropy_with_logits(
     if weight is not None and not is_learned(weight):
         input = weighty(input, weight, 0.0)
     order = order_in_memory(input, target)
-    z, share = input.permute(order).reshape(-1), target.permute(order).reshape(-1)
+    z, share = in_a_row(input, order), in_a_row(target, order)
     positive = None if pos_weight is None else repeating(pos_weight, class_dim, input, "pos_weight", order)
     smoothing = smoothing_of_nll(whole)
     if smoothing is not None and not is_learned(target) and not is_learned(pos_weight):

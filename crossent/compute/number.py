@@ -15,8 +15,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
-from typing import Any
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from torch import Tensor
 from crossent.compute import backends, operators
 from crossent.compute.backends.reference import wide
 from crossent.compute.losses.algebra import Loss, tensors_of
+from crossent.compute.losses.likelihood import Smoothed, smoothing_of_nll
 from crossent.compute.reduce import reduce
 from crossent.compute.rows import is_learned, pulled, row_losses
 from crossent.compute.stats import Stats, finish, unpack
@@ -45,38 +46,31 @@ def number(
     ``validate`` is for weights of a soft target that nobody has looked at: a negative one is seen as it is read.
     """
     wanted = z.requires_grad and torch.is_grad_enabled() and visible(z) and z.numel() > 0
-    if not wanted or torch.autograd.forward_ad._current_level >= 0 or not hasattr(backends.of(z), "both"):
+    if not wanted or torch.autograd.forward_ad._current_level >= 0:
         return None
-    if not loss.affine and (not loss.focus or nobody_waits(z) or z.dtype == torch.float64):
+    unseen = nobody_waits(z)
+    if not hasattr(backends.of(z), "both"):
+        return None
+    if not loss.affine and (not loss.focus or unseen or z.dtype == torch.float64):
         return None
     if tensors_of(loss) or loss.reads - {"uniform"}:
         return None
-    labels, soft = None, _soft(z, target, loss)
+    labels, soft = None, None if unseen else _soft(target, loss)
     if soft is None:
         # Which label nobody looked at is no class, only a backend that nobody waits for is asked.
-        labels = target.plain_labels if target.weight is None or nobody_waits(z) else None
+        labels = target.plain_labels if target.weight is None or unseen else None
         if labels is None:
             return None
-    divisor = _divisor(z, target, reduction, normaliser)
+    divisor = (_divisor_there if unseen else _divisor)(z, target, reduction, normaliser)
     if isinstance(divisor, Tensor) and empty != "zero" and reduction == "mean":
         return None  # nobody looks whether it is 0
     if divisor is None:
         return None
     signs = torch.zeros(1, dtype=torch.bool, device="cpu") if soft is not None and target.unchecked else None
-    value = _Number.apply(z, labels, soft, target, loss, reduction, dtype, divisor, signs)
+    value = _Number.apply(z, labels, soft, signs, _Asked(target, loss, reduction, dtype, divisor, unseen))
     if signs is not None and (bool(signs) or math.isnan(value.detach())):
         look(target, validate)
     return value
-
-
-def _soft(z: Tensor, target: Target, loss: Loss) -> Tensor | None:
-    """A soft target (n, v, l) that can be summed up while the gradient is made."""
-    q = target.weight
-    if target.index is not None or q is None or target.row_weight is not None or nobody_waits(z):
-        return None
-    if not loss.linear or is_learned(q) or not visible(q):
-        return None
-    return q.unsqueeze(-1) if q.dim() == 2 else q
 
 
 def nobody_waits(z: Tensor) -> bool:
@@ -84,12 +78,25 @@ def nobody_waits(z: Tensor) -> bool:
     return getattr(backends.of(z), "NOBODY_WAITS", False)
 
 
-def _divisor(z: Tensor, target: Target, reduction: str, normaliser: float | Tensor | None) -> float | Tensor | None:
-    """What is divided by, None if that is nothing. On a device it is a number there, which nobody waits for."""
-    if not nobody_waits(z):
-        rows = target.rows if target.live is None else int(target.live.sum())
-        divisor = 1.0 if reduction != "mean" else rows if normaliser is None else float(normaliser)
-        return divisor if rows and divisor else None
+def _soft(target: Target, loss: Loss) -> Tensor | None:
+    """A soft target (n, v, l) that can be summed up while the gradient is made."""
+    q = target.weight
+    if target.index is not None or q is None or target.row_weight is not None:
+        return None
+    if not loss.linear or is_learned(q) or not visible(q):
+        return None
+    return q.unsqueeze(-1) if q.dim() == 2 else q
+
+
+def _divisor(z: Tensor, target: Target, reduction: str, normaliser: float | Tensor | None) -> float | None:
+    """What is divided by, None if that is nothing."""
+    rows = target.rows if target.live is None else int(target.live.sum())
+    divisor = 1.0 if reduction != "mean" else rows if normaliser is None else float(normaliser)
+    return divisor if rows and divisor else None
+
+
+def _divisor_there(z: Tensor, target: Target, reduction: str, normaliser: float | Tensor | None) -> Tensor | None:
+    """The same as a number on the device of the logits, which nobody waits for; 1 if it is 0 there."""
     rows_there: float | Tensor = target.rows if target.live is None else target.live.sum()
     among = 1.0 if reduction != "mean" else rows_there if normaliser is None else normaliser
     if not isinstance(among, Tensor):
@@ -98,95 +105,100 @@ def _divisor(z: Tensor, target: Target, reduction: str, normaliser: float | Tens
     return torch.where(among == 0, 1.0, among)
 
 
+class _Asked(NamedTuple):
+    """What is asked for, and is known before a row is read."""
+
+    target: Target
+    loss: Loss
+    reduction: str
+    dtype: torch.dtype
+    divisor: float | Tensor
+    nobody_waits: bool
+
+
 class _Number(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        z: Tensor,
-        labels: Tensor | None,
-        soft: Tensor | None,
-        target: Target,
-        loss: Loss,
-        reduction: str,
-        dtype: torch.dtype,
-        divisor: float | Tensor,
-        signs: Tensor | None,
+        ctx: Any, z: Tensor, labels: Tensor | None, soft: Tensor | None, signs: Tensor | None, asked: _Asked
     ) -> Tensor:
-        ctx.target, ctx.divisor, ctx.loss = target, divisor, loss
+        loss = asked.loss
         zero, *ctx.slopes = _line(loss) if loss.affine else (0.0, 1.0, 0.0)
-        ctx.at_once = not nobody_waits(z) and z.dtype != torch.float64 and not zero
+        ctx.asked, ctx.at_once = asked, not asked.nobody_waits and z.dtype != torch.float64 and not zero
         if ctx.at_once:
             ctx.save_for_backward(z, labels, soft, None)
-            value, ctx.dz = _read_once(z, labels, soft, target, loss, ctx.slopes, 1.0 / divisor, signs)
-            return _reduced(value, target, reduction, dtype, divisor)
+            value, ctx.dz = _read_once(z, labels, soft, asked, ctx.slopes, 1.0 / asked.divisor, signs)
+            return _reduced(value, asked)
         uniform = "uniform" in loss.reads
-        a, c = (slope * (1.0 / divisor) for slope in ctx.slopes)
+        a, c = (slope * (1.0 / asked.divisor) for slope in ctx.slopes)
         given: dict[str, Any] = {} if soft is None else {"q": soft, "signs": signs}
-        fields, gap, ctx.dz = backends.of(z).both(z, target.live, labels, uniform, a, c, **given)
+        fields, gap, ctx.dz = backends.of(z).both(z, asked.target.live, labels, uniform, a, c, **given)
         ctx.save_for_backward(z, labels, soft, fields)
         part = unpack(fields, gap, dense=soft is not None, uniform=uniform, entropy=False)
         nll, lse, even, _ = finish(part)
         s = plain_stats(nll, lse, even, part.count, z.shape[1])
         if soft is not None:
             s = replace(s, q=part.held, mass=part.mass, plain=False)
-        return _reduced(loss(s), target, reduction, dtype, divisor)
+        return _reduced(loss(s), asked)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        z, labels, soft, fields = ctx.saved_tensors
+        asked: _Asked = ctx.asked
+        z, labels, soft, fields = ctx.saved_tensors  # torch refuses if they have changed meanwhile
         made, ctx.dz = ctx.dz, None  # given away once: whoever accumulates gradients may keep it without a copy
         plain = not torch.is_grad_enabled() and visible(g)
-        if plain and made is not None and not nobody_waits(z) and float(g) == 1.0:
-            return made, *(None,) * 8
+        if plain and made is not None and not asked.nobody_waits and float(g) == 1.0:
+            return made, *(None,) * 4
         if plain and ctx.at_once:
-            each = float(g) / ctx.divisor
-            return _read_once(z, labels, soft, ctx.target, ctx.loss, ctx.slopes, each)[1], *(None,) * 8
-        each = g.to(wide(z)) / ctx.divisor
-        if not ctx.loss.affine:  # its slope depends on the logits: they are read again, and differentiably
+            each = float(g) / asked.divisor
+            return _read_once(z, labels, soft, asked, ctx.slopes, each)[1], *(None,) * 4
+        target, loss = asked.target, asked.loss
+        each = g.to(wide(z)) / asked.divisor
+        if not loss.affine:  # its slope depends on the logits: they are read again, and differentiably
             with torch.enable_grad():
-                value, _ = row_losses(z, ctx.target, ctx.loss)
+                value, _ = row_losses(z, target, loss)
             graph = torch.is_grad_enabled()
-            return torch.autograd.grad(value, z, each.expand_as(value), create_graph=graph)[0], *(None,) * 8
+            return torch.autograd.grad(value, z, each.expand_as(value), create_graph=graph)[0], *(None,) * 4
         a, c = (each * slope for slope in ctx.slopes)
-        uniform = "uniform" in ctx.loss.reads
+        uniform = "uniform" in loss.reads
         if fields is None:
             with torch.no_grad():
-                fields, _ = operators.part(z, ctx.target.live, ctx.target.index, soft, None, uniform, False)
+                fields, _ = operators.part(z, target.live, target.index, soft, None, uniform, False)
         a, c = a.expand(fields.shape[1], 1), c.expand(fields.shape[1]) if uniform else None
         if soft is not None:  # the weight of the target in each row
             a, c = a * fields[3].unsqueeze(-1), None if c is None else c * fields[2]
-        elif ctx.target.weight is not None:  # NaN where a label is no class
-            a = a * ctx.target.weight
-        if plain and made is not None and nobody_waits(z):
+        elif target.weight is not None:  # NaN where a label is no class
+            a = a * target.weight
+        if plain and made is not None and asked.nobody_waits:
             # Nobody waits to hear what g is: the device makes the gradient anew unless that is 1.
-            live, index = ctx.target.live, ctx.target.index
-            dz = backends.of(z).pull(z, live, index, None, None, fields, a, None, c, None, out=made, unless=g)
+            dz = backends.of(z).pull(
+                z, target.live, target.index, None, None, fields, a, None, c, None, out=made, unless=g
+            )
         else:
-            dz = pulled(z, ctx.target, soft, fields, a, c)
-        return dz, *(None,) * 8
+            dz = pulled(z, target, soft, fields, a, c)
+        return dz, *(None,) * 4
 
 
-def _reduced(value: Tensor, target: Target, reduction: str, dtype: torch.dtype, divisor: float | Tensor) -> Tensor:
-    if target.live is not None:
-        value = torch.where(target.live, value, 0.0)
-    return reduce(value, None, reduction, "zero", torch.Size(), dtype, divisor)
+def _reduced(value: Tensor, asked: _Asked) -> Tensor:
+    if asked.target.live is not None:
+        value = torch.where(asked.target.live, value, 0.0)
+    return reduce(value, None, asked.reduction, "zero", torch.Size(), asked.dtype, asked.divisor)
 
 
 def _read_once(
     z: Tensor,
     labels: Tensor | None,
     soft: Tensor | None,
-    target: Target,
-    loss: Loss,
+    asked: _Asked,
     rises: Sequence[float],
     each: Any,
     signs: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The losses (n,) of rows and, if each loss has the cotangent ``each``, the gradient: all that is kept of a row."""
-    asked: dict[str, Any] = {} if soft is None else {"q": soft, "signs": signs}
-    asked |= {"slopes": rises} if loss.affine else {"focal": loss.focus}
+    loss = asked.loss
+    how: dict[str, Any] = {} if soft is None else {"q": soft, "signs": signs}
+    how |= {"slopes": rises} if loss.affine else {"focal": loss.focus}
     a, c = (slope * each for slope in rises)
-    _, value, dz = backends.of(z).both(z, target.live, labels, "uniform" in loss.reads, a, c, **asked)
+    _, value, dz = backends.of(z).both(z, asked.target.live, labels, "uniform" in loss.reads, a, c, **how)
     return value.squeeze(-1), dz
 
 
@@ -198,8 +210,19 @@ def slopes(loss: Loss) -> tuple[float, float]:
 
 def _line(loss: Loss) -> tuple[float, float, float]:
     """An affine loss of a row of zeros, and how far it rises from there with nll at 1, and with uniform at 1."""
+    smoothing = smoothing_of_nll(loss)
+    return _line_of(loss) if smoothing is None else _line_of_nll(smoothing)
+
+
+def _line_of(loss: Loss) -> tuple[float, float, float]:
     at_zero, by_nll, by_uniform = loss(_three_rows()).tolist()
     return at_zero, by_nll - at_zero, by_uniform - at_zero
+
+
+@lru_cache
+def _line_of_nll(smoothing: float) -> tuple[float, float, float]:
+    """That of the losses that most calls have, which would cost them more than a hundred rows."""
+    return _line_of(Smoothed(smoothing))
 
 
 @cache

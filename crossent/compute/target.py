@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -64,6 +65,8 @@ class Target:
 
     def weighted(self, row_weight: Tensor | None = None, mask: Tensor | None = None) -> Target:
         """The same with weights (n,) for rows, and with only the rows of ``mask`` (n,) counting."""
+        if row_weight is mask is self.row_weight is None:
+            return self
         if mask is not None:
             mask = mask if self.live is None else self.live & mask
         return replace(self, live=self.live if mask is None else mask, row_weight=row_weight)
@@ -208,9 +211,13 @@ def within(x: Tensor, most: float) -> bool:
     """
     if x.dtype not in _BITS:
         return False
-    bits = _BITS[x.dtype]
-    least, greatest = torch.aminmax(x.detach().view(bits))
-    return int(least) >= 0 and int(greatest) <= int(torch.tensor(most, dtype=x.dtype).view(bits))
+    least, greatest = torch.aminmax(x.detach().view(_BITS[x.dtype]))
+    return int(least) >= 0 and int(greatest) <= _bits_of(most, x.dtype)
+
+
+@cache
+def _bits_of(number: float, dtype: torch.dtype) -> int:
+    return int(torch.tensor(number, dtype=dtype, device="cpu").view(_BITS[dtype]))
 
 
 def _refuse_negative(weight: Tensor, read: Tensor | None, validate: str) -> None:

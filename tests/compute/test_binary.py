@@ -8,11 +8,13 @@ import mpmath as mp
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from crossent import BCEWithLogitsLoss, binary_cross_entropy_with_logits, cross_entropy
 from crossent.compute import binary
 from crossent.compute.binary import element_number
-from crossent.compute.losses import LDAM, LOSSES, ClassWeighted, Loss
+from crossent.compute.losses import LDAM, LOSSES, NLL, ClassWeighted, Loss, Smoothed
+from crossent.compute.stats import Stats
 from tests.compare import faults, ulps
 from tests.laws.test_losses import KNOBS as KNOBS_OF_SIX
 
@@ -73,6 +75,26 @@ def test_an_element_is_a_row_of_two_columns(kind: type[Loss]) -> None:
     torch.testing.assert_close(da, db[:, 1], rtol=1e-12, atol=1e-15)
     if kind.__name__ not in ("LogZ", "Confidence"):
         assert not torch.allclose(a, cross_entropy(two, 1 - y, loss=loss, reduction="none"))
+
+
+class Twice(NLL):
+    """A loss that is nearly the NLL."""
+
+    def __call__(self, s: Stats) -> Tensor:
+        return 2 * super().__call__(s)
+
+
+@pytest.mark.parametrize("loss", [Smoothed(0.1, over="others"), Smoothed(0.1, Twice()), Twice()])
+def test_what_is_nearly_the_nll_is_not_taken_for_it(loss: Loss) -> None:
+    z, y = torch.tensor([2.0, -1.0, 0.5]), torch.tensor([1, 0, 0])
+    for reduction in ("none", "sum"):
+        leaf, row = z.clone().requires_grad_(), z.clone().requires_grad_()
+        found = binary_cross_entropy_with_logits(leaf, y.float(), loss=loss, reduction=reduction)
+        wanted = cross_entropy(torch.stack((torch.zeros_like(row), row), 1), y, loss=loss, reduction=reduction)
+        torch.testing.assert_close(found, wanted)
+        torch.testing.assert_close(*(torch.autograd.grad(v.sum(), x)[0] for v, x in ((found, leaf), (wanted, row))))
+        smoothed = binary_cross_entropy_with_logits(z, y.float(), label_smoothing=0.1, reduction=reduction)
+        assert not torch.allclose(found, smoothed)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in LOSSES if kind is not ClassWeighted])

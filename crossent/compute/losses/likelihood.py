@@ -138,3 +138,12 @@ class ClassWeighted(Loss):
     def __call__(self, s: Stats) -> Tensor:
         """The loss itself: the weights are already in the statistics."""
         return self.loss(s)
+
+
+def smoothing_of_nll(loss: Loss) -> float | None:
+    """The label smoothing of a loss that is the NLL and nothing else; None for any other, and if it is a tensor."""
+    if type(loss) is NLL:
+        return 0.0
+    if type(loss) is not Smoothed or type(loss.loss) is not NLL or loss.over != "allowed":
+        return None
+    return None if isinstance(loss.smoothing, Tensor) else loss.smoothing

@@ -288,7 +288,7 @@ def _about(objective: Objective | None, code: str) -> dict[str, Any]:
     known = PROPERTIES.get(type(objective.function))
     proper, minimiser = objective.proper, known.minimiser if known else "that of the sum (docs/guides/recipe.md)"
     back = objective.link.missing or (known.inverse if known else "by equation (1) there")
-    if isinstance(objective, OfRange) and isinstance(objective.function, NLL):
+    if isinstance(objective, OfRange) and type(objective.function) is NLL:
         proper, minimiser = _OF_CODE[code]
         back = "none" if code == "mae" else "its mean"
     return dict(zip(names, (proper, minimiser, back, at_0, at_1), strict=True))

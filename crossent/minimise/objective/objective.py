@@ -82,7 +82,7 @@ class Objective(ABC):
         if imbalance != "none":
             raise DataError(f"imbalance={imbalance!r} is for classes, and the target is a number in a range.")
         form = _CODES_OF_ONE_LOSS.get(code.partition("(")[0].strip())
-        if form and not isinstance(function, NLL):
+        if form and type(function) is not NLL:
             raise DataError(f"the code {code!r} has a loss of its own, {form}: leave loss and label_smoothing alone.")
         coded = read_call(code, "code", _codes(task))
         columns = max(coded.columns, 2) if isinstance(coded, Code) else 2

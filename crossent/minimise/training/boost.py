@@ -52,7 +52,7 @@ def wanted(problem: Problem, objective: Objective, recipe: Recipe, folds: int) -
 
     They say log-odds of the truth. Another loss than cross-entropy itself, or another prior, has another minimiser.
     """
-    honest = isinstance(objective.function, NLL) and recipe.imbalance == "none" and recipe.code == "fraction"
+    honest = type(objective.function) is NLL and recipe.imbalance == "none" and recipe.code == "fraction"
     chosen = recipe.model == "network" and recipe.beside and recipe.trees and honest
     fits = problem.x.dim() == 2 and problem.x.shape[1] > 0 and len(problem) >= LEAST_ROWS
     return chosen and fits and objective.columns <= MOST_CLASSES and _rounds(problem, objective, folds) >= LEAST_ROUNDS

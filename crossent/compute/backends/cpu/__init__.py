@@ -135,27 +135,27 @@ def both(
     columns = np.empty((rows, 0), np.int64) if index is None else values(index.contiguous())
     every = focal is None and slopes is None
     fields = torch.empty((len(names), rows), dtype=torch.float64) if every else None
-    gap = torch.empty((rows, 1), dtype=torch.float64)
+    gap = np.empty(rows)
     read, soft = strided(z), _no_target(z.dtype) if q is None else strided(q)
     dz = gradient_like(z) if out is None else out
     total = names.index("total") if uniform else -1
     by = _NOTHING if slopes is None else np.array(slopes)
     minus = _EVERY_ROW if signs is None else values(signs)
     given = (read, _rows_that_count(live), columns, soft, total, a, c, -1.0 if focal is None else focal, by, minus)
-    of_rows, flat, into = None if fields is None else values(fields), values(gap.view(-1)), strided(dz)
+    of_rows, into = None if fields is None else values(fields), strided(dz)
 
     def work(start: int, stop: int) -> None:
         found = np.empty((len(names), narrow.TILE)) if of_rows is None else of_rows
         if z.shape[1] <= narrow.NARROW:
             memory = np.empty((3, z.shape[1], narrow.TILE), worked_in(z))
-            once.of_narrow(*given, *memory, found, flat, into, every, start, stop)
+            once.of_narrow(*given, *memory, found, gap, into, every, start, stop)
         else:
             many = lines.SIDE_BY_SIDE if read.sv > read.si else 1
             memory = _lines(z, many), _lines(z, many), _lines(z if q is None else q, 1)
-            once.of_wide(*given, *memory, found, flat, into, every, out is not None, start, stop)
+            once.of_wide(*given, *memory, found, gap, into, every, out is not None, start, stop)
 
     over_blocks(work, rows, z.shape[1], _whole_tiles(z))
-    return fields, gap, dz
+    return fields, torch.from_numpy(gap).unsqueeze(-1), dz
 
 
 def elements(z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing: float, summed: bool) -> Tensor:

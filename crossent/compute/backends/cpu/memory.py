@@ -31,18 +31,17 @@ class Strided(NamedTuple):
 
 def values(x: Tensor) -> NDArray:
     """The numbers of a tensor as an array that shares its memory; 16-bit floats as the integers that carry them."""
-    return _array(x.detach())
-
-
-def _array(x: Tensor) -> NDArray:
+    x = x.detach()
     return (x.view(_CARRIED[x.dtype]) if x.dtype in _CARRIED else x).numpy()
 
 
 def strided(x: Tensor) -> Strided:
     """A tensor (n, v, inner) of any layout, without a copy."""
-    shape, steps = x.shape, x.stride()
-    extent = 1 + sum((size - 1) * step for size, step in zip(shape, steps, strict=True)) if x.numel() else 0
-    return Strided(_array(x.detach().as_strided((extent,), (1,))), *shape, *steps)
+    shape, steps, array = x.shape, x.stride(), values(x)
+    if not array.flags.c_contiguous:
+        extent = 1 + sum((size - 1) * step for size, step in zip(shape, steps, strict=True)) if x.numel() else 0
+        array = values(x.as_strided((extent,), (1,)))
+    return Strided(array.reshape(-1), *shape, *steps)
 
 
 def gradient_like(z: Tensor) -> Tensor:
@@ -53,13 +52,10 @@ def gradient_like(z: Tensor) -> Tensor:
     again in 16 bits.
     """
     memory = np.empty(z.numel() + ALIGNED // z.element_size(), _ARRAY[z.dtype])
-    first = -memory.ctypes.data % ALIGNED // memory.itemsize
-    memory = memory[first : first + z.numel()]
     flat = torch.from_numpy(memory)
     flat = flat.view(z.dtype) if z.dtype in _CARRIED else flat
-    if z.is_contiguous():
-        return flat.view(z.shape)
-    return flat.as_strided(z.shape, torch.empty_like(z, device="meta").stride())
+    steps = z.stride() if z.is_contiguous() else torch.empty_like(z, device="meta").stride()
+    return flat.as_strided(z.shape, steps, -flat.data_ptr() % ALIGNED // memory.itemsize)
 
 
 def worked_in(x: Tensor) -> Any:

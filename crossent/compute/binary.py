@@ -7,6 +7,7 @@ either end and has no clamp: p = 0 at a label of 1 costs infinity, and its logit
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -142,20 +143,21 @@ class _Number(torch.autograd.Function):
         smoothing: float,
         divisor: float,
         dtype: torch.dtype,
+        outside: Tensor | None,
     ) -> Tensor:
         ctx.smoothing, ctx.divisor = smoothing, divisor
         ctx.save_for_backward(z, share, pos_weight)
-        costs, ctx.dz = backends.of(z).both_elements(z, share, pos_weight, smoothing, 1.0 / divisor)
+        costs, ctx.dz = backends.of(z).both_elements(z, share, pos_weight, smoothing, 1.0 / divisor, outside)
         return (costs.sum() / divisor).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         made, ctx.dz = ctx.dz, None  # given away once: whoever accumulates gradients may keep it without a copy
         if made is not None and not torch.is_grad_enabled() and visible(g) and float(g) == 1.0:
-            return made, *(None,) * 5
+            return made, *(None,) * 6
         z, share, pos_weight = ctx.saved_tensors
         a = (g.to(wide(z)) / ctx.divisor).expand(z.shape)
-        return _slopes().apply(z, share, pos_weight, ctx.smoothing, a), *(None,) * 5
+        return _slopes().apply(z, share, pos_weight, ctx.smoothing, a), *(None,) * 6
 
 
 def _slopes_again(ctx: Any) -> tuple[Any, Tensor, Tensor]:
@@ -223,13 +225,26 @@ def element_stats(z: Tensor, target: Tensor, pos_weight: Tensor | None = None) -
 
 
 def element_number(
-    z: Tensor, target: Tensor, pos_weight: Tensor | None, smoothing: float, divisor: float, dtype: torch.dtype
+    z: Tensor,
+    target: Tensor,
+    pos_weight: Tensor | None,
+    smoothing: float,
+    divisor: float,
+    dtype: torch.dtype,
+    refuse: Callable[[], None] | None = None,
 ) -> Tensor | None:
-    """Σ ``element_losses`` / divisor with its gradient from one reading, or None where it takes the ordinary way."""
+    """Σ ``element_losses`` / divisor with its gradient from one reading, or None where it takes the ordinary way.
+
+    ``refuse`` is called if a share that is read is not in [0, 1]; if it is None nobody looks.
+    """
     wanted = z.requires_grad and torch.is_grad_enabled() and torch.autograd.forward_ad._current_level < 0
     if not wanted or not hasattr(backends.of(z), "both_elements"):
         return None
-    return _Number.apply(z, _share(z, target), pos_weight, smoothing, divisor, dtype)
+    outside = None if refuse is None else torch.zeros(1, dtype=torch.bool, device="cpu")
+    value = _Number.apply(z, _share(z, target), pos_weight, smoothing, divisor, dtype, outside)
+    if refuse is not None and outside:
+        refuse()
+    return value
 
 
 def element_losses(z: Tensor, target: Tensor, pos_weight: Tensor | None, smoothing: float, *, summed: bool) -> Tensor:

@@ -278,7 +278,6 @@ def binary_cross_entropy_with_logits(
     check_logits(input)
     check_same_shape(input, target)
     if validate == "full":
-        check_share(target)
         check_weights_of_elements(weight, "weight")
         check_weights_of_elements(pos_weight, "pos_weight")
     whole = whole_loss(loss, None, label_smoothing, 2)
@@ -291,14 +290,17 @@ def binary_cross_entropy_with_logits(
     order = order_in_memory(input, target)
     z, share = in_a_row(input, order), in_a_row(target, order)
     positive = None if pos_weight is None else repeating(pos_weight, class_dim, input, "pos_weight", order)
-    smoothing = smoothing_of_nll(whole)
-    if smoothing is not None and not is_learned(target) and not is_learned(pos_weight):
-        summed = reduction != "none" and weight is None and targets.visible(z) and z.numel() > 0
-        if summed:
-            divisor = 1.0 if reduction == "sum" else z.numel()
-            at_once = binary.element_number(z, share, positive, smoothing, divisor, result_dtype(input))
-            if at_once is not None:
-                return at_once
+    smoothing = None if is_learned(target) or is_learned(pos_weight) else smoothing_of_nll(whole)
+    summed = smoothing is not None and reduction != "none" and weight is None and targets.visible(z) and z.numel() > 0
+    refuse = (lambda: check_share(target)) if validate == "full" else None
+    if smoothing is not None and summed:
+        divisor = 1.0 if reduction == "sum" else z.numel()
+        at_once = binary.element_number(z, share, positive, smoothing, divisor, result_dtype(input), refuse)
+        if at_once is not None:
+            return at_once
+    if refuse is not None:
+        refuse()
+    if smoothing is not None:
         value = binary.element_losses(z, share, positive, smoothing, summed=summed)
     else:
         value = whole(binary.element_stats(z, share, positive))

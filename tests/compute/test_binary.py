@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossent import BCEWithLogitsLoss, binary_cross_entropy_with_logits, cross_entropy
-from crossent.compute import binary
+from crossent.compute import binary, functional
 from crossent.compute.binary import element_number
 from crossent.compute.losses import LDAM, LOSSES, NLL, ClassWeighted, Loss, Smoothed
 from crossent.compute.stats import Stats
@@ -167,6 +167,38 @@ def test_a_number_and_its_gradient_from_one_reading(
     assert once[1].data_ptr() != once[2].data_ptr()
     with torch.no_grad():
         assert binary_cross_entropy_with_logits(z[4:], t[4:]) == binary_cross_entropy_with_logits(z[4:].detach(), t[4:])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wrong"),
+    [
+        *(
+            (dtype, wrong)
+            for dtype in (torch.float32, torch.float64, torch.bfloat16)
+            for wrong in (-1.0, -1e-30, 1.01, 2.0, float("nan"))
+        ),
+        (torch.float64, 1 + 2**-52),
+        (torch.int64, -1),
+        (torch.int64, 2),
+    ],
+)
+def test_a_share_that_is_none_is_seen_as_it_is_read(
+    monkeypatch: pytest.MonkeyPatch, wrong: float, dtype: torch.dtype
+) -> None:
+    looked, really = [], functional.check_share
+    monkeypatch.setattr(functional, "check_share", lambda share: (looked.append(share), really(share)))
+    z, t = torch.randn(1300, requires_grad=True), torch.rand(1300).round().to(dtype)
+    assert binary_cross_entropy_with_logits(z, t).isfinite()
+    if dtype != torch.int64:
+        t[600] = -0.0
+    assert binary_cross_entropy_with_logits(z, t).isfinite()
+    assert not looked
+    t[1299] = wrong
+    with pytest.raises(ValueError, match=r"1 elements do not, first at \(1299,\)"):
+        binary_cross_entropy_with_logits(z, t)
+    with pytest.raises(ValueError, match=r"1 elements do not, first at \(1299,\)"):
+        binary_cross_entropy_with_logits(z, t, reduction="none")
+    binary_cross_entropy_with_logits(z, t, validate="off")
 
 
 def test_a_number_has_derivatives_of_both_orders() -> None:

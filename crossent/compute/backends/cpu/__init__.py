@@ -188,11 +188,15 @@ def pull_elements(z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing
 
 
 def both_elements(
-    z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing: float, a: float
+    z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing: float, a: float, outside: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The summed costs of binary logits (n,) and their gradient, whose cotangent is the same for all."""
+    """The summed costs of binary logits (n,) and their gradient, whose cotangent is the same for all.
+
+    ``outside`` (1,) becomes True if some share is not in [0, 1].
+    """
     dz, cost = gradient_like(z), torch.empty(-(-z.shape[0] // element.BLOCK), dtype=torch.float64)
     given = (values(z.contiguous()), values(share.contiguous()), *_repeated(pos_weight, z), smoothing, np.array([a]))
+    given += (_EVERY_ROW if outside is None else values(outside),)
     out = values(cost), values(dz)
 
     def work(start: int, stop: int) -> None:

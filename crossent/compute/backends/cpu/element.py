@@ -41,6 +41,16 @@ def _read(z: NDArray, share: NDArray, smoothing: float, x: NDArray, t: NDArray, 
 
 
 @kernel
+def _is_outside(share: NDArray) -> bool:
+    """Whether some share is not in [0, 1]."""
+    outside = np.int32(0)
+    for j in range(share.size):
+        t = widened(share[j])
+        outside += np.int32(0 if t >= 0 and t <= 1 else 1)
+    return outside > 0
+
+
+@kernel
 def _costs(x: NDArray, t: NDArray, tail: NDArray, pos: NDArray, spread: NDArray, out: NDArray) -> None:
     """The costs; ``spread``, log(1 + e^(-|z|)), is to work in."""
     zero, one = as_worked(0.0, x[0]), as_worked(1.0, x[0])
@@ -169,14 +179,18 @@ def both(
     pattern: NDArray,
     smoothing: float,
     a: NDArray,
+    outside: NDArray,
     memory: NDArray,
     sums: NDArray,
     out: NDArray,
     start: int,
     stop: int,
 ) -> None:
-    """``part`` into ``sums`` and ``pull`` into ``out`` of elements that are read once: ``a`` is known beforehand."""
-    z, share, pos, pattern = lent(z), lent(share), lent(pos), lent(pattern)
+    """``part`` into ``sums`` and ``pull`` into ``out`` of elements that are read once: ``a`` is known beforehand.
+
+    ``outside``, if it has a size, becomes True where a share is not in [0, 1].
+    """
+    z, share, pos, pattern, outside = lent(z), lent(share), lent(pos), lent(pattern), lent(outside)
     memory, out = lent(memory), lent(out)
     lanes = np.empty(LANES)
     for i in range(start, stop, BLOCK):
@@ -184,6 +198,8 @@ def both(
         x, t, tail, spread = memory[0, : j - i], memory[1, : j - i], memory[2, : j - i], memory[3, : j - i]
         costs = memory[4, : j - i]
         _read(z[i:j], share[i:j], smoothing, x, t, tail)
+        if outside.size and _is_outside(share[i:j]):
+            outside[0] = True
         weights = _weights(pos, pattern, i, j)
         _costs(x, t, tail, weights, spread, costs)
         sums[i // BLOCK] = _sum(costs, lanes)

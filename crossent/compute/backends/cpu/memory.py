@@ -52,10 +52,11 @@ def gradient_like(z: Tensor) -> Tensor:
     again in 16 bits.
     """
     memory = np.empty(z.numel() + ALIGNED // z.element_size(), _ARRAY[z.dtype])
-    flat = torch.from_numpy(memory)
-    flat = flat.view(z.dtype) if z.dtype in _CARRIED else flat
-    steps = z.stride() if z.is_contiguous() else torch.empty_like(z, device="meta").stride()
-    return flat.as_strided(z.shape, steps, -flat.data_ptr() % ALIGNED // memory.itemsize)
+    first = -memory.ctypes.data % ALIGNED // memory.itemsize
+    memory = memory[first : first + z.numel()]
+    made = torch.from_numpy(memory.reshape(z.shape) if z.is_contiguous() else memory)
+    made = made.view(z.dtype) if z.dtype in _CARRIED else made
+    return made if z.is_contiguous() else made.as_strided(z.shape, torch.empty_like(z, device="meta").stride())
 
 
 def worked_in(x: Tensor) -> Any:

@@ -204,11 +204,12 @@ def element_stats(z: Tensor, target: Tensor, pos_weight: Tensor | None = None) -
     ``pos_weight`` (n,), or a shorter one that repeats, multiplies the weight of class 1, as in PyTorch; in the uniform
     distribution too, as class weights do in a row of many columns.
     """
+    z = z.to(wide(z))  # a loss may read the logits too: two gradients are added up, and rounded once
     nll, lse, entropy = (_Elements if is_compiled() else _ElementsForward).apply(z)
     one = target.to(nll.dtype)
     weight = torch.ones_like(nll)
     if pos_weight is not None:
-        positive = pos_weight.to(nll.dtype).repeat(lse.shape[0] // pos_weight.shape[0])
+        positive = pos_weight.to(nll.dtype).repeat(lse.shape[0] // max(1, pos_weight.shape[0]))
         weight = torch.stack((positive, torch.ones_like(lse)), -1)
     return Stats(
         nll=nll,
@@ -220,7 +221,7 @@ def element_stats(z: Tensor, target: Tensor, pos_weight: Tensor | None = None) -
         entropy=entropy,
         count=torch.full_like(lse, 2.0),
         index=torch.tensor([1, 0], device=z.device).expand_as(nll),
-        logits=torch.stack((torch.zeros_like(z), z), -1).to(nll.dtype),
+        logits=torch.stack((torch.zeros_like(z), z), -1),
     )
 
 

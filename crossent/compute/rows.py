@@ -233,11 +233,15 @@ def row_stats(z: Tensor, target: Target, loss: Loss, link: Link | None = None) -
     if link is not None:  # its own derivative at a NaN would be one, so here the selection comes first
         z = link(_live_columns(z, target).to(reference.wide(z)).movedim(1, -1)).movedim(-1, 1)  # its bias is (v,)
 
+    looked_at = "logits" in loss.reads
+    if looked_at or (is_learned(loss.class_weight) and "uniform" in loss.reads):
+        # The row is read twice, and two gradients are added up: in the wide dtype, to be rounded once.
+        z = _live_columns(z, target).to(reference.wide(z))
+
     def read(*what: Any) -> tuple[Tensor, ...]:
         return _kind(_Rows).apply(z, target.live, *what)
 
-    columns = reference.by_row(_live_columns(z, target).to(reference.wide(z))) if "logits" in loss.reads else None
-    return stats_of(read, z.shape[1], target, loss, columns)
+    return stats_of(read, z.shape[1], target, loss, reference.by_row(z) if looked_at else None)
 
 
 def stats_of(

@@ -55,6 +55,8 @@ ROWS = (
           "they were looked at when the target was made", READY, "of_other"),
     Fault("columns at the end are read", "target.py", "(index < 0) | (index >= classes)",
           "(index < 0) | (index > classes)", "off by one", READY, "nobody_compared"),
+    Fault("a row's two gradients are rounded each", "binary.py", "z = z.to(wide(z))  # a loss may", "# a loss may",
+          "the statistics are wide anyway", ("compute/test_rounded_once.py",), "elements"),
     Fault("classes are last if they can be", "arguments.py", "rows_last = classes_last or len(like_logits) <= 2",
           "rows_last = like_logits == (*shape, classes)", "(N, C, d) with as many places as classes was not thought of",
           READY, "as_many_places"),

@@ -89,6 +89,10 @@ ROWS = (
           "one mask at a time", PLANTED, "a_mask_adds"),
     Fault("small negative weights pass", "target.py", "weight.detach().amin() >= 0", "weight.detach().amin() >= -1e-3",
           "a tolerance for rounding", PLANTED, "below_0"),
+    Fault("a chunk's memory is lent to two", "linear/memory.py", "memory = _kept.pop()", "memory = _kept[-1]",
+          "it comes back in the end", ("compute/test_linear_memory.py",)),
+    Fault("a chunk's memory is kept however large", "linear/memory.py", "not 0 < needed <= KEPT", "not 0 < needed",
+          "the next call asks for as much", ("compute/test_linear_memory.py",)),
     Fault("chunks one row short", "linear/product.py", "slice(start, min(start + size, rows))",
           "slice(start, min(start + size, rows) - 1)", "inclusive ends", LINEAR, "upstream"),
     # --- reductions

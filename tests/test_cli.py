@@ -330,6 +330,17 @@ def test_a_logger_writes_every_epoch(here, call):
     assert told["step"].tolist() == [1, 2, 3]
     assert told["training"].to_numpy() == pytest.approx(curves["training"].y)
     assert told["held_out"].to_numpy() == pytest.approx(curves["validation"].y)
+    assert set(told["network"]) == {1}
+
+
+def test_a_log_of_several_networks_says_which_each_row_is_of(here, call):
+    flowers().to_csv("flowers.csv", index=False)
+    settings = ["--set", "members=2", "--set", "beside=yes"]
+    assert call("fit", "flowers.csv", "-o", "run", *QUICK, *settings, "--logger", "csv")[0] == 0
+    (written,) = (here / "run/log").rglob("*.csv")
+    told = pd.read_csv(written)
+    assert told["network"].tolist() == [1, 1, 1, 2, 2, 2, 3, 3, 3]  # with ramps, without, linear
+    assert told["step"].tolist() == [1, 2, 3] * 3
 
 
 def test_a_killed_run_goes_on_to_the_bytes_of_one_that_was_not(here, call):

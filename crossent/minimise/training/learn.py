@@ -130,9 +130,9 @@ def learn(
         job = _Job(problem, objective, factory, fabric, _numbered(progress, number, networks), time.monotonic() + left)
         kept = None if checkpoint is None else checkpoint / f"network-{number}.pt"
         try:
-            trained = job.train(plan, chosen, seed * 1_000_003 + number, kept)
+            trained = job.train(plan, chosen, seed * 1_000_003 + number, kept, number)
             mean = cooled_by_itself(trained, objective, problem, plan) if together else Cooled()
-            trained = job.train_on_all(trained, plan, chosen, seed * 1_000_003 + number, kept)
+            trained = job.train_on_all(trained, plan, chosen, seed * 1_000_003 + number, kept, number)
         except KeyboardInterrupt:  # before this network has anything to keep: those that are finished are kept
             if not done:
                 raise
@@ -176,7 +176,7 @@ class _Job:
     progress: Callable[[Progress], None]
     deadline: float
 
-    def train(self, plan: Tensor, recipe: Recipe, seed: int, checkpoint: Path | None) -> Trained:
+    def train(self, plan: Tensor, recipe: Recipe, seed: int, checkpoint: Path | None, number: int) -> Trained:
         """A fresh network, trained on the rows that a plan does not hold out."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -192,10 +192,11 @@ class _Job:
             checkpoint=checkpoint,
             progress=self.progress,
             deadline=self.deadline,
+            number=number,
         )
 
     def train_on_all(
-        self, trained: Trained, plan: Tensor, recipe: Recipe, seed: int, checkpoint: Path | None
+        self, trained: Trained, plan: Tensor, recipe: Recipe, seed: int, checkpoint: Path | None, number: int
     ) -> Trained:
         """Fresh networks on all rows for as many epochs as were best, if the recipe says so; they are the ones kept.
 
@@ -207,7 +208,7 @@ class _Job:
         whole = recipe.changed(stop="none", epochs=trained.history.best_epoch)
         kept = None if checkpoint is None else checkpoint.with_stem(f"{checkpoint.stem}-on-all")
         try:
-            return replace(trained, network=self.train(everything, whole, seed + 500_000, kept).network)
+            return replace(trained, network=self.train(everything, whole, seed + 500_000, kept, number).network)
         except KeyboardInterrupt:
             return _stopped(trained)
 

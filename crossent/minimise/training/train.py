@@ -93,6 +93,7 @@ def train(
     progress: Callable[[Progress], None] = lambda _: None,
     deadline: float = math.inf,
     loader: Any = None,
+    number: int = 1,
 ) -> Trained:
     """Train a network, choose the epoch on the rows held out, and give back the best.
 
@@ -110,6 +111,7 @@ def train(
         deadline: ``time.monotonic()`` after which no epoch begins.
         loader: where the batches (x, target) to learn from come from, if not from the problem, whose rows are then all
             held out; its ``len`` is the number of batches.
+        number: which of several networks this is, for the log.
 
     ``KeyboardInterrupt`` (Ctrl-C) ends the training and keeps the best so far.
     """
@@ -161,7 +163,7 @@ def train(
             state.best, held_out, history.best_epoch = kept[0], kept[1], kept[2] or history.best_epoch
             state.remember()
             report(epoch, 1.0)
-            fabric.log_dict({"training": losses[0], "held_out": losses[1]}, step=epoch)
+            fabric.log_dict({"network": number, "training": losses[0], "held_out": losses[1]}, step=epoch)
             if recipe.stop != "none" and epoch - history.best_epoch >= patience:
                 history.stopped = f"no lower held-out loss in {patience} epochs"
             if checkpoint is not None and time.monotonic() - saved > 1.0:

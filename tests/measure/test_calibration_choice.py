@@ -95,6 +95,25 @@ def test_a_family_that_would_only_have_learnt_its_own_rows_by_heart_does_not_win
     assert found.choice.table["low"][1] > 0
 
 
+def test_what_surely_wins_goes_before_what_wins_more_by_a_few_rows():
+    """Planted: one candidate mends ten costly rows of 400, the other makes all others surer, which are right."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(2, size=400)
+    given = np.where(np.arange(400) < 10, 0.001, rng.uniform(0.58, 0.62, 400))
+    z = np.log(np.where(np.arange(2) == y[:, None], given[:, None], 1 - given[:, None]))
+
+    def lost(z):
+        return z.min(1, keepdims=True) < np.log(0.01)
+
+    few = Family("few", lambda rows: (lambda z: np.where(lost(z), np.log(0.5), z),))
+    many = Family("many", lambda rows: (lambda z: np.where(lost(z), z, log_softmax(2 * z)),))
+    found = choose(z, y, candidates=[few, many])
+    table = found.choice.table
+    assert table["cross_entropy"][1] < table["cross_entropy"][2]
+    assert table["high"][2] < table["high"][1] < 0
+    assert found.kind == "many"
+
+
 def test_a_family_that_gives_zero_to_a_label_is_out():
     never = Family("never", lambda rows: (Affine(1.0, (0.0, 0.0, -np.inf)),))
     z, y = sample(300, 3, 0, sharpened=3.0)

@@ -4,8 +4,9 @@ Every family is fitted five times to four fifths of the rows, and each row is ca
 (folds at random, not stratified: docs/decisions/006; whole groups where groups are given). The differences, row by row,
 from what the rows cost as they came have a mean and an interval (``cluster``: skewness, weights and clusters are in
 it). m candidates are m chances to be lucky, so that each interval is one of 100 − 5/m %: that all of them hold at once
-has probability 95 % or more (Bonferroni). Of the candidates whose interval lies below 0 the cheapest is fitted to all
-rows. If there is none, nothing is changed: a calibrator fitted to noise makes probabilities worse.
+has probability 95 % or more (Bonferroni). Of the candidates whose interval lies below 0 the one that surely wins most,
+whose interval ends lowest, is fitted to all rows: the cheapest in the mean may barely pass, by a few rows that it
+cheapens much. If there is none, nothing is changed: a calibrator fitted to noise makes probabilities worse.
 
 **Exact zeros.** If no label ever met a probability of 0, zeros are believed: they stay 0, and rows with one possible
 class are left as they are. If one did, what the model calls impossible is not, and zeros are moved by every candidate;
@@ -233,14 +234,13 @@ def choose(
         tried.append((change.value, low, high, family))
         for name, cell in (("name", family.name), ("cross_entropy", _mean(costs, rows)), ("low", low), ("high", high)):
             table[name].append(cell)
-    better = [one for one in tried if one[2] is not None and one[2] < 0]
+    better = [(high, low, value, family) for value, low, high, family in tried if high is not None and high < 0]
     loss = _mean(plain, rows)
     if not better:
         return settled("none", (), _nothing(tried, loss, len(rows), bool(impossible)), left_out)
-    value, low, high, family = min(better, key=lambda one: one[0])
+    high, low, value, family = min(better, key=lambda one: one[0])
     steps = family.fit(rows.take(unsettled))
     assert low is not None
-    assert high is not None
     sentence = (
         f"{family.name[0].upper()}{family.name[1:]}: on rows it was not fitted to, cross-entropy falls from {loss:.4f} "
         f"{'(floored) ' if impossible else ''}to {loss + value:.4f} nats, by {-value:.4f} ({-high:.4f} to {-low:.4f})."

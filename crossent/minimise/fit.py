@@ -28,6 +28,9 @@ from crossent.minimise.training.learn import Factory, learn, learn_from_loader
 from crossent.minimise.training.outlook import check_budget
 from crossent.minimise.training.train import Progress
 
+AFTERWARDS = 2.5
+"""Seconds of an idle processor that calibrator, test and page take after the training (satimage 2.2, adult 3)."""
+
 
 @blas_alone()
 def fit(
@@ -67,7 +70,7 @@ def fit(
         recipe: the settings of the training; by default ``Recipe.usual``, by what the rows are.
         settings: changes to the recipe as on the command line: ``["epochs=50", "loss=focal(2)"]``.
         model: makes a network of your own, ``model(shape_of_a_row, logits) -> torch.nn.Module``.
-        budget: seconds after which no epoch begins.
+        budget: seconds that it may take, of which the training leaves a few for the test; its first epoch is never cut.
         seed: of the split, the start and the batches; the same seed gives the same bits on one machine.
         fabric: a launched Lightning Fabric; by default one process on the CPU, or those that torchrun started.
         checkpoint: a folder to write the state of the training to, and to go on from.
@@ -94,7 +97,7 @@ def fit(
             f"{os.fspath(x)!r} brings its own labels; leave out y, or pass the features as a table or array."
         )
     check_budget(budget)
-    deadline = math.inf if budget is None else time.monotonic() + budget
+    deadline = math.inf if budget is None else time.monotonic() + budget - min(AFTERWARDS, budget / 5)
     folder = None if checkpoint is None else Path(checkpoint)
     if isinstance(x, nn.Module):
         chosen = (recipe or Recipe(folds=1, members=1)).parsed(settings)

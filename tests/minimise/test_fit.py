@@ -1,6 +1,8 @@
 """The way through: from data of every kind to figures that agree with each other."""
 
 import math
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -257,6 +259,21 @@ def test_a_budget_ends_the_training(arrays):
     assert run.record.facts["stopped"] == "the time allowed was over"
     assert 1 <= run.record.facts["epochs"] < 100_000
     assert fit(*arrays, recipe=FEW, budget=600).record.facts["stopped"] == "the most epochs allowed, 8, were done"
+
+
+@pytest.mark.parametrize(("budget", "left"), [(5.0, 4.0), (100.0, 97.5)])
+def test_a_budget_has_room_for_what_follows_the_training(arrays, budget, left, monkeypatch):
+    class Reached(Exception):
+        pass
+
+    def learn(*_, deadline, **__):
+        raise Reached(deadline)
+
+    monkeypatch.setattr(sys.modules["crossent.minimise.fit"], "learn", learn)
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+    with pytest.raises(Reached) as found:
+        fit(*arrays, recipe=FEW, budget=budget)
+    assert found.value.args == (1000.0 + left,)
 
 
 def test_a_missing_number_of_an_array_is_missing():

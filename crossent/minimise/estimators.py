@@ -257,9 +257,12 @@ class CrossEntropyClassifier(_Classifier, _Estimator):
                 classes, or how many annotators chose each; a row counts once, however many they were.
             sample_weight: (n,), how many rows each row counts for; 0 leaves it out.
 
+        Rows are paired by place, and a warning says so where their names are the same in another order.
+
         Raises:
             ValueError: a sentence, for what cannot be learned from.
         """
+        _warn_of_another_order(X, y=y, sample_weight=sample_weight)
         rows = self._rows(X, reset=True)
         labels, names = self._soft(y) if _is_soft(y) else (self._hard(y), None)
         rows, labels, weight = _counted(self, rows, labels, sample_weight)
@@ -353,6 +356,7 @@ class BoundedRegressor(_Regressor, _Estimator):
         Raises:
             ValueError: a sentence, for what cannot be learned from.
         """
+        _warn_of_another_order(X, y=y, sample_weight=sample_weight)
         rows = self._rows(X, reset=True)
         _refuse_none(self, y)
         refuse_text(y, f"{type(self).__name__} learns numbers; CrossEntropyClassifier learns classes.")
@@ -370,10 +374,11 @@ class BoundedRegressor(_Regressor, _Estimator):
             )
         outside = (values < low) | (values > high)
         if outside.any():
-            at = int(np.flatnonzero(outside)[0])
+            first = int(np.flatnonzero(outside)[0])
+            at = first if sample_weight is None else int(np.flatnonzero(np.asarray(sample_weight))[first])
             raise DataError(
-                f"{int(outside.sum()):,} numbers in y lie outside the range {low:g} to {high:g}, first {values[at]:g} "
-                f"at row {at}. Give low and high that hold them all."
+                f"{int(outside.sum()):,} numbers in y lie outside the range {low:g} to {high:g}, first "
+                f"{values[first]:g} at row {at}. Give low and high that hold them all."
             )
         task = Task("range", (), f"y holds numbers: bounded regression on {low:g} to {high:g}.", low, high)
         self._learn(rows, ((values - low) / (high - low)).astype(np.float32), weight, task)
@@ -408,6 +413,23 @@ def _is_soft(y: Any) -> bool:
 def _refuse_none(estimator: Any, y: Any) -> None:
     if y is None:
         raise DataError(f"{type(estimator).__name__} requires y to be passed, but the target y is None.")
+
+
+def _warn_of_another_order(X: Any, **beside: Any) -> None:
+    """Say that rows are paired by place, as everywhere in scikit-learn, where their names would pair them otherwise.
+
+    A refusal would go too far: a step of a pipeline may number its rows anew.
+    """
+    for name, given in beside.items():
+        if not all(isinstance(frame, (pandas.DataFrame, pandas.Series)) for frame in (X, given)):
+            continue
+        if len(X) == len(given) and not X.index.equals(given.index) and X.index.symmetric_difference(given.index).empty:
+            warnings.warn(
+                f"{name} has the rows of X in another order, and rows are paired by place, as scikit-learn does: "
+                f"pass {name}.loc[X.index] if their names are to pair them.",
+                UserWarning,
+                stacklevel=3,
+            )
 
 
 def _plain(value: Any) -> Any:

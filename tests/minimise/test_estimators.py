@@ -314,6 +314,26 @@ def test_what_cannot_be_learned_from_is_refused_in_a_sentence():
             getattr(regress, name)
 
 
+@pytest.mark.parametrize("kind", BOTH)
+def test_rows_in_another_order_are_paired_by_place_and_that_is_said(kind):
+    x, y = rows(40)
+    frame, y = pd.DataFrame(x, columns=list("abc")), pd.Series(y)
+    y = y if kind is CrossEntropyClassifier else (y == "low").astype(float)
+    known = kind(**TINY).fit(frame, y).predict(frame)
+    for given in ({"y": y[::-1]}, {"y": y, "sample_weight": pd.Series(np.ones(40), index=range(39, -1, -1))}):
+        with pytest.warns(UserWarning, match=r"has the rows of X in another order.*by place.*\.loc\[X\.index\]"):
+            kind(**TINY).fit(frame, **given)
+    renumbered = pd.Series(y.to_numpy(), index=range(7, 47))  # as a step of a pipeline may: nothing is said
+    assert np.array_equal(kind(**TINY).fit(frame, renumbered).predict(frame), known)
+
+
+def test_a_number_outside_the_range_is_named_by_its_own_row():
+    x, _ = rows(10)
+    weight = np.array([0.0, 0.0, 0.0, *[1.0] * 7])
+    with pytest.raises(DataError, match="first 5 at row 4"):
+        BoundedRegressor(0, 1, **TINY).fit(x, [9, 9, 9, 0.5, 5, 0.1, 0.2, 0.3, 0.4, 0.5], sample_weight=weight)
+
+
 def test_both_are_names_of_the_package():
     assert crossent.CrossEntropyClassifier is CrossEntropyClassifier
     assert crossent.BoundedRegressor is BoundedRegressor

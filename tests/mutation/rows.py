@@ -6,6 +6,7 @@ from tests.mutation.fault import Fault
 
 CONTRACT = "compute/test_contract.py::test_"
 LAWS = "laws/test_losses.py::test_"
+ASKED = ("compute/test_head_answers.py::test_the_answer_is_the_eager_heads",)
 NO_WEIGHT = ("compute/test_no_weight.py",)
 READY = ("compute/test_targets.py",)
 PLANTED = ("compute/test_planted.py",)
@@ -39,6 +40,18 @@ ROWS = (
           "z.addmm_(more, self.beside[block].T, alpha=0)", "the head's own are there", BESIDE, "mean"),
     Fault("nothing goes down through LoRA", "linear/product.py", "torch.cat(made, -1).to(x.dtype)",
           "torch.cat([made[0], 0 * made[1]], -1).to(x.dtype)", "the hidden states have a gradient", BESIDE, "mean"),
+    # --- what lazy logits are asked
+    Fault("lazy logits smoothed over the allowed", "head/fused.py", 'over = "all" if z.recipe.shifted else "allowed"',
+          'over = "allowed"', "as crossent's own label_smoothing", ASKED, "cannot"),
+    Fault("lazy shares smoothed by their sum", "head/fused.py",
+          "soft * (1 - label_smoothing) + label_smoothing / z.recipe.classes",
+          "soft * (1 - label_smoothing) + label_smoothing / z.recipe.classes * soft.sum(-1, keepdim=True)",
+          "as crossent's own label_smoothing", ASKED, "shares"),
+    Fault("Σ log p over the allowed", "head/fused.py", "torch.where(s.count < s.classes, torch.inf, value)", "value",
+          "the statistic is the mean over the allowed", ASKED, "cannot"),
+    Fault("a copy of turned logits lies turned", "head/tensor.py",
+          "values.contiguous() if self.is_contiguous() else values", "values",
+          "the numbers are right", ASKED, "turned"),
     # --- rows
     Fault("row weight missing in the divisor", "rows.py", "weight * row_weight", "weight",
           "the loss has it already", COMPOSED, "NLL and hard"),

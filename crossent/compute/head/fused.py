@@ -22,6 +22,7 @@ from crossent.compute.head.recipe import Step
 from crossent.compute.head.stays import dimension, sliced, stepped
 from crossent.compute.head.tensor import LazyLogits, answers
 from crossent.compute.link import Link
+from crossent.compute.losses import Smoothed
 from crossent.compute.losses.algebra import Loss
 from crossent.compute.stats import Stats
 from crossent.compute.target import Target, visible
@@ -56,12 +57,17 @@ def cross_entropy(
     learned = (weight is not None and weight.requires_grad) or target.requires_grad
     if z.recipe.at != (0 if z.dim() == 1 else 1) or z.recipe.sign < 0 or learned:
         return NotImplemented
-    options: dict[str, Any] = {"weight": weight, "reduction": reduction, "label_smoothing": label_smoothing}
+    options: dict[str, Any] = {"weight": weight, "reduction": reduction}
     if not target.is_floating_point():
-        return _linear(z, target, ignore_index=ignore_index, **options)
+        # torch smooths over all classes, and -inf comes from a bias: without one that is smoothing over the allowed.
+        over = "all" if z.recipe.shifted else "allowed"
+        smoothed = Smoothed(label_smoothing, over=over) if label_smoothing else None
+        return _linear(z, target, ignore_index=ignore_index, loss=smoothed, **options)
     if target.shape != z.shape:
         return NotImplemented
     soft = target.movedim(z.recipe.at, -1)
+    if label_smoothing:  # whatever the probabilities sum to, torch adds ε / C to each
+        soft = soft * (1 - label_smoothing) + label_smoothing / z.recipe.classes
     if reduction != "mean":
         return _linear(z, soft, **options)
     # torch divides by the number of rows, class weights or not.
@@ -191,7 +197,7 @@ def _chosen(z: LazyLogits, index: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Statistic(Loss):
-    """A statistic of every row, as a loss: "lse", or "uniform", the mean of -log p over the classes."""
+    """A statistic of every row, as a loss: "lse", or "uniform", the mean of -log p over all classes."""
 
     name: str
 
@@ -204,7 +210,8 @@ class _Statistic(Loss):
         return True
 
     def __call__(self, s: Stats) -> Tensor:
-        return getattr(s, self.name)
+        value = getattr(s, self.name)
+        return value if self.name == "lse" else torch.where(s.count < s.classes, torch.inf, value)
 
 
 def _statistic(z: LazyLogits, name: str) -> Tensor:

@@ -102,6 +102,11 @@ class Recipe:
         """Whether a tanh was taken."""
         return any(step.kind == "tanh" for step in self.steps)
 
+    @property
+    def shifted(self) -> bool:
+        """Whether a number of its own was added to each class: -inf forbids it."""
+        return self.bias is not None or any(step.kind == "plus" for step in self.steps)
+
     def and_then(self, step: Step) -> Recipe:
         """The same logits after one more step."""
         return replace(self, steps=(*self.steps, step))

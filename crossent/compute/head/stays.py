@@ -202,6 +202,8 @@ def cast(z: LazyLogits, *args: Any, **kwargs: Any) -> Any:
             dtype = arg
         elif isinstance(arg, Tensor):
             dtype, device = arg.dtype, arg.device
+        elif isinstance(arg, str) and arg.startswith("torch."):
+            return NotImplemented  # .type("torch.HalfTensor")
         elif isinstance(arg, (str, torch.device, int)) and not isinstance(arg, bool):
             device = arg
     if device is not None and torch.empty(0, device=device).device != z.device:

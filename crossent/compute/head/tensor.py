@@ -88,13 +88,15 @@ class LazyLogits(Tensor):
     @torch.compiler.disable
     def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Answer without the logits, or make them and let torch answer."""
-        kwargs = kwargs or {}
+        kwargs = (
+            {_NAMES.get(key, key): value for key, value in (kwargs or {}).items()} if func in TABLE else kwargs or {}
+        )
         first = args[0] if args else kwargs.get("input")  # F.cross_entropy(input=…) may come by name
         if func in _LOOKS or (func in _OF_THE_GRAPH and isinstance(first, LazyLogits) and first.usable):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
-        if func in TABLE and isinstance(first, LazyLogits) and first.usable:
-            rest = {key: value for key, value in kwargs.items() if args or key != "input"}
+        if func in TABLE and isinstance(first, LazyLogits) and first.usable and kwargs.get("out") is None:
+            rest = {key: value for key, value in kwargs.items() if key != "out" and (args or key != "input")}
             if func in SUMS or not tree_any(lambda arg: isinstance(arg, LazyLogits), (args[1:], rest)):
                 answer = TABLE[func](first, *args[1:], **rest)
                 if answer is not NotImplemented:
@@ -158,7 +160,9 @@ class LazyLogits(Tensor):
             if self._real is None:
                 self._report(operation)
                 with self.at_hand(), torch.set_grad_enabled(self._with_graph):
-                    self._real = self.sharding.awaits(self.recipe.values())
+                    values = self.recipe.values()
+                    values = values.contiguous() if self.is_contiguous() else values  # as a copy of turned ones is
+                    self._real = self.sharding.awaits(values)
             return self._real
 
     def shared(self, operation: str) -> Tensor:
@@ -312,6 +316,9 @@ def _writes(func: Any, kwargs: dict) -> bool:
     inplace = (name.endswith("_") and not name.endswith("__")) or (name.startswith("__i") and name != "__invert__")
     return (inplace and name not in ("__index__", "__int__", "__iter__")) or name in _CHANGES
 
+
+_NAMES = {"axis": "dim", "keepdims": "keepdim", "x": "input", "x2": "other"}
+"""NumPy's names for arguments, which torch takes for its own."""
 
 _METHODS = """
     size dim ndimension numel nelement stride storage_offset element_size get_device is_floating_point is_complex

@@ -223,14 +223,15 @@ def _bins_of(
     np.clip(place, 1, BINS, out=place)
     place += np.arange(lines) * BINS - 1
     codes = place.astype(np.int64)
+    order: Any = "F" if p.flags.f_contiguous else "C"  # what is computed from p need not lie in memory as p does
     if labels.dtype.kind == "f" or w is not None:
         off = p - (labels[:, begin:end] if labels.dtype.kind == "f" else labels[:, None] == np.arange(begin, end))
         off = off if w is None else off * w[:, None]
-        found = summed(codes.ravel(order="K"), off.ravel(order="K"), size)  # both lie in memory as p does
+        found = summed(codes.ravel(order=order), off.ravel(order=order), size)
     else:
         here = np.flatnonzero((labels >= begin) & (labels < end))
         came = np.bincount(codes[here, labels[here] - begin], minlength=size)
-        found = of_alike(codes.ravel(order="K"), p.ravel(order="K"), size, lines) + Compensated.exact(
+        found = of_alike(codes.ravel(order=order), p.ravel(order=order), size, lines) + Compensated.exact(
             -came.astype(np.float64)
         )
     return found.reshape(lines, BINS)

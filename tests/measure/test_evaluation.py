@@ -14,6 +14,7 @@ import crossent.measure
 from crossent.errors import DataError
 from crossent.measure import Predictions, evaluate
 from crossent.measure.calibration.scaling import KINDS, cross_fit_log, recalibrate
+from crossent.measure.sums.hashing import unmixed
 from crossent.measure.sums.likelihood import costs, costs_of_logs
 from crossent.measure.tally.tally import Tally
 from crossent.measure.values.reliability import MOST_GROUPS
@@ -116,7 +117,7 @@ def test_the_parts_are_those_of_the_cheaper_cross_fitted_calibrator():
     loss = np.mean([-math.log(sure[i, Y[i]]) for i in range(400)])
     rows = Predictions.from_arrays(sure, Y)
     sample = Tally.like(rows, capacity=400).add(rows).sample  # all rows
-    order = np.argsort(sample.ids)  # by which their folds are drawn
+    order = np.argsort(unmixed(sample.ids))  # their places, by which their folds are drawn
     z, y = sample.logs[order], sample.labels[order]
     kinds = {kind: np.mean(costs_of_logs(cross_fit_log(z, y, kind), y)) for kind in KINDS[1:]}
     kind = min(kinds, key=kinds.get)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _STEP, _FIRST, _SECOND = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+_SECOND_INVERSE, _FIRST_INVERSE = (np.uint64(pow(int(n), -1, 1 << 64)) for n in (_SECOND, _FIRST))
 
 _NOTHING = np.uint64(0x2545F4914F6CDD1D)
 """The number of an empty text."""
@@ -24,6 +25,18 @@ def mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
     z = (z ^ (z >> np.uint64(30))) * _FIRST
     z = (z ^ (z >> np.uint64(27))) * _SECOND
     return z ^ (z >> np.uint64(31))
+
+
+def unmixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Give back what was ``mixed``: of whole numbers that were ``hashed`` the numbers, of all else some order.
+
+    >>> unmixed(hashed(np.array([3, 1, 2**40]))).tolist()
+    [3, 1, 1099511627776]
+    """
+    z = numbers
+    for shift, inverse in zip((31, 27, 30), (_SECOND_INVERSE, _FIRST_INVERSE, np.uint64(1)), strict=True):
+        z = (z ^ (z >> np.uint64(shift)) ^ (z >> np.uint64(2 * shift))) * inverse
+    return z - _STEP
 
 
 def stream(seed: int, word: str) -> np.random.Generator:

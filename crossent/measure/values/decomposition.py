@@ -39,7 +39,7 @@ from crossent.measure.calibration.rows import rows_of
 from crossent.measure.calibration.scaling import KINDS, Scaling, fit_scaling
 from crossent.measure.intervals import interval
 from crossent.measure.sums.cells import COARSE, Cells
-from crossent.measure.sums.hashing import stream
+from crossent.measure.sums.hashing import stream, unmixed
 from crossent.measure.sums.likelihood import costs_of_logs, distributions
 from crossent.measure.sums.sample import Sample
 from crossent.measure.values.isotonic import (
@@ -264,8 +264,8 @@ def joint_parts(of: Evidence, seed: int = 0) -> tuple[dict[str, Number], str]:
 
     Cost: twelve calibrations, tens of passes over the sample's probabilities each.
     """
-    sample = of.sample
-    assert sample is not None
+    assert of.sample is not None
+    sample = of.sample.take(np.argsort(unmixed(of.sample.ids), kind="stable"))  # fits see rows in one order
     y, w = sample.labels, sample.weights
     z = sample.logs if of.floor is None else np.maximum(sample.logs, math.log(of.floor))
     own, found = costs_of_logs(z, y), joint_self(sample, z, seed)
@@ -366,9 +366,10 @@ def _cross_fitted(
 def _folds(sample: Sample, seed: int) -> NDArray[np.int64]:
     """A fold for each row, whole groups to one fold; not stratified (docs/decisions/006).
 
-    By name and not by place, so that models that are compared have the same folds.
+    By name and not by place, so that models that are compared have the same folds; rows that are numbered in their
+    order, so that rows left out between them change nothing.
     """
-    names, of = np.unique(sample.groups if sample.groups.any() else sample.ids, return_inverse=True)
+    names, of = np.unique(unmixed(sample.groups if sample.groups.any() else sample.ids), return_inverse=True)
     return (stream(seed, "folds").permutation(names.size) % min(PARTS_FOLDS, names.size))[of]
 
 

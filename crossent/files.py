@@ -64,6 +64,10 @@ def check_content(path: Path) -> None:
         found, looks = ".parquet", "a Parquet file"
     elif head.startswith(b"ARROW1"):
         found, looks = ".feather", "an Arrow (Feather) file"
+    elif head.startswith(b"\xff\xff\xff\xff"):
+        found, looks = "", "a stream of Arrow, and what is read is its file format (pyarrow.feather.write_feather)"
+    elif head.startswith(b"FEA1"):
+        found, looks = "", "Feather of version 1; version 2 is read"
     elif head.startswith(b"PK\x03\x04"):
         found, looks = ".npz", "a zip, as .npz and .xlsx files are"
     elif head.startswith((b"\xff\xfe", b"\xfe\xff")):

@@ -21,6 +21,7 @@ from crossent.measure.tally.engine import ENGINES, tallied_by_ray
 from crossent.measure.tally.tally import Tally
 from crossent.measure.values.by_class import per_class
 from crossent.measure.values.by_slice import MOST_PARTS
+from crossent.measure.values.means import Evidence
 from crossent.measure.values.reliability import axis_names, curves, reliability
 from crossent.measure.values.slices import concentration, costliest, slices
 from crossent.record import Curve, Number, Record, Table
@@ -28,6 +29,7 @@ from crossent.record import Curve, Number, Record, Table
 FEW_ROWS = 100
 FEW_ROWS_OF_A_CLASS = 10  # with 4 of a class among 100, intervals said to hold 95 % held 90 % (docs/measure.md)
 FEW_GROUPS = 20
+CARRIERS = 2  # so few groups with 80 % of the scatter of many, and the interval is what these happened to cost
 THREADS = 2
 """Two, because NumPy and the reading of files share what cores there are."""
 
@@ -229,6 +231,7 @@ def _notes(tally: Tally, numbers: dict[str, Number]) -> list[str]:
             f"The rows are worth no more than {of.effective:.0f} independent groups of equal size: the intervals rest "
             "on few groups and are rough."
         )
+    notes += _on_groups(tally, of)
     if impossible := of.impossible:
         where = [row[2] for row in tally.costliest if np.isinf(row[0])]
         shown = (
@@ -278,3 +281,27 @@ def _notes(tally: Tally, numbers: dict[str, Number]) -> list[str]:
             "Every row has the same label: label entropy is 0, there is nothing to tell apart, and skill is undefined."
         )
     return notes
+
+
+def _on_groups(tally: Tally, of: Evidence) -> list[str]:
+    """What no interval can know where few of the groups tell of a class, or make most of the scatter."""
+    if tally.groups is None or len(tally.groups) < 2:
+        return []
+    count, counted = tally.groups.how_many()
+    groups = f"{count:,} groups" if counted else f"about {count:,} groups"
+    held = tally.groups.held()
+    if of.few_hold and held.min() < of.effective / 2:
+        rarer = int(held.argmin())
+        holding = int(np.count_nonzero(tally.groups.labels()[:, rarer]))
+        return [
+            f"The label {tally.classes[rarer]} is held by {holding or 'none'} of {groups}, too few to tell what it "
+            "costs. Where groups scatter too little, the intervals take the model's word for it: if it is too sure of "
+            "itself, they are too narrow."
+        ]
+    if (carriers := tally.groups.carriers("floored")) <= CARRIERS < of.effective / 4:
+        return [
+            f"{'One' if carriers == 1 else carriers} of {groups} {'makes' if carriers == 1 else 'make'} 80 % or more "
+            "of the scatter that the interval of the cross-entropy rests on: how often such a group comes, and what it "
+            "costs, is hardly known."
+        ]
+    return []

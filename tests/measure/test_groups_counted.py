@@ -78,3 +78,32 @@ def part(rows, here):
     return Predictions(
         rows.probabilities[here], rows.labels[here], rows.classes, rows.rows[here], rows.task, groups=rows.groups[here]
     )
+
+
+def few(record):
+    """The notes on groups that say what no interval knows."""
+    words = ("too few to tell what it costs", "how often such a group comes")
+    return [note for note in record.facts["notes"] if any(word in note for word in words)]
+
+
+def test_few_groups_with_a_class_are_said():
+    """Counted as (Σ y)² / Σ y², under 8 and under half of what all groups are worth."""
+    group = np.repeat(np.arange(40), 5)
+    for holding, said in ((0, "none"), (1, "1"), (7, "7"), (8, None), (30, None)):
+        y = ((group < holding) & (np.arange(200) % 5 == 0)).astype(int)
+        found = few(evaluate(np.full(200, 0.1), y, group=group, classes=["0", "1"]))
+        start = f"The label 1 is held by {said} of 40 groups, too few to tell what it costs."
+        assert [note.startswith(start) for note in found] == ([True] if said else [])
+        assert not few(evaluate(np.full(200, 0.1), y, classes=["0", "1"]))
+    even = np.arange(50) % 2  # ten groups, each of which has both: fewer than 8 may be all there are
+    assert not few(evaluate(np.full(50, 0.5), even, group=np.arange(50) // 10))
+
+
+@pytest.mark.parametrize(("dear", "said"), [(1, "One of 40 groups makes"), (2, "2 of 40 groups make"), (3, None)])
+def test_few_groups_with_most_of_the_scatter_are_said(dear, said):
+    """Of more classes, documents and ranges too, where no claim stands in for what no group shows."""
+    group = np.repeat(np.arange(40), 5)
+    y = np.where(group < dear, 1, 0)
+    p = np.tile([0.998, 0.001, 0.001], (200, 1))
+    found = few(evaluate(p, y, group=group))
+    assert [note.startswith(f"{said} 80 % or more of the scatter") for note in found] == ([True] if said else [])

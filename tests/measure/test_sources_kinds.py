@@ -261,6 +261,17 @@ def test_a_csv_of_another_kind_is_refused(tmp_path, written, sentence):
         evaluate(tmp_path / "a.csv", probability=["p" if b"1,1" not in written else "label"])
 
 
+def test_a_stream_of_arrow_is_said_to_be_one(tmp_path):
+    """Its first bytes are no letters, and it was called a binary file of another kind."""
+    table = pa.table({"label": [0, 1], "p_1": [0.2, 0.7]})
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
+    with pytest.raises(DataError, match=r"looks like a stream of Arrow, and what is read is its file format \(pyarrow"):
+        read_predictions(tmp_path / "a.arrow")
+    pa.feather.write_feather(table, tmp_path / "a.arrow")
+    assert len(read_predictions(tmp_path / "a.arrow")) == 2
+
+
 def test_columns_of_labels_are_found_by_their_beginning(tmp_path):
     """As ``crossent fit`` writes them of soft labels."""
     (tmp_path / "a.csv").write_text("label_b,label_a,p_a,p_b\n0.25,0.75,0.5,0.5\n1,0,0.2,0.8\n")

@@ -65,6 +65,18 @@ class Groups:
         """The weight of the labels, (groups, classes)."""
         return self.sums.value[:, : -len(EXTRA)]
 
+    def held(self) -> NDArray[np.float64]:
+        """How many groups hold each class, counted as (Σ y)² / Σ y² with y a group's labels of it, (classes,): a group
+        that holds most of them tells no more than one."""
+        held = self.labels()
+        return np.asarray(held.sum(axis=0) ** 2 / np.maximum(np.sum(held**2, axis=0), np.finfo(float).tiny))
+
+    def carriers(self, cost: str) -> int:
+        """How few of the groups make 80 % of Σ r², r a group's residuals of the ``cost``, added up."""
+        total, size = self.column(cost), self.column("weight")
+        squares = np.sort((total - total.sum() / size.sum() * size) ** 2)[::-1].cumsum()
+        return int(np.searchsorted(squares, 0.8 * squares[-1])) + 1
+
     def __add__(self, other: Groups) -> Groups:
         one, two = (self, other) if self.folded == other.folded else (self.fold(), other.fold())
         keys = np.union1d(one.keys, two.keys)

@@ -140,6 +140,9 @@ def isotonic_parts(of: Evidence, calibrated: Calibrated, draws: int = DRAWS) -> 
         of.n,
         draws,
     )
+    lost = found["miscalibration"]
+    if lost.high is not None:  # the calibrated self would cost more too, so that this is the most
+        found["miscalibration"] = replace(lost, high=max(lost.high, lost.value + of.unseen()))
     return {"uncertainty": entropy, **found}, said_of(int(np.count_nonzero(of.cells.weight)), best)
 
 
@@ -221,8 +224,8 @@ def _costs(q: _Float) -> tuple[_Float, _Float]:
 
 
 def _spread(of: Evidence, calibrated: Calibrated, a: _Float, b: _Float, labels: bool) -> Spread | None:
-    """The spread of terms that are ``a`` (cells,) for a label of 0 and ``b`` for one of 1; of differences between
-    ``labels``, of which few groups hold one, no less than that of labels drawn as the model claims or by the curve."""
+    """The spread of terms that are ``a`` (cells,) for a label of 0 and ``b`` for one of 1, maybe differences between
+    ``labels``; where few groups hold one, maybe that of labels drawn as the model claims or by the curve."""
     cells = calibrated.cells
     total = float(cells.weight.sum())
     mean = float(np.sum(a * (cells.weight - cells.label) + b * cells.label)) / total
@@ -232,9 +235,9 @@ def _spread(of: Evidence, calibrated: Calibrated, a: _Float, b: _Float, labels: 
         sums = (at_zero * (folds.weight - folds.label) + at_one * folds.label).sum(axis=1)
         weight = folds.weight.sum(axis=1)
         found = clustered(sums - mean * weight, weight, float(np.sum(sums**2)), differences=labels and cells.hard)
-        if not labels or not of.few_hold:
+        if not of.few_hold:
             return found
-        return of.at_least(found, max(as_claimed(cells, a, b, curve)[0] for curve in (None, calibrated.even)))
+        return of.or_claimed(found, max(as_claimed(cells, a, b, curve)[0] for curve in (None, calibrated.even)))
     return spread_on(cells, a, b, of.effective - 1)
 
 

@@ -17,7 +17,8 @@ rows (delta method).
 
 **A class that never came.** Rows of one label cannot tell what the other would have cost. The model can: it has
 claimed how often it comes, and what it costs then is known. So where one of two classes came alone, terms scatter as
-the model claims they do, if that is more (``Evidence.claimed``).
+the model claims they do, if that is more (``Evidence.claimed``). Groups of which few hold a class cannot tell either;
+where they scatter less than even rows by themselves would, the same is done (``Evidence.or_claimed``).
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ from crossent.measure.values.spread import (
 from crossent.record import Number
 
 _Float = NDArray[np.float64]
-_FEW_HOLD = 4.5
+_FEW_HOLD = 8.0
+_TAME = (
+    0.7  # of what rows by themselves would scatter; at 1 ten groups of even classes held 98 to 99 % (docs/measure.md)
+)
 _FEW_A_CLASS = 20  # rows a class: of more, what Miller's term leaves of the bias is a thousandth of a nat
 NOT_OF_TEXTS = ("label_entropy", "label_entropy_bias", "information_gained", "skill", "perplexity")
 """Numbers that need classes, which documents have none of."""
@@ -132,7 +136,7 @@ class Evidence:
 
     def cost_under_frequencies(self) -> _Float:
         """−log f by class. For a class that never came 0, which is never looked up; of groups, where claims look it up
-        (``difference``), what half a row costs."""
+        (``scatter``), what half a row costs."""
         shares, never = self.frequencies, 1.0 if self.groups is None else 0.5 / self.n
         return -np.log(np.where(shares > 0, shares, never)) + 0.0
 
@@ -176,42 +180,39 @@ class Evidence:
             return None
         return Spread(*as_claimed(self.cells, *costs_of_cells(self.cells)), self.weight, self.effective - 1)
 
-    def difference(self, alpha: float, v: _Float, mean: float) -> Spread | None:
-        """Give the spread of terms that differ between labels: that of ``spread``, or, where groups are too few to tell
-        how the rarer of two classes scatters, that of labels drawn as the model claims, if it is larger."""
+    def scatter(self, alpha: float, v: _Float, mean: float) -> Spread | None:
+        """Give the spread of the same terms, for an interval: that of ``spread``, or, where few groups hold the rarer
+        of two classes and scatter too little, that of labels drawn as the model claims."""
         found = self.spread(alpha, v, mean)
         if self.cells is None or not self.few_hold:
             return found
         zero, one = costs_of_cells(self.cells)
-        return self.at_least(found, as_claimed(self.cells, alpha * zero + v[0], alpha * one + v[1])[0])
+        return self.or_claimed(found, as_claimed(self.cells, alpha * zero + v[0], alpha * one + v[1])[0])
 
     @property
     def few_hold(self) -> bool:
-        """Whether the rarer of two classes is held by fewer than ``_FEW_HOLD`` of several groups, counted as (Σ y)² /
-        Σ y² with y a group's labels of it: a group that holds most of them tells no more than one."""
-        groups = self.groups
-        if groups is None or len(groups) < 2 or self.cells is None or self.sums.layout.soft:
+        """Whether the rarer of two classes is held by fewer than ``_FEW_HOLD`` of several groups."""
+        if self.groups is None or len(self.groups) < 2 or self.cells is None or self.sums.layout.soft:
             return False
-        held = groups.labels()
-        square = np.maximum(np.sum(held**2, axis=0), np.finfo(float).tiny)
-        return bool(np.min(held.sum(axis=0) ** 2 / square) < _FEW_HOLD)
+        return bool(self.groups.held().min() < _FEW_HOLD)
 
-    def at_least(self, found: Spread | None, alone: float) -> Spread | None:
-        """Give the spread of groups, or, if larger, one of which Σ r² of single rows is ``alone``, with rows of a group
-        taken for one draw, which is the most that they may have in common."""
+    def or_claimed(self, found: Spread | None, alone: float) -> Spread | None:
+        """Give the spread of groups, unless they scatter less than ``_TAME`` of what single rows would if labels came
+        as claimed, for which Σ r² is ``alone``: they have then not seen what the class costs. The spread is then that
+        of labels so drawn, rows of a group being one draw, which is the most that they may have in common."""
         assert self.groups is not None
-        size = self.groups.column("weight")
-        second = alone * float(np.sum(size**2) / np.sum(size))
-        if found is not None and second <= found.second:
+        if found is not None and found.second * (1 + 1 / found.freedom) >= _TAME * alone:
             return found
-        return Spread(second, 0.0, self.weight, len(self.groups) - 1.0)
+        size = self.groups.column("weight")
+        return Spread(alone * float(np.sum(size**2) / np.sum(size)), 0.0, self.weight, len(self.groups) - 1.0)
 
     def unseen(self) -> float:
-        """What a class that never came may add to the cost of a row, nats: its share, at most the upper end of
-        Wilson's interval of 0 rows in so many, times what its label would have cost more, a mean over the rows. That is
-        the most, if the class comes no more often where the model gives it less.
+        """What one of two classes that never came may add to the cost of a row, nats; 0 where both came. Its share, at
+        most the upper end of Wilson's interval of 0 rows (or groups) in so many, times what its label would have cost
+        more, a mean over the rows. That is the most, if the class comes no more often where the model gives it less.
         """
-        assert self.cells is not None
+        if self.cells is None or self.sums.layout.soft or np.all(self.frequencies > 0):
+            return 0.0
         zero, one = costs_of_cells(self.cells)
         more = float(np.sum(self.cells.weight * (one - zero))) / self.weight
         high = interval.of_share(np.array(0.0), np.array(self.effective))[1]
@@ -264,13 +265,11 @@ def cross_entropy(of: Evidence) -> Number:
     value = of.cross_entropy
     if not math.isfinite(value):
         return _number(value, "nats", None, of.n)
-    spread, claimed = of.spread(1.0, np.zeros(of.sums.layout.classes), value), of.claimed()
+    spread, claimed = of.scatter(1.0, np.zeros(of.sums.layout.classes), value), of.claimed()
     if claimed is not None and claimed.second > (0.0 if spread is None else spread.second):
         spread = claimed
     found = _number(value, "nats", spread, of.n, least=0.0)
-    if claimed is None or found.high is None:
-        return found
-    return replace(found, high=max(found.high, value + of.unseen()))
+    return found if found.high is None else replace(found, high=max(found.high, value + of.unseen()))
 
 
 def label_entropy(of: Evidence) -> Number:
@@ -345,7 +344,7 @@ def likelihood(of: Evidence, floored: Evidence) -> dict[str, Number]:
     found["label_entropy_bias"] = Number(entropy_bias(of), "nats", n=n).to("bits")
     own, finite = of.cost_under_frequencies(), math.isfinite(loss.value)
     gain = entropy.value - loss.value
-    spread = of.difference(-1.0, own, gain) if finite else None
+    spread = of.scatter(-1.0, own, gain) if finite else None
     found["information_gained"] = _number(gain, "nats", spread, n).to("bits")
     known = None not in (loss.low, loss.high, entropy.low, entropy.high)
     if known and of.claimed() is not None:
@@ -358,7 +357,7 @@ def likelihood(of: Evidence, floored: Evidence) -> dict[str, Number]:
         share: interval.Interval = None
         if known and entropy.low and of.lonely:  # every ratio of what both may be
             share = 1 - (loss.high or 0.0) / entropy.low, 1 - (loss.low or 0.0) / (entropy.high or h)
-        elif finite and (spread := of.spread(-1 / h, terms, 0.0)):
+        elif finite and (spread := of.scatter(-1 / h, terms, 0.0)):
             share = spread.interval(value)
         low, high = share or (None, None)
         found["skill"] = Number(value, "share", low, high, n)

@@ -197,7 +197,7 @@ def check_head(
         raise ValueError(f"{of_bias} must have shape ({w.shape[0]},); got {tuple(bias.shape)}.")
     check_logits(input, "hidden states")
     given = {of_input: input, of_w: w, **({} if bias is None else {of_bias: bias})}
-    if len({t.dtype for t in given.values()}) > 1 and not torch.is_autocast_enabled(input.device.type):
+    if len({t.dtype for t in given.values()}) > 1 and not _is_autocast(input):
         raise TypeError(
             "hidden states and head must have one dtype, as for F.linear; "
             + ", ".join(f"{name} is {str(t.dtype).removeprefix('torch.')}" for name, t in given.items())
@@ -221,9 +221,14 @@ def _refuse_pieces(name: str, tensor: Tensor | None) -> None:
         )
 
 
+def _is_autocast(input: Tensor) -> bool:
+    """Whether autocast is on where the tensor is; torch does not know of it on no device at all."""
+    return input.device.type != "meta" and torch.is_autocast_enabled(input.device.type)
+
+
 def under_autocast(input: Tensor, w: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Hidden states and head in the dtype that autocast would multiply them in, forwards and backwards."""
-    if not torch.is_autocast_enabled(input.device.type):
+    if not _is_autocast(input):
         return input, w, bias
     narrow = torch.get_autocast_dtype(input.device.type)
     return input.to(narrow), w.to(narrow), None if bias is None else bias.to(narrow)

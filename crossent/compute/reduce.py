@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from crossent.compute.target import visible
+
 REDUCTIONS = ("none", "sum", "mean")
 EMPTY = ("zero", "nan", "raise")
 
@@ -37,7 +39,15 @@ def reduce(
         total = normaliser.to(value) if isinstance(normaliser, Tensor) else normaliser
     else:
         total = value.numel() if weight is None else weight.sum()
-    if empty == "raise" and not torch.compiler.is_compiling() and bool(total == 0):
+    nothing = isinstance(total, (int, float)) and total == 0
+    if isinstance(total, Tensor) and visible(total) and (empty == "raise" or total.device.type == "cpu"):
+        nothing = bool(total == 0)
+    if nothing and normaliser is not None and visible(value) and bool(value.detach().sum() != 0):
+        raise ValueError(
+            "normaliser is 0, and this batch has rows to be divided by it: it is the number of rows that count in all "
+            "micro-batches and ranks, this batch among them (crossent.parallel.normaliser)."
+        )
+    if empty == "raise" and nothing:
         raise ValueError(
             "no row has any weight: every target is ignored, the batch is empty, or all class weights are 0. "
             'The mean of nothing is undefined; pass empty="zero" to make it 0.'
@@ -70,5 +80,7 @@ def check_reduction(reduction: str, empty: str, normaliser: float | Tensor | Non
             )
         if normaliser.device.type != "cpu":
             return  # a look would wait for the device
+    if isinstance(normaliser, Tensor) and not visible(normaliser):
+        return
     if not torch.compiler.is_compiling() and not 0 <= float(normaliser) < math.inf:
         raise ValueError(f"normaliser must be a finite number, 0 or more; got {float(normaliser)}.")

@@ -367,6 +367,8 @@ def losses_of(s: Stats, target: Target, loss: Loss) -> tuple[Tensor, Tensor | No
     weight = torch.where(s.mass == 0, 1.0, s.held / torch.where(s.mass == 0, 1.0, s.mass))
     if target.row_weight is not None:
         row_weight = target.row_weight.to(value)
+        if target.live is not None:  # what stands in other rows is not looked at, and has no slope
+            row_weight = torch.where(target.live, row_weight, 0.0)
         silent = (row_weight == 0) & ~value.isfinite()  # 0 · ∞ = 0: a row of no weight costs nothing
         value, weight = torch.where(silent, 0.0, value) * row_weight, weight * row_weight
     if target.live is not None:

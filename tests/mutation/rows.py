@@ -59,6 +59,8 @@ ROWS = (
           "value * row_weight", "0 times anything is 0", NO_WEIGHT, "silences"),
     Fault("rows of no weight are read", "rows.py", "live=weighty if target.live is None else target.live & weighty",
           "live=target.live", "their loss is 0 anyway", NO_WEIGHT, "a_row_of_no_weight"),
+    Fault("weights of rows that do not count have a slope", "rows.py", "torch.where(target.live, row_weight, 0.0)",
+          "row_weight", "their loss is made 0 afterwards", NO_WEIGHT, "does_not_count"),
     Fault("learned weights of 0 have no slope", "rows.py", "if target.row_weight is None or is_learned(",
           "if target.row_weight is None or not is_learned(", "a condition turned", NO_WEIGHT, "slope"),
     Fault("elements of no weight are read", "arguments.py",

@@ -30,7 +30,7 @@ from run import ROOT, find_compiler, machine, resident, versions
 from torch import Tensor
 
 import crossent
-from crossent.compute.linear import memory
+from crossent.compute.backends.cpu import reuse
 
 # Python puts this folder first on the path; see run.py.
 sys.path[:] = [place for place in sys.path if Path(place or ".").resolve() != Path(__file__).resolve().parent]
@@ -153,7 +153,7 @@ def beyond_gradients(call: Call, leaves: tuple[Tensor, Tensor], y: Tensor) -> in
     """Bytes by which a forward and backward raises resident memory at most, less the gradients; see run.py."""
     for leaf in leaves:
         leaf.grad = None
-    memory.forget()
+    reuse.forget()
     try:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")

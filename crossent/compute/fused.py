@@ -84,8 +84,7 @@ def linear_cross_entropy(
     once: the number of chunks does not show (tests/compute/test_linear_sums.py). A 16-bit gradient of a number
     is rounded once more where what comes from above is no power of two.
     Memory: the gradients of what needs them; the budget; for a head of 16 bits the float32 sum of its gradient, 4 C D
-    bytes, or, where that is less, all logits in 16 bits at once (unless a budget forbids it). Of the logits' memory up
-    to 64 MiB is kept for the next call.
+    bytes, or, where that is less, all logits in 16 bits at once (unless a budget forbids it).
     Cost: 6 N C D flops for a mean or a sum, 8 N C D for rows, and where more is learned than hidden states and head.
     Derivatives: of first order in ``input``, ``linear_weight``, ``linear_bias``, the fields of the link, targets,
     sample weights, class weights and whatever else a loss holds; of second order too, chunk by chunk in plain torch

@@ -101,7 +101,7 @@ import json, re, ctypes
 import torch
 from pathlib import Path
 from crossent import cross_entropy, linear_cross_entropy
-from crossent.compute.linear import memory
+from crossent.compute.backends.cpu import reuse
 from crossent.compute.losses import Brier
 
 def resident(line):
@@ -113,7 +113,7 @@ def taken(call, dtype, n, d, v, first=(64, 4000)):
     rows, classes = first
     call(x[:rows], w[:classes], y[:rows] % classes).backward()  # everything loaded, compiled and started
     x.grad = w.grad = None
-    memory.forget()
+    reuse.forget()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")

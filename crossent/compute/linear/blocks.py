@@ -19,8 +19,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from crossent.compute.linear.memory import borrowed
-from crossent.compute.linear.product import GATHERED, Chunk, Gradients, Product, Rows, spans
+from crossent.compute.linear.product import GATHERED, Chunk, Gradients, Product, Rows, room, spans
 
 
 def gradients_of(product: Product, wanted: tuple[bool, bool, bool], in_step: bool = False) -> Gradients:
@@ -42,13 +41,13 @@ class BlockGradients(Gradients):
         self.x = product.x if keep is None else product.x[keep]
         self._make()
         few = max(1, min(product.size, GATHERED // v))
-        with borrowed(self.x, few, v) as memory:
-            for span in spans(self.x.shape[0], few):
-                z = memory[: span.stop - span.start]
-                for there, here in self._places(span, z):
-                    here.copy_(there)
-                self._span = span
-                yield Chunk(self._rows(span), self.x[span], z)
+        memory = room(self.x, few, v)
+        for span in spans(self.x.shape[0], few):
+            z = memory[: span.stop - span.start]
+            for there, here in self._places(span, z):
+                here.copy_(there)
+            self._span = span
+            yield Chunk(self._rows(span), self.x[span], z)
 
     def add(self, chunk: Chunk, dz: Tensor) -> None:
         """Put the gradient dz (m, v) of a chunk's logits in their place."""
@@ -78,14 +77,14 @@ class BlockGradients(Gradients):
         x, blocks = self.x, self.product.blocks
         assert self.dw is not None
         dx = None if self.dx is None else torch.zeros_like(x, memory_format=torch.contiguous_format)
-        with borrowed(x, x.shape[0] * (blocks[-1].stop - blocks[-1].start)) as memory:
-            for block in blocks:
-                width = block.stop - block.start
-                dz = memory[: x.shape[0] * width].view(-1, width)
-                dz.copy_(self._block(block))
-                if dx is not None:
-                    dx.addmm_(dz, self.product.w[block])
-                torch.mm(dz.T, x, out=self.dw[block])
+        memory = room(x, x.shape[0] * (blocks[-1].stop - blocks[-1].start))
+        for block in blocks:
+            width = block.stop - block.start
+            dz = memory[: x.shape[0] * width].view(-1, width)
+            dz.copy_(self._block(block))
+            if dx is not None:
+                dx.addmm_(dz, self.product.w[block])
+            torch.mm(dz.T, x, out=self.dw[block])
         if self.dx is not None and dx is not None:
             self.dx[self._rows(slice(0, x.shape[0]))] = dx
 

@@ -16,18 +16,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from crossent.compute import backends
 from crossent.compute.linear.budget import BUDGET, ON_A_GPU
-from crossent.compute.linear.memory import borrowed, room
 
 BLOCK = 1024
 """Classes of a block of the head, at least: enough for a product at full speed, and few enough for the cache."""
 WIDENED = 2**21
 """Numbers of a block that is widened to float32: 8 MiB, so that they are multiplied while in cache."""
+LARGE = 2**27
+"""Bytes from which memory comes in torch's small pages; see ``room``."""
 GATHERED = 2**21
 """Numbers of the rows that are gathered at a time: 8 MiB of float32, which stay in cache."""
 
@@ -82,15 +85,15 @@ class Product:
 
     def __iter__(self) -> Iterator[Chunk]:
         rows = self.x.shape[0] if self.keep is None else self.keep.shape[0]
-        with borrowed(self.x, self.size, self.w.shape[0]) as memory:
-            for span in spans(rows, self.size):
-                at = span if self.keep is None else self.keep[span]
-                x = self.x[at]
-                z = memory[: x.shape[0]]
-                if self.live is not None:
-                    x = torch.where(self.live[at].unsqueeze(-1), x, 0.0)
-                self._logits(x, z)
-                yield Chunk(at, x, z)
+        memory = room(self.x, self.size, self.w.shape[0])
+        for span in spans(rows, self.size):
+            at = span if self.keep is None else self.keep[span]
+            x = self.x[at]
+            z = memory[: x.shape[0]]
+            if self.live is not None:
+                x = torch.where(self.live[at].unsqueeze(-1), x, 0.0)
+            self._logits(x, z)
+            yield Chunk(at, x, z)
 
     def _logits(self, x: Tensor, z: Tensor) -> None:
         if _is_native(x):
@@ -267,3 +270,17 @@ def _is_native(x: Tensor) -> bool:
         return True
     known = torch.ops.mkldnn
     return known._is_mkldnn_bf16_supported() if x.dtype == torch.bfloat16 else known._is_mkldnn_fp16_supported()
+
+
+def room(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Memory that nobody has written to, in large pages where the backend knows how to get them, unless it is LARGE.
+
+    Large pages cost a third of small ones if they were in use a moment ago. A virtual machine that has given them back
+    to its host, after two seconds, may wait for them twenty times as long (LOG.md); and a head with so large a gradient
+    has steps that take seconds.
+    """
+    dtype = like.dtype if dtype is None else dtype
+    backend = backends.of(like)
+    if not hasattr(backend, "gradient_like") or prod(shape) * dtype.itemsize > LARGE:
+        return like.new_empty(shape, dtype=dtype)
+    return backend.gradient_like(torch.empty(shape, dtype=dtype, device="meta"))

@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from crossent.compute.backends.cpu import reuse
+
 # How a kernel tells 16-bit floats apart: by the integers that carry their bits.
 _CARRIED = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}
 _ARRAY = {torch.float64: np.float64, torch.float32: np.float32, torch.bfloat16: np.uint16, torch.float16: np.int16}
@@ -47,13 +49,14 @@ def strided(x: Tensor) -> Strided:
 def gradient_like(z: Tensor) -> Tensor:
     """Memory for the gradient of z, of its shape, dtype and (where it has no holes) strides.
 
-    Asked of numpy, which asks the system for large pages: a fresh page costs more than the arithmetic done on it, and
-    torch takes small ones (LOG.md). Aligned as torch's own is: products into numpy's, 16 bytes off, take half as long
-    again in 16 bits.
+    Of what is used again (``reuse``), or of numpy, which asks the system for large pages: a fresh page costs more than
+    the arithmetic done on it, and torch takes small ones (LOG.md). Aligned as torch's own is: products into numpy's, 16
+    bytes off, take half as long again in 16 bits.
     """
-    memory = np.empty(z.numel() + ALIGNED // z.element_size(), _ARRAY[z.dtype])
-    first = -memory.ctypes.data % ALIGNED // memory.itemsize
-    memory = memory[first : first + z.numel()]
+    size = z.numel() * z.element_size()
+    memory = reuse.memory(size + ALIGNED)
+    first = -memory.ctypes.data % ALIGNED
+    memory = memory[first : first + size].view(_ARRAY[z.dtype])
     made = torch.from_numpy(memory.reshape(z.shape) if z.is_contiguous() else memory)
     made = made.view(z.dtype) if z.dtype in _CARRIED else made
     return made if z.is_contiguous() else made.as_strided(z.shape, torch.empty_like(z, device="meta").stride())

@@ -159,6 +159,13 @@ DIFFERENCES = [
         then=lambda s: s.having(weight=s["weight"].abs()),
     ),
     Difference(
+        "a negative weight of an element asks a model to be wrong",
+        ("binary_cross_entropy", "binary_cross_entropy_with_logits", "BCELoss", "BCEWithLogitsLoss"),
+        when=lambda s: s["weight"] is not None and bool((s["weight"] < 0).any()),
+        refused="weight must be 0 or more; it is negative",
+        then=lambda s: s.having(weight=s["weight"].abs()),
+    ),
+    Difference(
         "a head of several dimensions is several heads: call once for each",
         ("linear_cross_entropy", "LinearCrossEntropyLoss"),
         when=lambda s: s["linear_weight"].dim() > 2,

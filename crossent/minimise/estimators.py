@@ -24,6 +24,7 @@ from crossent.errors import DataError, require, some
 from crossent.measure import Calibrator, Predictions, evaluate
 from crossent.measure.calibration import choose as choose_calibrator
 from crossent.minimise.data import dataset
+from crossent.minimise.data.paired import counted, take, warn_of_another_order
 from crossent.minimise.data.preparation import Preparation
 from crossent.minimise.data.problem import Problem
 from crossent.minimise.data.repeats import once_each
@@ -180,7 +181,7 @@ class _Estimator(_Settings):
         recipe = Recipe(**{field.name: _plain(getattr(self, field.name)) for field in fields(Recipe)})
         seed = _seed(self.random_state)
         places, weight = once_each(rows, target, weight)
-        preparation, x = Preparation.fit(_take(rows, places), "X")
+        preparation, x = Preparation.fit(take(rows, places), "X")
         weight = (weight / weight.mean()).astype(np.float32)
         varied = torch.from_numpy(weight) if np.ptp(weight) > 0 else None
         problem = Problem(task, x, torch.from_numpy(target[places]), varied)
@@ -262,10 +263,10 @@ class CrossEntropyClassifier(_Classifier, _Estimator):
         Raises:
             ValueError: a sentence, for what cannot be learned from.
         """
-        _warn_of_another_order(X, y=y, sample_weight=sample_weight)
+        warn_of_another_order(X, y=y, sample_weight=sample_weight)
         rows = self._rows(X, reset=True)
         labels, names = self._soft(y) if _is_soft(y) else (self._hard(y), None)
-        rows, labels, weight = _counted(self, rows, labels, sample_weight)
+        rows, labels, weight = counted(self, rows, labels, sample_weight)
         if names is None:
             names, target = np.unique(labels, return_inverse=True)
         else:
@@ -356,13 +357,13 @@ class BoundedRegressor(_Regressor, _Estimator):
         Raises:
             ValueError: a sentence, for what cannot be learned from.
         """
-        _warn_of_another_order(X, y=y, sample_weight=sample_weight)
+        warn_of_another_order(X, y=y, sample_weight=sample_weight)
         rows = self._rows(X, reset=True)
         _refuse_none(self, y)
         refuse_text(y, f"{type(self).__name__} learns numbers; CrossEntropyClassifier learns classes.")
         column = validation.column_or_1d(y, warn=True)
         values = validation.check_array(column, ensure_2d=False, dtype=np.float64, input_name="y")
-        rows, values, weight = _counted(self, rows, values, sample_weight)
+        rows, values, weight = counted(self, rows, values, sample_weight)
         if len(values) < 2:
             raise DataError(f"{type(self).__name__} needs at least two rows that count to learn from; n_samples=1.")
         low = float(values.min() if self.low is None else self.low)
@@ -415,23 +416,6 @@ def _refuse_none(estimator: Any, y: Any) -> None:
         raise DataError(f"{type(estimator).__name__} requires y to be passed, but the target y is None.")
 
 
-def _warn_of_another_order(X: Any, **beside: Any) -> None:
-    """Say that rows are paired by place, as everywhere in scikit-learn, where their names would pair them otherwise.
-
-    A refusal would go too far: a step of a pipeline may number its rows anew.
-    """
-    for name, given in beside.items():
-        if not all(isinstance(frame, (pandas.DataFrame, pandas.Series)) for frame in (X, given)):
-            continue
-        if len(X) == len(given) and not X.index.equals(given.index) and X.index.symmetric_difference(given.index).empty:
-            warnings.warn(
-                f"{name} has the rows of X in another order, and rows are paired by place, as scikit-learn does: "
-                f"pass {name}.loc[X.index] if their names are to pair them.",
-                UserWarning,
-                stacklevel=3,
-            )
-
-
 def _plain(value: Any) -> Any:
     """A setting as Python has it: grids of settings are often made by NumPy."""
     return value.item() if isinstance(value, np.generic) else value
@@ -448,25 +432,3 @@ def _held_out(learned: Learned) -> tuple[torch.Tensor, NDArray[np.float64]]:
     """Places of the rows that were held out from some network, and the log-probabilities of each by those networks."""
     known = (~learned.held_out[:, 0].isnan()).nonzero().flatten()
     return known, learned.held_out[known].numpy()
-
-
-def _take(rows: Any, places: NDArray[Any]) -> Any:
-    return rows.iloc[places] if hasattr(rows, "iloc") else rows[places]
-
-
-def _counted(
-    estimator: Any, rows: Any, labels: NDArray[Any], sample_weight: Any
-) -> tuple[Any, Any, NDArray[np.float64]]:
-    """Rows and labels that count, with their weights: one for each row, and those of weight 0 left out."""
-    validation.check_consistent_length(rows, labels, sample_weight)
-    if sample_weight is None:
-        return rows, labels, np.ones(len(labels))
-    weight = validation.check_array(sample_weight, ensure_2d=False, dtype=np.float64, input_name="sample_weight")
-    if weight.ndim != 1 or (weight < 0).any():
-        raise DataError(
-            f"sample_weight should be (n,), 0 or more; it has shape {weight.shape} and its least is {weight.min():g}."
-        )
-    counts = np.flatnonzero(weight)
-    if not len(counts):
-        raise DataError(f"sample_weight is zero in all {len(weight):,} rows: there is nothing to learn from.")
-    return _take(rows, counts), labels[counts], weight[counts]

@@ -54,14 +54,21 @@ def check_class_weight(loss: Loss) -> None:
         raise ValueError(f"class weights must be 0 or more; they are negative or NaN at class {some(at)}.")
 
 
-def check_link(link: Link | None, classes: int) -> None:
-    """Refuse fields of a link that are neither one number nor one for each class: rows would be mixed up with them."""
+def check_link(link: Link | None, classes: int, validate: str) -> None:
+    """Refuse fields of a link that are neither one number nor one for each class, and those learned below 0."""
     for name in ("temperature", "softcap", "bias"):
         field = getattr(link, name, None)
-        if not isinstance(field, Tensor) or field.shape == (classes,) or (name != "bias" and field.numel() == 1):
+        if not isinstance(field, Tensor):
             continue
-        wanted = f"one number for each of the {classes} classes" + ("" if name == "bias" else ", or one for all")
-        raise ValueError(f"the {name} of a link must be {wanted}; got shape {tuple(field.shape)}.")
+        if field.shape != (classes,) and (name == "bias" or field.numel() != 1):
+            wanted = f"one number for each of the {classes} classes" + ("" if name == "bias" else ", or one for all")
+            raise ValueError(f"the {name} of a link must be {wanted}; got shape {tuple(field.shape)}.")
+        seen = validate == "full" and field.device.type == "cpu" and targets.visible(field)
+        if name != "bias" and seen and not bool((field > 0).all()):
+            raise ValueError(
+                f"the {name} of a link must be greater than 0; its least is {float(field.detach().amin())} now. If it "
+                "is learned, learn its logarithm."
+            )
 
 
 def columns(input: Tensor) -> Tensor:

@@ -132,7 +132,7 @@ def cross_entropy(
     if validate == "full":
         warn_of_probabilities(z)
     whole = whole_loss(loss, weight, label_smoothing, classes)
-    check_link(link, classes)
+    check_link(link, classes, validate)
     if validate == "full":
         check_class_weight(whole)
     if reduction != "none" and link is None:
@@ -150,7 +150,8 @@ class RowNumbers(NamedTuple):
 
     ``loss`` in nats, ``log_prob`` the log-probability of the label (0 nats are certainty), ``lse`` log Σ e^z and
     ``entropy`` of softmax(z) in nats carry gradients. ``argmax`` (the first of the greatest) and ``rank`` (how many
-    classes are above the label: 0 is top) are int64. An ignored row has 0 everywhere, and -1 as argmax and rank.
+    classes are above the label: 0 is top, and a tie is not above) are int64. An ignored row has 0 everywhere, and -1 as
+    argmax and rank; a row of NaN, +inf or nothing but -inf has the last rank.
     """
 
     loss: Tensor
@@ -201,7 +202,7 @@ def row_numbers(
         raise TypeError("row_numbers ranks one label in each row: the target must be class indices.")
     rows = rows.weighted(row_weight, mask)
     whole = whole_loss(loss, weight, label_smoothing, classes)
-    check_link(link, classes)
+    check_link(link, classes, validate)
     if validate == "full":
         check_class_weight(whole)
     return numbers_of(*rows_of(columns(input), rows, whole, link), rows, shape, result_dtype(input))
@@ -212,6 +213,9 @@ def numbers_of(value: Tensor, s: Stats, rows: Target, shape: torch.Size, dtype: 
     # A label that is no class and that nobody looked at has a weight of NaN, and so have its numbers.
     wrong = torch.zeros_like(value) if rows.weight is None else torch.where(rows.weight[:, 0].isnan(), torch.nan, 0.0)
 
+    # What is no number is above nothing: a diverged model is never right.
+    last = torch.where((s.lse + wrong).isnan(), s.classes - 1, s.above)
+
     def shown(x: Tensor, ignored: float = 0.0) -> Tensor:
         return (x if rows.live is None else torch.where(rows.live, x, ignored)).reshape(shape)
 
@@ -221,7 +225,7 @@ def numbers_of(value: Tensor, s: Stats, rows: Target, shape: torch.Size, dtype: 
         lse=shown(s.lse).to(dtype),
         entropy=shown(s.entropy).to(dtype),
         argmax=shown(s.first, -1).long(),
-        rank=shown(s.above, -1).long(),
+        rank=shown(last, -1).long(),
     )
 
 

@@ -147,7 +147,7 @@ def linear_cross_entropy_of(
     rows = target_of(target, (*shape, classes), shape, classes, ignored, mask, validate, classes_last=True)
     rows = counting(rows.weighted(row_weight, mask))
     whole = whole_loss(loss, weight, label_smoothing, classes)
-    check_link(link, classes)
+    check_link(link, classes, validate)
     if validate == "full":
         check_class_weight(whole)
     x, w, bias = under_autocast(input, linear_weight, linear_bias)
@@ -212,7 +212,7 @@ def linear_row_numbers(
         raise TypeError("linear_row_numbers ranks one label in each row: the target must be class indices.")
     rows = rows.weighted(None, mask)
     whole = whole_loss(loss, weight, label_smoothing, classes)
-    check_link(link, classes)
+    check_link(link, classes, validate)
     if validate == "full":
         check_class_weight(whole)
     x, w, bias = under_autocast(input, linear_weight, linear_bias)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mpmath as mp
 import pytest
 import torch
@@ -18,6 +20,7 @@ from crossent import (
     binary_cross_entropy_with_logits,
     cross_entropy,
     linear_cross_entropy,
+    linear_row_numbers,
     row_numbers,
     sparse,
 )
@@ -35,6 +38,19 @@ def naive(z: Tensor, y: Tensor) -> tuple[Tensor, ...]:
     entropy = -(log_p.exp() * torch.where(log_p.isinf(), 0.0, log_p)).sum(1)
     argmax, rank = z.argmax(1), (z > hit).sum(1)
     return log_p.gather(1, y.unsqueeze(1)).squeeze(1), torch.logsumexp(z, 1), entropy, argmax, rank
+
+
+@pytest.mark.parametrize("of", [row_numbers, lambda z, y, **more: linear_row_numbers(z, torch.eye(4), y, **more)])
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_row_of_no_numbers_is_never_right(of: Any, backend: str) -> None:
+    z = torch.zeros(5, 4)
+    z[1], z[2], z[3, 2] = torch.nan, -torch.inf, torch.nan
+    z[4, 0] = 1.0
+    with backends.using(backend):
+        assert of(z, torch.tensor([3, 0, 1, 2, 0])).rank.tolist() == [0, 3, 3, 3, 0]  # a tie is not above
+        unseen = of(z, torch.tensor([9, -100, 1, -1, 3]), validate="off")
+    assert unseen.rank.tolist() == [3, -1, 3, 3, 1]
+    assert unseen.log_prob.isnan().tolist() == [True, False, True, True, False]
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])

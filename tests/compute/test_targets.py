@@ -115,3 +115,12 @@ def test_a_link_knows_no_rows(of: Callable[..., Tensor], link: dict[str, Any]) -
 def test_a_link_of_numbers_that_are_none_is_refused(name: str, number: float) -> None:
     with pytest.raises(ValueError, match=f"{name} must be greater than 0 and finite, and is"):
         Link(**{name: number})
+
+
+@both
+@pytest.mark.parametrize("name", ["temperature", "softcap"])
+@pytest.mark.parametrize("wrong", [-0.5, 0.0, torch.nan])
+def test_a_link_that_was_learned_below_0_is_refused(of: Callable[..., Tensor], name: str, wrong: float) -> None:
+    learned = torch.tensor(wrong, requires_grad=True)
+    with pytest.raises(ValueError, match=f"the {name} of a link must be greater than 0; its least is"):
+        of(torch.tensor([0, 1, 2, 3]), link=Link(**{name: learned}))

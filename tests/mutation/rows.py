@@ -75,6 +75,8 @@ ROWS = (
     Fault("classes are last if they can be", "arguments.py", "rows_last = classes_last or len(like_logits) <= 2",
           "rows_last = like_logits == (*shape, classes)", "(N, C, d) with as many places as classes was not thought of",
           READY, "as_many_places"),
+    Fault("NaN is the top rank", "functional.py", "rank=shown(last, -1)", "rank=shown(s.above, -1)",
+          "nothing is greater than NaN", ("compute/test_faces.py::test_a_row_of_no_numbers_is_never_right",)),
     Fault("log-probabilities know weights", "functional.py", "torch.where(rows.weight[:, 0].isnan(), torch.nan, 0.0)",
           "rows.weight[:, 0] - 1", "a weight that is no NaN was thought to be 1", READY, "log_probability"),
     Fault("class weight missing", "rows.py", "if class_weight is not None and soft is None",

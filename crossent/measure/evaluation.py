@@ -158,6 +158,8 @@ def tallied(read: Iterable[Predictions], floor: float = FLOOR) -> tuple[Tally, P
     tally = done[0]
     for other in done[1:]:
         tally = tally.merge(other)
+    if not tally.rows:
+        raise DataError("all weights are 0, so that nothing is left to measure: a row that counts weighs more.")
     return tally, first, list(notes)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from crossent import calibrate, compare, evaluate
+from crossent import DataError, calibrate, compare, evaluate
+from crossent.measure import Predictions
 
 N, MORE = 240, 40
 
@@ -105,3 +108,14 @@ def test_a_place_gives_the_same_folds_whatever_was_left_out_between():
     one = evaluate(p, y)["miscalibration"].value
     assert evaluate(more_p[here], more_y[here], rows=places)["miscalibration"].value == one
     assert evaluate(p, y, rows=np.array([f"r{i}" for i in range(N)]))["miscalibration"].value != one
+
+
+def test_batches_without_weight_are_as_if_they_had_not_come():
+    (p, y, beside), _ = drawn(3, False, True, True)
+    rows = Predictions.from_arrays(p, y, weights=beside["weight"], rows=beside["rows"], groups=beside["group"])
+    nothing = replace(rows, weights=np.zeros(N), rows=np.array([f"n{i}" for i in range(N)]))
+    alone = everything(evaluate(iter([rows])))
+    for batches in ([nothing, rows], [rows, nothing], [nothing, nothing, rows]):
+        assert off(alone, everything(evaluate(iter(batches)))) == []
+    with pytest.raises(DataError, match="all weights are 0, so that nothing is left to measure"):
+        evaluate(iter([nothing]))

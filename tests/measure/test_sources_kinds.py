@@ -261,6 +261,15 @@ def test_a_csv_of_another_kind_is_refused(tmp_path, written, sentence):
         evaluate(tmp_path / "a.csv", probability=["p" if b"1,1" not in written else "label"])
 
 
+@pytest.mark.parametrize("written", [b"", b"\n0,0.5\n"])
+def test_an_empty_table_in_a_store_is_said_to_be_empty(written):
+    """It was said to have no column 'label' among the columns it had, none."""
+    with fsspec.filesystem("memory").open("/empty/a.csv", "wb") as file:
+        file.write(written)
+    with pytest.raises(DataError, match=r"a\.csv' is empty, or begins with an empty line"):
+        read_predictions("memory://empty/a.csv")
+
+
 def test_a_stream_of_arrow_is_said_to_be_one(tmp_path):
     """Its first bytes are no letters, and it was called a binary file of another kind."""
     table = pa.table({"label": [0, 1], "p_1": [0.2, 0.7]})

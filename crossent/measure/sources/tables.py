@@ -188,6 +188,8 @@ def _header_of_csv(file: File) -> list[str]:
             f"cannot read the header of {file} as CSV: {trouble}. Lines should end in a line feed, with or without a "
             "carriage return before it."
         ) from trouble
+    if not any(names):
+        raise DataError(f"{file} is empty, or begins with an empty line: its first line should name the columns.")
     if len(names) == 1 and (mark := next((mark for mark in ";\t|" if mark in names[0]), None)):
         raise DataError(f"the columns of {file} seem to be parted by {mark!r}; a CSV here is parted by commas.")
     if twice := sorted({name for name in names if names.count(name) > 1}):

@@ -2,9 +2,9 @@
 
     python benchmarks/compare_coverage.py [repetitions of a difference] [repetitions of its parts]
 
-True log-odds are normal with the deviation given; with ``together`` that share of their variance is one draw per
-cluster. Model A claims them, model B claims them times a sharpness, and with a normal error of deviation ``noise`` (of
-which again a share is common to a cluster). Clusters have one row, ten, ten that are forecasts of one label, or a
+True log-odds are normal with the mean and deviation given; with ``together`` that share of their variance is one draw
+per cluster. Model A claims them, model B claims them times a sharpness, and with a normal error of deviation ``noise``
+(of which again a share is common to a cluster). Clusters have one row, ten, ten that are forecasts of one label, or a
 number from a heavy tail (Pareto 1.5, up to 300). The truth is the mean over a million rows. Beside crossent's interval
 stand those that someone might take instead: Student's t with clusters − 1 degrees of freedom (CR1), the same without
 clusters, and the one of two means as if the models had been measured on different rows.
@@ -30,10 +30,15 @@ SHAPES = {  # rows of each of so many clusters
     "10, one label": lambda rng, count: np.full(count, 10),
     "heavy": lambda rng, count: np.minimum(1 + (5 * rng.pareto(1.5, count)).astype(int), 300),
 }
-PAIRS = {  # deviation of the true log-odds, sharpness of B, noise of B
-    "B twice too sure": (2.0, 2.0, 0.0),
-    "B twice too sure, confident": (4.0, 2.0, 0.0),
-    "B noisy": (2.0, 1.0, 1.0),
+PAIRS = {  # mean and deviation of the true log-odds, sharpness of B, noise of B
+    "B twice too sure": (0.0, 2.0, 2.0, 0.0),
+    "B twice too sure, confident": (0.0, 4.0, 2.0, 0.0),
+    "B noisy": (0.0, 2.0, 1.0, 1.0),
+}
+RARE = {  # a class of 4.4 %
+    "rare class, B twice too sure": (-4.0, 1.5, 2.0, 0.0),
+    "rare class, B noisy": (-4.0, 1.5, 1.0, 1.0),
+    "rare class, B 30 % too sure": (-4.0, 1.5, 1.3, 0.3),
 }
 SETTINGS = [  # shape, clusters, share of the variance that is the cluster's
     *(("1", count, 0.0) for count in (100, 300, 1000)),
@@ -41,20 +46,21 @@ SETTINGS = [  # shape, clusters, share of the variance that is the cluster's
     *(("10, one label", count, 0.9) for count in (10, 100)),
     *(("heavy", count, 0.5) for count in (5, 10, 30, 100)),
 ]
+SETTINGS_OF_RARE = [("10, one label", count, 0.9) for count in (10, 30, 100, 300)]
 
 
 def draw(
-    rng: np.random.Generator, shape: str, count: int, together: float, pair: tuple[float, float, float]
+    rng: np.random.Generator, shape: str, count: int, together: float, pair: tuple[float, float, float, float]
 ) -> tuple[Array, Array, NDArray[np.int64], NDArray[np.int64]]:
     """Log-odds of A and of B, labels, clusters."""
-    deviation, sharpness, noise = pair
+    mean, deviation, sharpness, noise = pair
     cluster = np.repeat(np.arange(count), SHAPES[shape](rng, count))
 
     def normal() -> Array:
         own = rng.normal(size=cluster.size)
         return np.sqrt(together) * rng.normal(size=count)[cluster] + np.sqrt(1 - together) * own
 
-    a = deviation * normal()
+    a = mean + deviation * normal()
     b = sharpness * (a + noise * normal())
     drawn = rng.random(count)[cluster] if shape.endswith("one label") else rng.random(a.size)
     return a, b, (drawn < expit(a)).astype(np.int64), cluster
@@ -83,8 +89,8 @@ def coverage_of_differences(repetitions: int) -> None:
     print(f"differences, {repetitions} repetitions: % of intervals that held the truth")
     print(f"{'pair':30}{'rows each':>15}{'clusters':>9}{'crossent':>10}{'t, cl.−1':>10}{'t, rows':>9}{'unpaired':>10}")
     rng = np.random.default_rng(0)
-    for name, pair in PAIRS.items():
-        for shape, count, together in SETTINGS:
+    for name, pair in (PAIRS | RARE).items():
+        for shape, count, together in SETTINGS_OF_RARE if name in RARE else SETTINGS:
             many = [draw(rng, shape, 20_000, together, pair) for _ in range(50 if shape == "1" else 10)]
             truth = float(np.concatenate([costs(b, y) - costs(a, y) for a, b, y, _ in many]).mean())
             held = dict.fromkeys(("crossent", "t, clusters − 1", "t, rows", "unpaired"), 0)
@@ -122,7 +128,7 @@ def coverage_of_parts(repetitions: int) -> None:
         one, two = (rival(n, predictions(z, y, cluster), None) for n, z in (("A", a), ("B", b)))
         return {part: (mean.value, *mean.interval()) for part, mean in parts(ground, one, two).items()}
 
-    cases = {**PAIRS, "the same model": (2.0, 1.0, 0.0), "B 5 % too sure": (2.0, 1.05, 0.0)}
+    cases = {**PAIRS, "the same model": (0.0, 2.0, 1.0, 0.0), "B 5 % too sure": (0.0, 2.0, 1.05, 0.0)}
     for name, pair in cases.items():
         for shape, count, together in (("1", 300, 0.0), ("1", 1000, 0.0), ("10", 30, 0.5), ("10", 100, 0.5)):
             truths = {

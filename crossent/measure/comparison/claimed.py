@@ -15,7 +15,11 @@ clusters' own, with ``CLAIMED_FREEDOM`` more degrees of freedom: Student's tails
 small, and one that is not let fall below what is claimed does so less often. Where the claimed one is the larger the
 skewness of the pulls is left out: Hall's cubic is there because a mean and an error from the same rows go together,
 and this error does not come from their labels.
-How often that holds: docs/guides/compare.md.
+
+A rare class in thirty clusters or a hundred is held by few of them, whatever the rows are worth. Where these are fewer
+than ``FEW_HOLD`` (``intervals/interval.py``) and clusters scatter less than ``TAME`` of what single rows would, V is
+that of labels that come as claimed, rows of a cluster being one draw; else the degrees of freedom are at most those of
+the clusters' own squares (``values/spread.py``). How often that holds: docs/guides/compare.md.
 """
 
 from __future__ import annotations
@@ -24,6 +28,8 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
+
+from crossent.measure.intervals.interval import FEW_HOLD, LEAST_FREEDOM, TAME
 
 FEW_LABELS = 40
 CLAIMED_FREEDOM = 6
@@ -44,11 +50,7 @@ def claimed_error(
     >>> round(claimed_error(cost, surer, came, np.full(40, 1 / 40), np.arange(40) // 10), 3)
     0.208
     """
-    first, second = (np.where(came, np.exp(-cost), -np.expm1(-cost)) for cost in (one, other))
-    p = (first + second) / 2
-    with np.errstate(divide="ignore"):
-        a, b = np.log(first) - np.log(second), np.log1p(-first) - np.log1p(-second)
-    a, b = (np.where(np.isfinite(x), x, 0.0) for x in (a, b))  # nobody claims that it comes
+    p, a, b = _claims(one, other, came)
     rows = np.bincount(clusters)
     residual = (came - p) / np.sqrt(np.maximum(p * (1 - p), 1e-3))
     square = float(np.sum(residual**2))
@@ -72,3 +74,41 @@ def claimed_error(
         alone = float(np.sum(q * (1 - q) * step**2)) + (base + float(np.sum(q * step))) ** 2
         variance += together * common + (1 - together) * alone
     return math.sqrt(variance)
+
+
+def of_rare(
+    one: _Float, other: _Float, came: NDArray[np.bool_], share: _Float, clusters: NDArray[np.int64], error: float
+) -> tuple[float | None, float]:
+    """Give √V, or None where the clusters' own ``error`` is to be believed, and the most degrees of freedom of that.
+
+    It is (None, inf) where the rarer label is held by clusters enough: ``FEW_HOLD``, or half of what all are worth,
+    counted as (Σ y)² / Σ y² with y what a cluster has of it. Cost: O(n).
+
+    >>> cost, came = np.full(300, 0.02), np.zeros(300, bool)  # nobody has it, and one model claims twice as much of it
+    >>> found, freedom = of_rare(cost, 2 * cost, came, np.full(300, 1 / 300), np.arange(300) // 10, 1e-9)
+    >>> round(found, 4), freedom
+    (0.0217, 29.0)
+    """
+    held = np.stack([np.bincount(clusters, share * here) for here in (came, ~came)])
+    size = held.sum(axis=0)
+    most = min(FEW_HOLD, 1 / (2 * np.sum(size**2)))
+    if np.min(held.sum(axis=1) ** 2 / np.maximum(np.sum(held**2, axis=1), np.finfo(float).tiny)) >= most:
+        return None, math.inf
+    p, a, b = _claims(one, other, came)
+    mean = float(np.sum(share * (p * a + (1 - p) * b)))
+    alone = float(np.sum(share**2 * (p * (a - mean) ** 2 + (1 - p) * (b - mean) ** 2)))
+    if error**2 < TAME * alone:
+        return math.sqrt(alone * float(np.sum(size**2) / np.sum(share**2))), size.size - 1.0
+    pulls = np.bincount(clusters, share * (other - one)) - size * float(np.sum(share * (other - one)))
+    scatter = float(np.sum(pulls**2))
+    variance = float(np.sum(pulls**4)) - scatter**2 / size.size
+    return None, max(2 * scatter**2 / variance, LEAST_FREEDOM) if variance > 0 else math.inf
+
+
+def _claims(one: _Float, other: _Float, came: NDArray[np.bool_]) -> tuple[_Float, _Float, _Float]:
+    """What both models claim of the second label, on average, and the difference of their costs for it and without."""
+    first, second = (np.where(came, np.exp(-cost), -np.expm1(-cost)) for cost in (one, other))
+    with np.errstate(divide="ignore"):
+        a, b = np.log(first) - np.log(second), np.log1p(-first) - np.log1p(-second)
+    a, b = (np.where(np.isfinite(x), x, 0.0) for x in (a, b))  # nobody claims that it comes
+    return (first + second) / 2, a, b

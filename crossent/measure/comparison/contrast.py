@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossent.measure.comparison.claimed import CLAIMED_FREEDOM, claimed_error
+from crossent.measure.comparison.claimed import CLAIMED_FREEDOM, claimed_error, of_rare
 from crossent.measure.comparison.rival import Rival
 from crossent.measure.intervals.cluster import ROUNDING, ClusterMean, cluster_mean
 from crossent.measure.intervals.interval import FEW
@@ -82,11 +82,15 @@ def parts(ground: Ground, baseline: Rival, model: Rival) -> dict[str, ClusterMea
 
 def _of_few_labels(ground: Ground, baseline: Rival, model: Rival, mean: ClusterMean) -> ClusterMean:
     """The same mean, its error no smaller than the models claim where few clusters hold few labels (``claimed``)."""
-    if ground.clusters is None or baseline.came is None or mean.error is None or mean.freedom >= FEW:
+    if ground.clusters is None or baseline.came is None or mean.error is None:
         return mean
-    error = claimed_error(baseline.floored, model.floored, baseline.came, ground.share(), ground.clusters)
+    seen = baseline.floored, model.floored, baseline.came, ground.share(), ground.clusters
+    error = claimed_error(*seen) if mean.freedom < FEW else None
     if error is None:
-        return mean
+        error, freedom = of_rare(*seen, mean.error)
+        if error is None:
+            return replace(mean, freedom=min(mean.freedom, freedom))
+        return replace(mean, error=error, freedom=freedom, lean=0.0)
     freedom = mean.freedom + CLAIMED_FREEDOM
     if error <= mean.error:
         return replace(mean, freedom=freedom)

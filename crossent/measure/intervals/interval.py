@@ -50,6 +50,13 @@ _LEAST = 0.25
 _FAR = 3000  # so many roundings of an entropy, 1/(2n), from even classes its estimate is normal
 FEW = 20
 """With fewer degrees of freedom than this skewness may make an interval longer, but not shorter."""
+FEW_HOLD = 8.0
+"""Fewer groups than this, with the rarer of two classes, may not have seen what it costs."""
+TAME = 0.7
+"""They have not, if they scatter less than this share of what single rows would whose labels came as the model claims;
+at 1, ten groups of a sure model held 99 % (docs/measure.md)."""
+LEAST_FREEDOM = 4.0
+"""Degrees of freedom that are themselves an estimate from few groups are no fewer."""
 
 
 def of_mean(rows: NDArray[np.float64], skewness_corrected: bool = True, scale: float | None = None) -> Interval:

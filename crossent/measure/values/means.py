@@ -49,10 +49,6 @@ from crossent.measure.values.spread import (
 from crossent.record import Number
 
 _Float = NDArray[np.float64]
-_FEW_HOLD = 8.0
-_TAME = (
-    0.7  # of what rows by themselves would scatter; at 1 ten groups of even classes held 98 to 99 % (docs/measure.md)
-)
 _FEW_A_CLASS = 20  # rows a class: of more, what Miller's term leaves of the bias is a thousandth of a nat
 NOT_OF_TEXTS = ("label_entropy", "label_entropy_bias", "information_gained", "skill", "perplexity")
 """Numbers that need classes, which documents have none of."""
@@ -191,17 +187,18 @@ class Evidence:
 
     @property
     def few_hold(self) -> bool:
-        """Whether the rarer of two classes is held by fewer than ``_FEW_HOLD`` of several groups."""
+        """Whether the rarer of two classes is held by fewer than ``FEW_HOLD`` of several groups, and by fewer than half
+        of what all of them are worth."""
         if self.groups is None or len(self.groups) < 2 or self.cells is None or self.sums.layout.soft:
             return False
-        return bool(self.groups.held().min() < _FEW_HOLD)
+        return bool(self.groups.held().min() < min(interval.FEW_HOLD, self.effective / 2))
 
     def or_claimed(self, found: Spread | None, alone: float) -> Spread | None:
-        """Give the spread of groups, unless they scatter less than ``_TAME`` of what single rows would if labels came
+        """Give the spread of groups, unless they scatter less than ``TAME`` of what single rows would if labels came
         as claimed, for which Σ r² is ``alone``: they have then not seen what the class costs. The spread is then that
         of labels so drawn, rows of a group being one draw, which is the most that they may have in common."""
         assert self.groups is not None
-        if found is not None and found.second * (1 + 1 / found.freedom) >= _TAME * alone:
+        if found is not None and found.second * (1 + 1 / found.freedom) >= interval.TAME * alone:
             return found
         size = self.groups.column("weight")
         return Spread(alone * float(np.sum(size**2) / np.sum(size)), 0.0, self.weight, len(self.groups) - 1.0)

@@ -18,7 +18,6 @@ from crossent.measure.sums.cells import Cells
 from crossent.measure.sums.groups import Groups
 
 _Float = NDArray[np.float64]
-_LEAST_FREEDOM = 4.0
 AGREE = 64 * float(np.finfo(float).eps)
 """A variance below this share of the mean square is rounding."""
 
@@ -130,7 +129,7 @@ def clustered(residual: _Float, weight: _Float, size: float, differences: bool =
     pulls = residual * np.sqrt(correction)
     scatter = float(np.sum(pulls**2))
     if differences and (variance := float(np.sum(pulls**4)) - scatter**2 / h.size) > 0:
-        freedom = min(freedom, max(2 * scatter**2 / variance, _LEAST_FREEDOM))
+        freedom = min(freedom, max(2 * scatter**2 / variance, interval.LEAST_FREEDOM))
     # of_sums widens by one degree of freedom, which the leverages have done already.
     second = scatter / (1 + 1 / freedom)
     third = float(np.sum(pulls**3)) / (1 + 1 / freedom) ** 1.5

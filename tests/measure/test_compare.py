@@ -293,6 +293,7 @@ def test_among_many_slices_that_differ_in_nothing_none_stands_out():
 def refusals():
     y, p = [0, 1, 1], [0.5, 0.6, 0.7]
     yield (p,), {"labels": y}, "needs two models or more, and 1 came"
+    yield (["a.csv", "b.csv"],), {}, "a list of files is one model in parts: give each model by itself"
     yield (p, p), {}, "probabilities without labels cannot be compared"
     yield (p, p), {"labels": y, "group": "g"}, "name columns of files, and what came are arrays"
     yield ("a.csv", "b.csv"), {"labels": y}, "files bring their own labels"

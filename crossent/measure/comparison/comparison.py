@@ -198,6 +198,8 @@ def _named(predictions: Sequence[Any], names: Sequence[str] | None, probability:
         models = models * len(own)
         said = said or [str(column) for column in own]
     if len(models) < 2:
+        if len(models) == 1 and isinstance(models[0], list | tuple) and are_files(models[0]):
+            raise DataError("a list of files is one model in parts: give each model by itself, compare(one, other).")
         raise DataError(
             f"a comparison needs two models or more, and {len(models)} came: give another file, or of one file a "
             "column of probabilities for each model (probability=[…], or --probability twice)."

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.special import entr, expit, ndtri
 
-from crossent.measure import evaluate
+from crossent.measure import Predictions, evaluate
 from crossent.measure.intervals import interval
 from crossent.measure.values.spread import clustered, freedom_by_class
 
@@ -290,6 +290,41 @@ def test_claims_are_asked_where_groups_scatter_too_little_and_nowhere_else():
         # All rows that have no class cost the same, and what is gained scatters as the label does.
         alone, found = (way(1.0, np.array([0.1, 0.0]), of.cross_entropy) for way in (of.spread, of.scatter))
         assert (found != alone) is asked
+
+
+@pytest.mark.parametrize(("share", "n", "among"), [(0.0, 30, 1), (0.0, 10, 3), (0.003, 30, 1), (0.4, 10, 1)])
+def test_an_entropy_with_more_of_a_class_is_the_largest_that_wilson_leaves(share, n, among):
+    rest = np.array([0.6, 0.4])
+    high = float(interval.of_share(np.array(share * n), np.array(float(n)))[1])
+    found = []
+    for more in np.linspace(share, high, 20_001):
+        shares = np.concatenate([(1 - more) * rest, np.full(among, more / among)])
+        found.append(float(entr(shares).sum()))
+    said = interval.with_more_of(found[0], share, n, among)
+    assert said == pytest.approx(max(found), abs=1e-6)
+    assert said > found[0] + 0.05 or share == 0.4  # there is no more to be had where the class is at its peak
+
+
+def test_the_entropy_of_three_classes_of_which_few_groups_hold_one():
+    """Thirty groups of ten rows, one class of 2.6 %: 74 % held, and nearly all of the others were too low."""
+    from crossent.measure.tally.tally import Tally
+    from crossent.measure.values import means
+
+    rng = np.random.default_rng(0)
+
+    def drawn(groups):
+        z = rng.normal(0, 1.5, (groups, 3)) - np.array([0.0, 0.0, 4.0])
+        return np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+
+    truth, held = float(entr(drawn(200_000).mean(axis=0)).sum()), 0
+    for _ in range(150):
+        p = np.repeat(drawn(30), 10, axis=0)
+        draw = np.where(rng.random(300) < 0.7, np.repeat(rng.random(30), 10), rng.random(300))
+        y = (p.cumsum(axis=1) < draw[:, None]).sum(axis=1).clip(0, 2)
+        rows = Predictions(p, y, list("abc"), np.arange(300), "multi-class", groups=np.arange(300) // 10)
+        found = means.label_entropy(Tally.like(rows).add(rows).evidence())
+        held += found.low <= truth <= found.high
+    assert held >= 0.93 * 150
 
 
 def test_a_class_that_no_group_has_may_cost_what_a_share_of_it_would():

@@ -142,6 +142,26 @@ def of_two_classes(share: float, independent: float) -> tuple[float, float]:
     return min(low, high), math.log(2) if ends[0] <= 0.5 <= ends[1] else max(low, high)
 
 
+def with_more_of(entropy: float, share: float, independent: float, among: int = 1) -> float:
+    """Give the most that an ``entropy`` may be, nats, if a class of this ``share``, or so many ``among`` which it is
+    even, had all that Wilson's interval leaves it in so many ``independent`` groups. With H₀ the entropy of the others
+    among themselves and h that of two classes,
+
+        (1 − π) H₀ + π log among + h(π) ,  π the upper end, but no more than where that is largest.
+
+    >>> round(with_more_of(math.log(2), 0.0, 30), 3), with_more_of(0.0, 0.0, 1) == math.log(2)
+    (0.968, True)
+    """
+
+    def two(x: float) -> float:
+        return float(entr(x) + entr(1 - x))
+
+    others = max((entropy - two(share)) / (1 - share), 0.0)
+    high = float(of_share(np.array(share * independent), np.array(independent))[1])
+    most = min(high, among / (among + math.exp(others)))
+    return entropy if most < share else (1 - most) * others + most * math.log(among) + two(most)
+
+
 def as_wilson(rows: float, freedom: float) -> float:
     """Give the number of rows with which Wilson's interval, made for the normal, is one by Student's t.
 

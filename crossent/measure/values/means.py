@@ -50,8 +50,7 @@ from crossent.record import Number
 
 _Float = NDArray[np.float64]
 _FEW_A_CLASS = 20  # rows a class: of more, what Miller's term leaves of the bias is a thousandth of a nat
-NOT_OF_TEXTS = ("label_entropy", "label_entropy_bias", "information_gained", "skill", "perplexity")
-"""Numbers that need classes, which documents have none of."""
+NOT_OF_TEXTS = ("label_entropy", "label_entropy_bias", "information_gained", "skill", "perplexity")  # need classes
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,10 +271,10 @@ def cross_entropy(of: Evidence) -> Number:
 def label_entropy(of: Evidence) -> Number:
     """Estimate the entropy of the labels, in nats: that of their own frequencies, the plug-in estimate.
 
-    It is low in expectation (``entropy_bias``), because frequencies fit the rows they were counted on; what is said of
-    that also holds for weights, shares and groups. The interval allows for that; the value is left as it is,
-    so that information gained is the difference of two figures that stand in the record. Of two classes it is that of
-    the share, exactly, and holds where one of them never came.
+    It is low in expectation (``entropy_bias``), because frequencies fit the rows they were counted on, with weights,
+    shares and groups too. The interval allows for that; the value is left as it is, so that information gained is the
+    difference of two figures that stand in the record. Of two classes it is that of the share, exactly, and holds where
+    one of them never came.
     """
     shares, value = of.frequencies, of.entropy
     came = shares > 0
@@ -296,8 +295,18 @@ def label_entropy(of: Evidence) -> Number:
         estimate, own = interval.of_unseen(counts)
         # The jackknife's error is too large on average (Efron & Stein 1981), the other, of what came alone, too small.
         unseen, error = estimate - value, math.sqrt((error**2 + max(error, own) ** 2) / 2)
-    low, high = interval.of_entropy(value, error, bias, int(np.count_nonzero(came)), shares.size, unseen)
-    return Number(value, "nats", low, high, of.n)
+    low, high = interval.of_entropy(value, error, bias, int(came.sum()), shares.size, unseen)
+    return Number(value, "nats", low, max(high, _with_more_of_few(of, value)), of.n)
+
+
+def _with_more_of_few(of: Evidence, value: float) -> float:
+    """The most that an entropy may be for classes that few groups hold, and for all together that none has."""
+    if of.groups is None:
+        return value
+    shares, never = of.frequencies, int(np.count_nonzero(of.frequencies == 0))
+    few = (shares > 0) & (shares < 1) & (of.groups.held() < min(interval.FEW_HOLD, of.effective / 2))
+    each = [(float(share), 1) for share in shares[few]] + [(0.0, never)] * bool(never)
+    return max((interval.with_more_of(value, share, of.effective, among) for share, among in each), default=value)
 
 
 def _counts_of_few(of: Evidence) -> _Float | None:
@@ -383,12 +392,11 @@ def truth(of: Evidence) -> dict[str, Number]:
 def errors(of: Evidence, task: str, classes: int | None = None) -> dict[str, Number]:
     """Measure how far off predictions are, in the units people ask for beside the log loss.
 
-    Classes: accuracy, the share of rows whose most probable class came (of equal ones, the first), with
-    Wilson's interval; the same for the 3 and the 5 most probable classes; and the Brier score (1950), the mean of
-    Σ_c (p_c − y_c)², or (p − y)² for two classes,
-    which is half that sum and what scikit-learn calls Brier too. A range: mean absolute and root mean squared
-    error of the predicted mean, in the target's own unit; the interval of the latter is the root of the
-    square's. ``classes`` says how many there are, where the rows are those of one class.
+    Classes: accuracy, the share of rows whose most probable class came (of equal ones, the first), with Wilson's
+    interval; the same for the 3 and the 5 most probable classes; and the Brier score (1950), the mean of
+    Σ_c (p_c − y_c)², or (p − y)² for two classes, which is half that sum and what scikit-learn calls Brier too. A
+    range: mean absolute and root mean squared error of the predicted mean, in the target's own unit; the interval of
+    the latter is the root of the square's. ``classes`` says how many there are, where rows are those of one class.
     """
     if task == "range":
         absolute, squared = mean_of(of, "absolute", "target"), mean_of(of, "squared", "target")

@@ -59,11 +59,11 @@ WIDTH = 120
 
 DEFAULTS, UNCALIBRATED, NO_TREES, LINEAR = "defaults", "calibration=none", "trees=no", "model=linear"
 SEEDS = {"another seed": 1, "a third seed": 2}
-TUNE = "crossent tune --trials "
+TUNE = "crossent tune --budget "
 
 SWITCHES: dict[str, tuple[str, ...]] = {
     "nothing": tuple(SEEDS),
-    "a search": (f"{TUNE}20",),
+    "a search, and its time for more networks": (f"{TUNE}60s", f"{TUNE}180s", "members=16"),
     "what is mixed": (
         NO_TREES, "beside=no", "plain=no", "bins=0", "members=1", "members=4", "folds=10", "refit=yes", LINEAR,
     ),
@@ -162,7 +162,9 @@ def choices(switch: str) -> dict[str, Any]:
         return {}
     if switch in SEEDS:
         return {"seed": SEEDS[switch]}
-    return {"trials": int(switch.removeprefix(TUNE))} if switch.startswith(TUNE) else {"settings": switch.split()}
+    if switch.startswith(TUNE):
+        return {"trials": None, "budget": float(switch.removeprefix(TUNE).removesuffix("s"))}
+    return {"settings": switch.split()}
 
 
 def learnt(here: Set, **chosen: Any) -> tuple[Any, Any, dict[str, Any]]:

@@ -31,7 +31,7 @@ from crossent.minimise.training.state import History
 from crossent.minimise.training.train import Progress, Trained
 
 LEAST_ROWS = 300
-"""To grow trees from: fewer say little about where to cut, and a network and a linear model say it better."""
+"""To grow trees from: fewer say little about where to cut, and a network and a linear model say it better (LOG.md)."""
 MOST_CLASSES = 100
 """Trees grow one for each class in every round."""
 MOST_ROUNDS = 1000

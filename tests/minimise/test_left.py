@@ -77,7 +77,7 @@ def test_soft_labels_show_their_own_entropy():
 def test_a_network_that_learned_nothing_is_behind_its_baselines():
     random = np.random.default_rng(0)
     x = random.normal(size=(500, 3))
-    run = crossent.fit(x, x[:, 0] > 0, settings=[*TINY, "learning_rate=1e-9"])
+    run = crossent.fit(x, x[:, 0] > 0, settings=[*TINY, "trees=no", "learning_rate=1e-9"])
     assert part(run, "against a linear model")["low"] > 0.3
     learned = crossent.fit(x, x[:, 0] > 0, settings=["folds=3", "members=1", "width=16", "epochs=60"])
     assert part(learned, "against a linear model")["nats"] < 0.1
@@ -100,7 +100,7 @@ def test_weights_count_in_what_is_left():
     run = crossent.fit(x, y, weight=np.where(second, 1e-9, 1.0), settings=learned)
     beside = part(run, "against a linear model")
     assert -0.3 < beside["nats"] < 0.1  # -0.6 if every row counted
-    run = crossent.fit(x, y, weight=np.where(second, 1e-9, 1.0), settings=[*TINY, "learning_rate=1e-9"])
+    run = crossent.fit(x, y, weight=np.where(second, 1e-9, 1.0), settings=[*TINY, "trees=no", "learning_rate=1e-9"])
     assert part(run, "against a linear model")["low"] > 0.3  # 0 if every row counted: there is nothing to know
 
 
@@ -109,7 +109,7 @@ def test_a_range_has_baselines_too():
     x = random.normal(size=(500, 3))
     y = 1 / (1 + np.exp(-2 * x[:, 0]))
     best = float(np.mean(-y * np.log(y) - (1 - y) * np.log(1 - y)))
-    blind = crossent.fit(x, y, limits=(0, 1), settings=[*TINY, "learning_rate=1e-9"])
+    blind = crossent.fit(x, y, limits=(0, 1), settings=[*TINY, "trees=no", "learning_rate=1e-9"])
     for name in ("against a linear model", "against boosted trees"):
         found = part(blind, name)
         assert found["low"] > 0.05

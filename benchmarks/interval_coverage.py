@@ -4,6 +4,7 @@
     python benchmarks/interval_coverage.py parts [repetitions]      the decomposition of two classes
     python benchmarks/interval_coverage.py grouped [repetitions]    both, rows in 10 to 300 groups of ten
     python benchmarks/interval_coverage.py classes [repetitions]    the decomposition of three classes
+    python benchmarks/interval_coverage.py classes_grouped [repetitions]    the figures of three classes, one rare
     python benchmarks/interval_coverage.py by_class [repetitions]   that of each class against the rest, and its figures
     python benchmarks/interval_coverage.py slices [repetitions]     the decomposition of a slice of two classes
 
@@ -222,6 +223,40 @@ def of_classes(repetitions: int) -> None:
             print(f"| {sharpness} | {n} | {counted} | {off:+.4f} | {100 * alarms / repetitions:.1f} |", flush=True)
 
 
+def of_classes_in_groups(repetitions: int) -> None:
+    """Three classes of which one is rare, in groups of ten rows as in ``of_groups``; the truth by many drawn rows."""
+    wanted = ("cross_entropy", "label_entropy", "information_gained", "skill")
+    print("| sharpness | groups | " + " | ".join(wanted) + " |\n|---|---|" + "---|" * len(wanted))
+
+    def drawn(rng: np.random.Generator, groups: int) -> np.ndarray:
+        return softmax(rng.normal(0, 1.5, (groups, 3)) - np.array([0.0, 0.0, 4.0]), axis=1)
+
+    def sharper(p: np.ndarray, sharpness: float) -> np.ndarray:
+        return p**sharpness / np.sum(p**sharpness, axis=1, keepdims=True)
+
+    many = drawn(np.random.default_rng(1), 1_000_000)
+    entropy = -float(np.sum(many.mean(axis=0) * np.log(many.mean(axis=0))))
+    for sharpness in (1.0, 2.0):
+        loss = -float(np.mean(np.sum(many * np.log(sharper(many, sharpness)), axis=1)))
+        true = dict(zip(wanted, (loss, entropy, entropy - loss, 1 - loss / entropy), strict=True))
+        for groups in (10, 30, 100):
+            rng = np.random.default_rng(groups)
+            sides: dict[str, list[int]] = {key: [] for key in wanted}
+            for _ in range(repetitions):
+                p = np.repeat(drawn(rng, groups), GROUP, axis=0)
+                common = np.repeat(rng.random(groups), GROUP)
+                draw = np.where(rng.random(common.size) < 0.7, common, rng.random(common.size))
+                y = (p.cumsum(axis=1) < draw[:, None]).sum(axis=1).clip(0, 2)
+                of = np.arange(common.size) // GROUP
+                rows = Predictions(sharper(p, sharpness), y, list("abc"), np.arange(of.size), "multi-class", groups=of)
+                evidence = Tally.like(rows).add(rows).evidence()
+                found = means.likelihood(evidence, evidence)
+                for key in wanted:
+                    number = found[key].to("nats") if found[key].unit == "bits" else found[key]
+                    sides[key].append(side(ends_of(number), true[key]))
+            print(f"| {sharpness} | {groups} | {' | '.join(map(shown, sides.values()))} |", flush=True)
+
+
 def of_each_class(repetitions: int) -> None:
     """Three classes of which one is rare; a class at a time, by itself and in groups of ten rows, all and a sample."""
     names = ("cross_entropy", "brier", "recall", "discrimination", "miscalibration")
@@ -281,6 +316,7 @@ def main(what: str = "means", repetitions: str = "1000") -> None:
         "parts": of_parts,
         "grouped": of_groups,
         "classes": of_classes,
+        "classes_grouped": of_classes_in_groups,
         "by_class": of_each_class,
         "slices": of_slices,
     }

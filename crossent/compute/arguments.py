@@ -292,7 +292,7 @@ def order_in_memory(input: Tensor, target: Tensor) -> list[int]:
 
 def in_a_row(x: Tensor, order: list[int]) -> Tensor:
     """Its elements (n,), with the dimensions in that order."""
-    return (x if _natural(order) else x.permute(order)).reshape(-1)
+    return x if x.dim() == 1 else (x if _natural(order) else x.permute(order)).reshape(-1)
 
 
 def _natural(order: list[int]) -> bool:

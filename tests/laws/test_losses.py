@@ -149,6 +149,7 @@ def test_a_row_does_not_depend_on_its_neighbours_or_on_layout(name: str) -> None
     assert torch.equal(whole[4:5], value(z[4:5], y[4:5]))
     assert torch.equal(whole.flip(0), value(z.flip(0), y.flip(0)))
     assert torch.equal(whole, value(z.T.contiguous().T, y))
+    assert torch.equal(whole, value(torch.cat((-z, z, -z), 1)[:, 6:12], y))  # neither whole nor from the beginning
     # The negative control: another target is another number, but for the terms that do not look at it.
     assert torch.equal(whole, value(z, (y + 1) % 6)) == (name in BLIND)
 

@@ -19,7 +19,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,10 @@ class Number:
         low = None if self.low is None else self.low * rate
         high = None if self.high is None else self.high * rate
         return Number(self.value * rate, unit, low, high, self.n)
+
+    def ending_at(self, most: float) -> Number:
+        """The same with an interval that reaches no further than the truth can be."""
+        return self if self.high is None else replace(self, high=min(self.high, most))
 
     def __float__(self) -> float:
         return float(self.value)

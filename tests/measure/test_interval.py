@@ -376,3 +376,27 @@ def test_what_is_claimed_of_groups_is_a_sum_over_labels():
     assert found.second == pytest.approx(rowwise * np.sum(size**2) / 60, rel=1e-12)
     assert found.freedom == np.count_nonzero(size) - 1
     assert of.spread(-1.0, v, 0.0).second < found.second
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_intervals_end_where_the_truth_must(classes):
+    """No model gains more than log classes, nor has a skill above 1; few groups would have it so."""
+    reached = set()
+    for seed in range(12):
+        random = np.random.default_rng(seed)
+        group = np.repeat(np.arange(30), 6)
+        base = np.where(random.random(30) < 0.1, 2.5, -4.5)[group] + 0.5 * random.normal(size=180)
+        z = np.stack([np.zeros(180), base, *[base - 1] * (classes - 2)], axis=1)
+        p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+        y = (random.random(180)[:, None] > p.cumsum(1)[:, :-1]).sum(1)
+        y[:classes] = np.arange(classes)
+        record = evaluate(p, y, group=group)
+        for name, most in (
+            ("information_gained", math.log2(classes)),
+            ("skill", 1.0),
+            ("discrimination", math.log(classes)),
+        ):
+            high = record[name].high
+            assert high is None or record[name].value <= high <= most, (name, seed)
+            reached |= {name} if high == most else set()
+    assert reached >= {"skill"}  # beyond which it would have gone

@@ -174,6 +174,7 @@ def parts_on(
     ):
         low, high = _ends_of(value, spread(a, b, name == "discrimination"), best.variance)
         parts[name] = Number(value, "nats", low, high, n)
+    parts["discrimination"] = parts["discrimination"].ending_at(math.log(2))
     nothing = calibrated.null.as_high_as(loss - best.fitted) > _LEVEL
     parts["miscalibration"] = _bounded(parts["miscalibration"], nothing)
     parts["discrimination"] = _bounded(parts["discrimination"], False)
@@ -288,6 +289,7 @@ def joint_parts(of: Evidence, seed: int = 0) -> tuple[dict[str, Number], str]:
         mean = float(np.average(terms, weights=w))
         low, high = (None, None) if ends is None else _ends(value, ends[0] - mean, ends[1] - mean, scatter)
         parts[name] = Number(value, "nats", low, high, of.n)
+    parts["discrimination"] = parts["discrimination"].ending_at(math.log(z.shape[1]))
     if (high := parts["miscalibration"].high) is not None:
         parts["miscalibration"] = replace(parts["miscalibration"], high=max(high, 0.0))
     return parts, found.sentence(of.n)

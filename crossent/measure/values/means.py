@@ -335,10 +335,10 @@ def likelihood(of: Evidence, floored: Evidence) -> dict[str, Number]:
     """Measure cross-entropy, what it is worth beside the label entropy, and how many rows were called
     impossible.
 
-    Skill is 1 − C/H, C the cross-entropy and H the label entropy of the same rows; its interval is that of
-    the mean of −c_i/H + C h_i/H², the derivative of the ratio by the two means (delta method). Without skill
-    where H is 0. Perplexity is exp(C), its interval that of C. Where labels are distributions, ``truth_entropy`` is the
-    mean of their own entropies, which no model can go below, and ``kl_divergence`` what the model loses beyond it.
+    Skill is 1 − C/H, C the cross-entropy and H the label entropy of the same rows; its interval is that of the mean of
+    −c_i/H + C h_i/H² (delta method). Without skill where H is 0. Intervals end at log classes gained and a skill of 1.
+    Perplexity is exp(C), its interval that of C. Where labels are distributions, ``truth_entropy`` is the mean of their
+    own entropies, which no model can go below, and ``kl_divergence`` what the model loses beyond it.
     """
     n = of.n
     loss, entropy = cross_entropy(of), label_entropy(of)
@@ -351,7 +351,7 @@ def likelihood(of: Evidence, floored: Evidence) -> dict[str, Number]:
     own, finite = of.cost_under_frequencies(), math.isfinite(loss.value)
     gain = entropy.value - loss.value
     spread = of.scatter(-1.0, own, gain) if finite else None
-    found["information_gained"] = _number(gain, "nats", spread, n).to("bits")
+    found["information_gained"] = _number(gain, "nats", spread, n).to("bits").ending_at(math.log2(own.size))
     known = None not in (loss.low, loss.high, entropy.low, entropy.high)
     if known and of.claimed() is not None:
         # The two do not go together where one of the classes never came: every difference of what both may be.
@@ -366,7 +366,7 @@ def likelihood(of: Evidence, floored: Evidence) -> dict[str, Number]:
         elif finite and (spread := of.scatter(-1 / h, terms, 0.0)):
             share = spread.interval(value)
         low, high = share or (None, None)
-        found["skill"] = Number(value, "share", low, high, n)
+        found["skill"] = Number(value, "share", low, high, n).ending_at(1.0)
     found["perplexity"] = perplexity(loss)
     return found
 

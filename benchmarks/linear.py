@@ -13,7 +13,6 @@ the logits, dz w and dzᵀ x as three products of PyTorch's, each into memory of
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import random
@@ -26,11 +25,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from run import ROOT, find_compiler, machine, resident, versions
+from run import ROOT, find_compiler, machine, raised_by, versions
 from torch import Tensor
 
 import crossent
-from crossent.compute.backends.cpu import reuse
 
 # Python puts this folder first on the path; see run.py.
 sys.path[:] = [place for place in sys.path if Path(place or ".").resolve() != Path(__file__).resolve().parent]
@@ -153,15 +151,8 @@ def beyond_gradients(call: Call, leaves: tuple[Tensor, Tensor], y: Tensor) -> in
     """Bytes by which a forward and backward raises resident memory at most, less the gradients; see run.py."""
     for leaf in leaves:
         leaf.grad = None
-    reuse.forget()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-    except (OSError, AttributeError):
-        return None
-    before = resident("VmRSS")
-    both(call, leaves, y)
-    return resident("VmHWM") - before - sum(leaf.nbytes for leaf in leaves)
+    raised = raised_by(lambda: both(call, leaves, y))
+    return None if raised is None else raised - sum(leaf.nbytes for leaf in leaves)
 
 
 def measure(case: Case, rounds: int, compiler: str | None) -> dict[str, Any]:

@@ -116,22 +116,28 @@ def measure(case: Case, rounds: int, compiler: str | None) -> dict[str, Any]:
 
 
 def peak_beyond_gradient(call: Callable[..., Tensor], leaf: Tensor, given: tuple[Tensor, ...]) -> int | None:
-    """Bytes by which a forward and backward raises the process's resident memory at most, less the gradient's own.
-
-    Free memory is handed back to the system first, and the kernel's high-water mark (VmHWM) set to what is left. Its
-    counters lag by some hundred KB. None where there is no /proc to ask.
-    """
+    """Bytes by which a forward and backward raises the process's resident memory at most, less the gradient's own."""
     leaf.grad = None
-    if "crossent.compute.backends.cpu.reuse" in sys.modules:
-        sys.modules["crossent.compute.backends.cpu.reuse"].forget()
+    raised = raised_by(lambda: both(call, leaf, given))
+    return None if raised is None else raised - leaf.nbytes
+
+
+def raised_by(call: Callable[[], object]) -> int | None:
+    """Bytes by which a call raises the process's resident memory at most.
+
+    Free memory is handed back to the system first, what gradients lay in too, and the kernel's high-water mark (VmHWM)
+    set to what is left. Its counters lag by some hundred KB. None where there is no /proc to ask.
+    """
+    if (reuse := sys.modules.get("crossent.compute.backends.cpu.reuse")) is not None:  # not there without numba
+        reuse.forget()
     try:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
     except (OSError, AttributeError):
         return None
     before = resident("VmRSS")
-    both(call, leaf, given)
-    return resident("VmHWM") - before - leaf.nbytes
+    call()
+    return resident("VmHWM") - before
 
 
 def resident(line: str) -> int:

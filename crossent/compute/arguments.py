@@ -56,6 +56,8 @@ def check_class_weight(loss: Loss) -> None:
 
 def check_link(link: Link | None, classes: int, validate: str) -> None:
     """Refuse fields of a link that are neither one number nor one for each class, and those learned below 0."""
+    if link is None:
+        return
     for name in ("temperature", "softcap", "bias"):
         field = getattr(link, name, None)
         if not isinstance(field, Tensor):

@@ -61,7 +61,8 @@ def number(
         labels = target.plain_labels if target.weight is None or unseen else None
         if labels is None:
             return None
-    divisor = (_divisor_there if unseen else _divisor)(z, target, reduction, normaliser)
+    divided = target, reduction, normaliser
+    divisor = _divisor_there(z, *divided) if unseen else _divisor(*divided)
     if isinstance(divisor, Tensor) and empty != "zero" and reduction == "mean":
         return None  # nobody looks whether it is 0
     if divisor is None:
@@ -88,7 +89,7 @@ def _soft(target: Target, loss: Loss) -> Tensor | None:
     return q.unsqueeze(-1) if q.dim() == 2 else q
 
 
-def _divisor(z: Tensor, target: Target, reduction: str, normaliser: float | Tensor | None) -> float | None:
+def _divisor(target: Target, reduction: str, normaliser: float | Tensor | None) -> float | None:
     """What is divided by, None if that is nothing."""
     rows = target.rows if target.live is None else int(target.live.sum())
     divisor = 1.0 if reduction != "mean" else rows if normaliser is None else float(normaliser)

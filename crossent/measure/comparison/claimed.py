@@ -29,7 +29,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from crossent.measure.intervals.interval import FEW_HOLD, LEAST_FREEDOM, TAME
+from crossent.measure.intervals.interval import FEW_HOLD, TAME, freedom_of_squares, holders
 
 FEW_LABELS = 40
 CLAIMED_FREEDOM = 6
@@ -89,10 +89,9 @@ def of_rare(
     >>> round(found, 4), freedom
     (0.0217, 29.0)
     """
-    held = np.stack([np.bincount(clusters, share * here) for here in (came, ~came)])
-    size = held.sum(axis=0)
-    most = min(FEW_HOLD, 1 / (2 * np.sum(size**2)))
-    if np.min(held.sum(axis=1) ** 2 / np.maximum(np.sum(held**2, axis=1), np.finfo(float).tiny)) >= most:
+    held = np.stack([np.bincount(clusters, share * here) for here in (came, ~came)], axis=1).astype(np.float64)
+    size = held.sum(axis=1)
+    if holders(held).min() >= min(FEW_HOLD, 1 / (2 * np.sum(size**2))):
         return None, math.inf
     p, a, b = _claims(one, other, came)
     mean = float(np.sum(share * (p * a + (1 - p) * b)))
@@ -100,9 +99,7 @@ def of_rare(
     if error**2 < TAME * alone:
         return math.sqrt(alone * float(np.sum(size**2) / np.sum(share**2))), size.size - 1.0
     pulls = np.bincount(clusters, share * (other - one)) - size * float(np.sum(share * (other - one)))
-    scatter = float(np.sum(pulls**2))
-    variance = float(np.sum(pulls**4)) - scatter**2 / size.size
-    return None, max(2 * scatter**2 / variance, LEAST_FREEDOM) if variance > 0 else math.inf
+    return None, freedom_of_squares(pulls)
 
 
 def _claims(one: _Float, other: _Float, came: NDArray[np.bool_]) -> tuple[_Float, _Float, _Float]:

@@ -162,6 +162,25 @@ def with_more_of(entropy: float, share: float, independent: float, among: int = 
     return entropy if most < share else (1 - most) * others + most * math.log(among) + two(most)
 
 
+def holders(labels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Give how many groups hold each class, of what (groups, classes) they have of it: (Σ y)² / Σ y², so that a group
+    with most of a class tells no more than one.
+
+    >>> holders(np.array([[4.0, 9.0], [4.0, 0.1], [4.0, 0.0]])).round(1).tolist()
+    [3.0, 1.0]
+    """
+    squares = np.maximum(np.sum(labels**2, axis=0), np.finfo(float).tiny)
+    return np.asarray(labels.sum(axis=0) ** 2 / squares)
+
+
+def freedom_of_squares(pulls: NDArray[np.float64]) -> float:
+    """Give the most degrees of freedom of S = Σ v² from the scatter of its terms, as ``values/spread.py`` derives it:
+    2 S² / (Σ v⁴ − S² / G), but ``LEAST_FREEDOM`` at least; infinitely many where the terms are alike."""
+    scatter = float(np.sum(pulls**2))
+    variance = float(np.sum(pulls**4)) - scatter**2 / pulls.size
+    return max(2 * scatter**2 / variance, LEAST_FREEDOM) if variance > 0 else math.inf
+
+
 def as_wilson(rows: float, freedom: float) -> float:
     """Give the number of rows with which Wilson's interval, made for the normal, is one by Student's t.
 

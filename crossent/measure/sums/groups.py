@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crossent.measure.intervals.interval import holders
 from crossent.measure.predictions.predictions import Predictions
 from crossent.measure.sums.cells import COARSE, Cells
 from crossent.measure.sums.compensated import Column, Compensated, summed, summed_each
@@ -66,10 +67,8 @@ class Groups:
         return self.sums.value[:, : -len(EXTRA)]
 
     def held(self) -> NDArray[np.float64]:
-        """How many groups hold each class, counted as (Σ y)² / Σ y² with y a group's labels of it, (classes,): a group
-        that holds most of them tells no more than one."""
-        held = self.labels()
-        return np.asarray(held.sum(axis=0) ** 2 / np.maximum(np.sum(held**2, axis=0), np.finfo(float).tiny))
+        """How many groups hold each class (classes,), as ``holders`` counts them."""
+        return holders(self.labels())
 
     def carriers(self, cost: str) -> int:
         """How few of the groups make 80 % of Σ r², r a group's residuals of the ``cost``, added up."""

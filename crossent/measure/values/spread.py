@@ -128,8 +128,7 @@ def clustered(residual: _Float, weight: _Float, size: float, differences: bool =
     correction, freedom = leverages(h, np.ones(h.size))
     pulls = residual * np.sqrt(correction)
     scatter = float(np.sum(pulls**2))
-    if differences and (variance := float(np.sum(pulls**4)) - scatter**2 / h.size) > 0:
-        freedom = min(freedom, max(2 * scatter**2 / variance, interval.LEAST_FREEDOM))
+    freedom = min(freedom, interval.freedom_of_squares(pulls)) if differences else freedom
     # of_sums widens by one degree of freedom, which the leverages have done already.
     second = scatter / (1 + 1 / freedom)
     third = float(np.sum(pulls**3)) / (1 + 1 / freedom) ** 1.5

@@ -21,7 +21,8 @@ from crossent.minimise.data.problem import folds
 from crossent.minimise.training import learn as learning
 from crossent.minimise.training.judge import logits_of
 from crossent.minimise.training.learn import launched
-from tests.minimise.ranks import FEW, MIXED, TREES, rows
+from crossent.minimise.training.train import _sizes
+from tests.minimise.ranks import FEW, MIXED, NORMED, PICTURES, TREES, images, normed, rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -246,7 +247,11 @@ def test_two_processes_give_the_answer_of_one(tmp_path):
     shares = replace(rows(), target=torch.nn.functional.one_hot(rows().target).float())
     for name, problem in (("weighted", weighted), ("shares", shares)):
         assert torch.allclose(pair[0][name], learn(problem, MIXED["mixup"]).held_out, atol=1e-4)
-    assert torch.equal(pair[0]["images"], pair[1]["images"])  # batch norm sees what each process has: not one's answer
+    own = learn(rows(), NORMED, factory=normed).held_out
+    for name, alone in (("images", learn(images(), PICTURES).held_out), ("own", own)):
+        assert torch.equal(pair[0][name], pair[1][name])
+        assert torch.allclose(pair[0][name], alone, atol=1e-4), (pair[0][name] - alone).abs().max()
+    assert not torch.allclose(learn(rows(), NORMED, 1, factory=normed).held_out, own, atol=1e-2)
     alone = learn(rows(count=600), replace(TREES, epochs=1))
     assert "Trees" in [type(network).__name__ for network in alone.network.networks]
     assert torch.equal(pair[0]["trees"], pair[1]["trees"])
@@ -325,3 +330,20 @@ def test_a_linear_model_beside_networks_ends_after_so_many_steps_and_one_that_st
     monkeypatch.setattr(learning, "MOST_STEPS_OF_A_LINEAR_MODEL", 4 * steps)
     assert epochs(replace(recipe, beside=True)) == {1: 9, 2: 4}
     assert epochs(replace(recipe, model="linear")) == {1: 9}
+
+
+def test_a_row_that_would_be_alone_in_its_batch_joins_another_where_batch_norm_may_be():
+    """Of 45 rows learnt in batches of 11 one is left; no spread can be taken of it."""
+    learned = learn(rows(), replace(NORMED, batch=11), factory=normed)
+    assert learned.held_out.isfinite().all()
+    assert [_sizes(45, 11, many) for many in (False, True)] == [[11, 11, 11, 12], [11, 11, 11, 11, 1]]
+    assert [_sizes(rows, 11, False) for rows in (1, 12, 22, 24)] == [[1], [12], [11, 11], [11, 11, 2]]
+
+
+def test_dropout_before_batch_norm_draws_from_the_seed_alone():
+    """The averages of batch norm are taken anew for the average of the weights, with coins of their own."""
+    said = []
+    for other in (1, 2):
+        torch.manual_seed(other)
+        said.append(learn(rows(), NORMED, factory=normed).held_out)
+    assert torch.equal(*said)

@@ -98,7 +98,9 @@ class State:
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.network.modules()):
             some = torch.linspace(0, len(x) - 1, min(len(x), 64 * batch)).long()
             pieces = (x[rows].to(self.fabric.device) for rows in some.split(batch) if len(rows) > 1)
-            update_bn(pieces, self.average.module)
+            with torch.random.fork_rng():  # dropout before a norm is drawn alike whenever, and wherever, this is asked
+                torch.manual_seed(0)
+                update_bn(pieces, self.average.module)
         return self.average.module.eval()
 
     def pace(self, done: float) -> None:

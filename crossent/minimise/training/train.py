@@ -7,8 +7,8 @@ cross-entropy wins.
 
 Every epoch seeds torch with (seed, epoch) and draws from nothing else. So a run that was killed and resumed makes the
 same batches, the same dropout and the same bits as one that was not. On several processes each reads its share of
-every batch, with the dropout and the mixing that one process would have drawn for it, and the loss is divided by the
-rows of the whole batch, however raggedly it was shared out.
+every batch, with the dropout and the mixing that one process would have drawn for it, and the batch norm of all rows;
+and the loss is divided by the rows of the whole batch, however raggedly it was shared out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ from crossent.minimise.training.judge import (
 )
 from crossent.minimise.training.optimiser import sharpen
 from crossent.minimise.training.state import BY_HAND, MOST_ROLLBACKS, OVER, SLOWER, History, State
+from crossent.minimise.training.whole import Whole
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,8 @@ def train(
         raise ValueError("every member needs a row that is held out from it.")
     rows = len(loader) if loader is not None else min(len(learnt) for learnt, _ in members)
     batch = 1 if loader is not None else recipe.batch_for(rows)
-    steps = math.ceil(rows / batch)
+    sizes = [1] * rows if loader is not None else _sizes(rows, batch, hasattr(network, "members"))
+    steps = len(sizes)
     patience = recipe.patience_for(steps)
     epochs = recipe.epochs_for(patience)
     state = State(network, recipe, steps, fabric, _fingerprint(problem, fold, recipe, seed))
@@ -146,7 +148,7 @@ def train(
                 break
             with threads(network, batch), _seeded(seed, epoch, len(history.trouble), fabric.global_rank) as draw:
                 coins = torch.Generator().manual_seed(_stream(seed, epoch, len(history.trouble), 0))
-                loss = _one_epoch(state, problem, objective, members, rows, batch, epochs, draw, coins, report, loader)
+                loss = _one_epoch(state, problem, objective, members, sizes, epochs, draw, coins, report, loader)
             # Ctrl-C may come between any two lines: what belongs together is computed first, then set at once.
             said, losses = held_out, (loss, math.nan)
             if math.isfinite(loss):
@@ -194,28 +196,27 @@ def _one_epoch(
     problem: Problem,
     objective: Objective,
     members: Members,
-    rows: int,
-    batch: int,
+    sizes: list[int],
     epochs: int,
     draw: torch.Generator,
     coins: torch.Generator,
     report: Callable[[int, float], None],
     loader: Any,
 ) -> float:
-    """One pass over the rows; the mean of the losses on the way."""
+    """One pass over the rows, of which steps read so many; the mean of the losses on the way."""
     recipe, fabric, epoch = state.recipe, state.fabric, len(state.history.train) + 1
     images = problem.x.dim() > 2  # a table's noise is in units that its network knows
     augment = Augment(recipe.mixup, recipe.cutmix, recipe.noise if images else 0.0, recipe.flip, recipe.crop)
     many, one_of_several = hasattr(state.network, "members"), loader is None and fabric.world_size > 1
     share = slice(fabric.global_rank, None, fabric.world_size)
     if loader is None:
-        order = torch.stack([_order(learnt, rows, problem.target, objective, draw) for learnt, _ in members])
+        order = torch.stack([_order(learnt, sum(sizes), problem.target, objective, draw) for learnt, _ in members])
         # Rows of one process are mixed with rows of another: each mixes the whole batch, and takes its share then.
-        batches = _batches(problem, order, batch, many, fabric, slice(None) if augment else share)
+        batches = _batches(problem, order.split(sizes, 1), many, fabric, slice(None) if augment else share)
     else:
         batches = _loaded(loader, fabric)
     drawn = coins if one_of_several else torch.default_generator
-    total, said, steps = torch.zeros((), dtype=torch.float64), time.monotonic(), math.ceil(rows / batch)
+    total, said, steps = torch.zeros((), dtype=torch.float64), time.monotonic(), len(sizes)
     state.train()
     for step, (x, target, weight, divisor) in enumerate(batches):
         mixed: Tensor | Target = target
@@ -235,8 +236,7 @@ def _one_epoch(
         ) -> Tensor:
             for optimiser in state.optimisers:
                 optimiser.zero_grad(set_to_none=True)
-            mine = shared(fabric.global_rank, fabric.world_size, rows, coins)
-            with mine if many and one_of_several else contextlib.nullcontext():
+            with _whole(fabric, many, rows, None if loader is not None else coins):
                 loss = objective.loss(state.model(x), target, weight).sum() / divisor
             fabric.backward(loss)
             return loss
@@ -259,15 +259,35 @@ def _one_epoch(
     return float(fabric.all_reduce(total, reduce_op="mean")) / steps
 
 
+def _whole(fabric: Any, many: bool, rows: int, coins: torch.Generator | None) -> contextlib.AbstractContextManager[Any]:
+    """Within it a network sees the whole batch, of which each of several processes has a share."""
+    if fabric.world_size == 1:
+        return contextlib.nullcontext()
+    if many and coins is not None:
+        return shared(fabric.global_rank, fabric.world_size, rows, coins)
+    return Whole(fabric, rows, coins)
+
+
+def _sizes(rows: int, batch: int, many: bool) -> list[int]:
+    """How many rows each step reads.
+
+    A last row that would be alone joins the batch before it, where a network may have batch norm: no row has a spread.
+    """
+    whole, left = divmod(rows, batch)
+    if left == 1 and whole and not many:
+        return [batch] * (whole - 1) + [batch + 1]
+    return [batch] * whole + [left] * (left > 0)
+
+
 def _batches(
-    problem: Problem, order: Tensor, batch: int, many: bool, fabric: Any, share: slice
+    problem: Problem, wholes: Sequence[Tensor], many: bool, fabric: Any, share: slice
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None, float]]:
     """Rows, targets and weights of this process, its ``share`` of a batch, and what their losses are divided by.
 
     The loss is a mean over all rows of all members, wherever they are, and Fabric divides gradients by the number of
     processes: so it is the sum of the rows here by the rows of the whole batch for each process.
     """
-    for whole in order.split(batch, 1):
+    for whole in wholes:
         mine = whole[:, share] if many else whole[0, share]
         weight = None if problem.weight is None else problem.weight[mine].to(fabric.device)
         target = problem.target[mine].to(fabric.device)

@@ -9,6 +9,8 @@ unpickled when it is loaded, and no type but those of the libraries that made it
 
 from __future__ import annotations
 
+import io
+import re
 import warnings
 import zipfile
 from dataclasses import dataclass, field
@@ -25,6 +27,8 @@ from crossent.minimise.data import dataset
 
 TRUSTED = ("skrub.", "sklearn.", "numpy.dtype", "datetime.", "pandas.DatetimeTZDtype")
 """Beside what skops trusts itself; not all of pandas, numpy or scipy, which have functions that read pickles."""
+ADDRESS = re.compile(rb'(?<="__id__": )\d+|(?<="file": ")\d+(?=\.)')
+"""Of an object, and of a file of its numbers, in skops' schema; in text of the table's own quotes are escaped."""
 INDICATORS = (100, 1000)
 """Values for which a column of text has indicators: the first number at any rate, up to the second where its values
 come ROWS_FOR_EACH times on average. A column with more is read by its character n-grams."""
@@ -169,7 +173,7 @@ class Preparation:
             return
         skops = require("skops.io", "cli", "saving how a table is prepared")
         with replacing(path) as temporary:
-            skops.dump(self.vectorizer, temporary, compression=zipfile.ZIP_DEFLATED, compresslevel=6)
+            _write_without_addresses(skops.dumps(self.vectorizer), temporary)
 
     @classmethod
     def load(cls, plain: dict[str, Any], path: Path) -> Preparation:
@@ -195,6 +199,26 @@ class Preparation:
                     "are named in model.json, or close ones."
                 ) from trouble
         return preparation
+
+
+def _write_without_addresses(archive: bytes, path: Path) -> None:
+    """Write skops' zip so that one vectorizer has the same bytes whenever it is written.
+
+    skops names objects by where they lay in memory, and a zip keeps the time; here they are numbered as they come.
+    """
+    numbers: dict[bytes, bytes] = {}
+
+    def numbered(text: bytes) -> bytes:
+        return ADDRESS.sub(lambda found: numbers.setdefault(found[0], b"%d" % len(numbers)), text)
+
+    with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        schema = numbered(old.read("schema.json"))
+        new.writestr(zipfile.ZipInfo("schema.json"), schema, zipfile.ZIP_DEFLATED, 6)
+        for name in old.namelist():
+            if name != "schema.json":
+                address, _, kind = name.partition(".")
+                part = zipfile.ZipInfo(f"{numbers[address.encode()].decode()}.{kind}")
+                new.writestr(part, old.read(name), zipfile.ZIP_DEFLATED, 6)
 
 
 def _most_values(rows: int) -> int:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import mmap
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,6 +84,58 @@ def test_what_is_kept_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [round(block.size / one) for block in reuse._kept] == [3]  # the oldest went
     gradient(Z.repeat(1, 4))
     assert [round(block.size / one) for block in reuse._kept] == [3]  # more than may be kept at all
+
+
+def test_large_blocks_are_on_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux may take the pages of what nobody holds, up to a bound, and only of that."""
+    if reuse.LOOSE == reuse.KEPT:  # no Linux: only what is small is kept
+        return
+    monkeypatch.setattr(reuse, "KEPT", 2**20)
+    first = gradient()
+    known, place, size = first.clone(), first.data_ptr(), first.nbytes
+    assert on_call() < 0.2 * size
+    del first
+    assert len(reuse._loose) == 1
+    assert not reuse._kept
+    assert on_call() > 0.8 * size  # Linux counts some fifteen pages late
+    again = gradient()
+    assert again.data_ptr() == place
+    assert torch.equal(again, known)
+    assert on_call() < 0.2 * size
+    del again
+    pages = reuse._loose[0].base.obj
+    pages.madvise(mmap.MADV_DONTNEED)  # as if the system had been short of memory
+    assert not reuse._loose[0].any()
+    assert torch.equal(gradient(), known)
+    assert len(reuse._loose) == 1
+    monkeypatch.setattr(reuse, "LOOSE", int(2.5 * size))
+    held = [gradient() for _ in range(3)]
+    del held
+    assert len(reuse._loose) == 2
+    gradient(Z.repeat(1, 3))  # more than may be kept at all
+    assert len(reuse._loose) == 2
+
+
+def on_call() -> int:
+    """Bytes of this process that Linux may take."""
+    found = re.search(r"LazyFree:\s+(\d+) kB", Path("/proc/self/smaps_rollup").read_text())
+    assert found is not None
+    return 1024 * int(found[1])
+
+
+class _NoPages:
+    """A system that takes no advice."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        raise OSError(22, "Invalid argument")
+
+
+def test_a_system_that_takes_no_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = gradient()
+    monkeypatch.setattr(reuse, "KEPT", 2**20)
+    monkeypatch.setattr(reuse.mmap, "mmap", _NoPages)
+    assert torch.equal(gradient(), known)
+    assert not reuse._loose
 
 
 def test_training_after_inference() -> None:

@@ -29,8 +29,8 @@ BLOCK = 1024
 """Classes of a block of the head, at least: enough for a product at full speed, and few enough for the cache."""
 WIDENED = 2**21
 """Numbers of a block that is widened to float32: 8 MiB, so that they are multiplied while in cache."""
-LARGE = 2**27
-"""Bytes from which memory comes in torch's small pages; see ``room``."""
+LARGE = 2**30
+"""Bytes above which memory comes in torch's small pages; see ``room``."""
 GATHERED = 2**21
 """Numbers of the rows that are gathered at a time: 8 MiB of float32, which stay in cache."""
 
@@ -244,9 +244,10 @@ def _adds_up_wide(device: torch.device) -> bool:
 
 
 def _times_rounded(d: Tensor, factor: Tensor | None, dtype: torch.dtype) -> Tensor:
-    if factor is None or d.dtype == dtype or d.device.type == "cpu":
-        return (d if factor is None else d.mul_(factor)).to(dtype)
-    return torch.mul(d, factor, out=torch.empty_like(d, dtype=dtype))  # in one pass over memory
+    if factor is not None and d.dtype != dtype and d.device.type != "cpu":
+        return torch.mul(d, factor, out=torch.empty_like(d, dtype=dtype))  # in one pass over memory
+    d = d if factor is None else d.mul_(factor)
+    return d if d.dtype == dtype else room(d, *d.shape, dtype=dtype).copy_(d)
 
 
 def _times(dz: Tensor, w: Tensor) -> Tensor:
@@ -273,11 +274,11 @@ def _is_native(x: Tensor) -> bool:
 
 
 def room(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Memory that nobody has written to, in large pages where the backend knows how to get them, unless it is LARGE.
+    """Memory of any content, of what is used again where the backend keeps such, unless it is LARGE.
 
-    Large pages cost a third of small ones if they were in use a moment ago. A virtual machine that has given them back
-    to its host, after two seconds, may wait for them twenty times as long (LOG.md); and a head with so large a gradient
-    has steps that take seconds.
+    What is not kept comes in small pages. Fresh large ones cost a third of these if they were in use a moment ago; but
+    a virtual machine that has given them back to its host, after two seconds, may wait for them twenty times as long
+    (LOG.md), and a head with so large a gradient has steps that take seconds.
     """
     dtype = like.dtype if dtype is None else dtype
     backend = backends.of(like)

@@ -79,7 +79,7 @@ def window(lines: list[Line]) -> tuple[float, float]:
     ends += [end for _, _, low, high in lines if low is not None and high is not None and high - low <= limit
              for end in (low, high)]  # fmt: skip
     least, most = min(ends), max(ends)
-    margin = 0.05 * (most - least) or 1e-9
+    margin = 0.05 * (most - least) or 1.0  # where nothing differs: an axis in billionths would look like a figure
     return least - margin, most + margin
 
 

@@ -107,3 +107,9 @@ def test_other_records_have_none_of_it():
     bare = Record("comparison", "nothing in it")
     assert "This record holds no difference." in headline(bare)
     assert "Comparison" in html.page(bare)
+
+
+def test_where_nothing_differs_the_axis_is_not_in_billionths():
+    nothing = [("focal", 0.0, 0.0, 0.0), ("brier", 0.0, None, None)]
+    assert comparison_plots.window(nothing) == (-1.0, 1.0)
+    assert comparison_plots.window([("focal", 0.0, 0.0, 2e-12)]) == pytest.approx((-1e-13, 2.1e-12))

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from crossent.compute.backends.reference import BLOCK, wide
-from crossent.compute.distribution import GIVEN, WHOLE, Given, Whole, js, kl, log, of_measure, tolerance
+from crossent.compute.distribution import GIVEN, WHOLE, Given, Whole, js, kl, log, of_measures, tolerance
 from crossent.compute.information import check_weight
 from crossent.compute.linear.derivative import pushed
 from crossent.compute.reduce import check_reduction, reduce
@@ -166,7 +166,7 @@ class Divergence:
             else:  # all columns: nothing is left, and what 1 - Σ p would say is rounding
                 z = row.answered(row.parted(z, index)[0])
             row = WHOLE  # k + 1 columns, whoever has the others
-        q, p = of_measure(z, self.temperature, row), of_measure(a, self.temperature, row)
+        q, p = of_measures(z, a, temperature=self.temperature, row=row)
         if self.kind == "forward_kl":
             value = kl(p, q)
         elif self.kind == "reverse_kl":
@@ -179,7 +179,7 @@ class Divergence:
 def _with_others(z: Tensor, index: Tensor, temperature: float, row: Whole) -> Tensor:
     """Logits (n, k + 1) of k columns and of all others together: τ log Σ e^(z/τ), -inf if there are none."""
     best, others = row.parted(z, index)
-    peak = row.greatest(others.detach())[0]
+    ((peak, _),) = row.greatest(others.detach())
     none = peak == -torch.inf
     below = torch.where(none, 0.0, others) - torch.where(none, 0.0, peak)
     total = peak + temperature * torch.log(row.sum(torch.exp(below / temperature)))
@@ -311,9 +311,9 @@ def _check_teacher(t: Tensor, live: Tensor, given: str, rest: str | None, row: W
     if given == "logits" or not visible(t) or not visible(live):
         return
     p = t.detach().exp() if given == "log_probabilities" else t.detach()
-    total = row.sum(p).squeeze(-1)
+    total, wrong = (x.squeeze(-1) for x in row.sums(p, (~((p >= 0) & (p < torch.inf))).to(p.dtype)))
     what = f"{given} that are negative, infinite or NaN"
-    wrong = ~row.every((p >= 0) & (p < torch.inf)).squeeze(-1)
+    wrong = wrong > 0
     if not bool((wrong & live).any()):
         if given == "counts":
             what, wrong = "counts that are all 0", total == 0

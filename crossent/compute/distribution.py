@@ -16,7 +16,8 @@ All that is asked of a row as a whole is a method of ``Whole``, so that the colu
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -32,7 +33,10 @@ GIVEN = ("logits", "probabilities", "log_probabilities", "counts")
 
 @dataclass(frozen=True)
 class Whole:
-    """What is asked of all columns of a row: here they are the last dimension, which each answer keeps, of size 1."""
+    """What is asked of all columns of a row: here they are the last dimension, which each answer keeps, of size 1.
+
+    What is asked of several tensors at once is answered together: in one message, if columns lie on several machines.
+    """
 
     def classes(self, x: Tensor) -> int:
         """How many columns a row has."""
@@ -42,25 +46,25 @@ class Whole:
         """How many columns of a row are in one place, at most."""
         return x.shape[-1]
 
-    def greatest(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The greatest number, and where it first is, for ``at`` and ``put``."""
-        return x.max(-1, keepdim=True)
+    def greatest(self, *x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The greatest number of each, and where it first is, for ``at`` and ``put``."""
+        return [each.max(-1, keepdim=True) for each in x]
 
-    def at(self, x: Tensor, where: Tensor) -> Tensor:
-        """The number that is there."""
-        return x.gather(-1, where)
+    def at(self, where: Tensor, *x: Tensor) -> Sequence[Tensor]:
+        """The number of each that is there."""
+        return [each.gather(-1, where) for each in x]
 
     def put(self, x: Tensor, where: Tensor, number: Tensor | float) -> Tensor:
         """The same row with another number there."""
         return x.scatter(-1, where, number)
 
-    def sum(self, x: Tensor) -> Tensor:
-        """The sum, in the wide dtype."""
-        return x.sum(-1, keepdim=True, dtype=wide(x))
+    def sums(self, *x: Tensor) -> Sequence[Tensor]:
+        """The sum of each, in the wide dtype."""
+        return [each.sum(-1, keepdim=True, dtype=wide(each)) for each in x]
 
-    def every(self, x: Tensor) -> Tensor:
-        """Whether all are true."""
-        return x.all(-1, keepdim=True)
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum of one."""
+        return self.sums(x)[0]
 
     def parted(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """The numbers (…, k) of the columns ``index`` (…, k), and the row with -inf in their places."""
@@ -77,12 +81,13 @@ WHOLE = Whole()
 
 @dataclass(frozen=True, eq=False)
 class Distribution:
-    """Distributions along the last dimension: ``log`` p, and what it was made of.
+    """Distributions along the last dimension: ``log`` p, where it is first the greatest, and what it was made of.
 
     p is proportional to e^(``measure`` / ``temperature``), and to ``linear`` where the numbers came as such.
     """
 
     log: Tensor
+    first: Tensor
     measure: Tensor
     linear: Tensor | None = None
     temperature: float = 1.0
@@ -126,17 +131,28 @@ def read(input: Tensor, given: Given, dim: int = -1, name: str = "input") -> Dis
     return of_linear(a)
 
 
-def of_measure(a: Tensor, temperature: float = 1.0, row: Whole | None = None) -> Distribution:
+def of_measure(a: Tensor, temperature: float = 1.0) -> Distribution:
     """The distribution proportional to e^(a / temperature), a in float64."""
-    # Offsets go before anything is rounded by the division; a row with +inf, or nothing above -inf, is all NaN.
-    scaled = a if temperature == 1 else (a - (row or WHOLE).greatest(a.detach())[0]) / temperature
-    return Distribution(_log_softmax(scaled, row), a, None, temperature, row)
+    return of_measures(a, temperature=temperature)[0]
+
+
+def of_measures(*a: Tensor, temperature: float = 1.0, row: Whole | None = None) -> list[Distribution]:
+    """The same of several, asked of their rows together."""
+    found = (row or WHOLE).greatest(*(each.detach() for each in a))
+    below = [(each - _level(peak)) / temperature for each, (peak, _) in zip(a, found, strict=True)]
+    firsts = [first for _, first in found]
+    logs = _log_softmax(below, firsts, row)
+    return [Distribution(*each, None, temperature, row) for each in zip(logs, firsts, a, strict=True)]
 
 
 def of_linear(p: Tensor) -> Distribution:
     """The distribution proportional to p, in float64 and not negative."""
-    a = log(p)
-    return Distribution(_log_softmax(a), a, p)
+    return replace(of_measure(log(p)), linear=p)
+
+
+def _level(peak: Tensor) -> Tensor:
+    """What is taken from all of a row: NaN of one with +inf, or nothing above -inf."""
+    return torch.where(peak.isfinite(), peak, torch.nan)
 
 
 def log(p: Tensor) -> Tensor:
@@ -165,22 +181,24 @@ def log_ratio(p: Distribution, q: Distribution) -> Tensor:
     if p.linear is not None and q.linear is not None:
         d = log_quotient(*_comparable(p.linear, q.linear))
     elif p.temperature == q.temperature:
-        d = _difference(p.measure, q.measure, q.log, there, p.whole) / p.temperature
+        d = _difference(p.measure, q.measure, q.first, there, p.whole) / p.temperature
     else:
         return far
-    small = p.whole.greatest(torch.where(there, d.detach().abs(), 0.0))[0] <= 30
+    small = d.detach().abs() <= 30
     d = torch.where(small & there, d, 0.0)
-    mean = p.whole.sum(q.p * torch.where(p.absent, -1.0, torch.expm1(d)))
-    near = small & (mean.abs() <= 0.5) & p.whole.every(p.absent | ~q.absent)
+    # Not near are rows with a ratio that is not small, and those that the sum of q leaves something out of.
+    out = (there & ~small) | (q.absent & ~p.absent)
+    mean, left_out = p.whole.sums(q.p * torch.where(p.absent, -1.0, torch.expm1(d)), out.to(d.dtype))
+    near = (mean.abs() <= 0.5) & (left_out == 0)
     ratio = d - torch.log1p(torch.where(near, mean, 0.0))
     return torch.where(there, torch.where(near, ratio, far), 0.0)
 
 
-def _difference(a: Tensor, b: Tensor, log_q: Tensor, there: Tensor, row: Whole) -> Tensor:
-    """a - b, but for a number that is the same for all classes, where the two are there."""
+def _difference(a: Tensor, b: Tensor, most: Tensor, there: Tensor, row: Whole) -> Tensor:
+    """a - b, but for a number that is the same for all classes, where the two are there; b is greatest at ``most``."""
     a, b = torch.where(there, a, 0.0), torch.where(there, b, 0.0)
-    most = row.greatest(log_q.detach().expand_as(a))[1]
-    a_most, b_most = row.at(a.detach(), most), row.at(b.detach(), most)
+    most = most.expand(*a.shape[:-1], most.shape[-1])
+    a_most, b_most = row.at(most, a.detach(), b.detach())
     # Close logits are subtracted first, which is exact; logits with offsets of their own first lose those.
     close = (a_most - b_most).abs() <= 1
     return torch.where(close, (a - b) - (a_most - b_most), (a - a_most) - (b - b_most))
@@ -230,35 +248,34 @@ def _log_over_mixture(ratio: Tensor, w: float, other: float) -> Tensor:
     return torch.where(close, near, far)
 
 
-def _log_softmax(a: Tensor, row: Whole | None = None) -> Tensor:
-    """log softmax along the last dimension, its value and its gradient with all digits where p is near 1."""
-    return (_LogSoftmax if is_compiled() else _LogSoftmaxForward).apply(a, row)
+def _log_softmax(below: list[Tensor], firsts: list[Tensor], given: Whole | None) -> list[Tensor]:
+    """log softmax of each, of which nothing is above 0: value and gradient with all digits where p is near 1."""
+    row = given or WHOLE
+    rests = row.sums(*(row.put(torch.exp(a.detach()), first, 0.0) for a, first in zip(below, firsts, strict=True)))
+    kind = _LogSoftmax if is_compiled() else _LogSoftmaxForward
+    return [kind.apply(*each, given) for each in zip(below, firsts, rests, strict=True)]
 
 
 class _LogSoftmax(torch.autograd.Function):
+    """below - log1p(rest), with the gradient that ``rest`` would have; ``first`` is 0 in below, and not in the rest."""
+
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(a: Tensor, given: Whole | None) -> Tensor:
-        row = given or WHOLE
-        peak, first = row.greatest(a)
-        below = a - peak
-        rest = row.sum(row.put(torch.exp(below), first, 0.0))
-        return below - (torch.log1p(rest) + (peak - peak))  # a row with +inf, or nothing above -inf, is all NaN
+    def forward(below: Tensor, first: Tensor, rest: Tensor, given: Whole | None) -> Tensor:
+        return below - torch.log1p(rest)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.save_for_backward(output)
-        ctx.row = inputs[1] or WHOLE
+        ctx.save_for_backward(output, inputs[1])
+        ctx.row = inputs[3] or WHOLE
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        (log_p,), row = ctx.saved_tensors, ctx.row
-        first = row.greatest(log_p.detach())[1]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
+        log_p, first = ctx.saved_tensors
         # dz_j = g_j (1 - p_j) - p_j Σ_{i≠j} g_i; only at the greatest class could the g_j taken out of the sum be most
         # of it, so there the others are added up by themselves.
-        others = row.put(row.sum(g) - g, first, row.sum(row.put(g, first, 0.0)))
-        return -g * torch.expm1(log_p) - log_p.exp() * others, None
+        return -g * torch.expm1(log_p) - log_p.exp() * _others(g, first, ctx.row), None, None, None
 
 
 class _LogSoftmaxForward(_LogSoftmax):
@@ -267,16 +284,20 @@ class _LogSoftmaxForward(_LogSoftmax):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         _LogSoftmax.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(output)
+        ctx.save_for_forward(output, inputs[1])
 
     @staticmethod
-    def jvp(ctx: Any, t: Tensor, _: None) -> Tensor:
+    def jvp(ctx: Any, t: Tensor, *_: None) -> Tensor:
         refuse_nested_forward()
-        (log_p,), row = ctx.saved_tensors, ctx.row
-        # t_j (1 - p_j) - Σ_{i≠j} p_i t_i, and the sum again without the greatest class where that is j.
-        first, weighed = row.greatest(log_p.detach())[1], log_p.exp() * t
-        others = row.put(row.sum(weighed) - weighed, first, row.sum(row.put(weighed, first, 0.0)))
-        return -t * torch.expm1(log_p) - others
+        log_p, first = ctx.saved_tensors
+        # t_j (1 - p_j) - Σ_{i≠j} p_i t_i
+        return -t * torch.expm1(log_p) - _others(log_p.exp() * t, first, ctx.row)
+
+
+def _others(x: Tensor, first: Tensor, row: Whole) -> Tensor:
+    """Σ_{i≠j} x_i for every j: at the greatest class a sum of its own, in which nothing cancels."""
+    every, followers = row.sums(x, row.put(x, first, 0.0))
+    return row.put(every - x, first, followers)
 
 
 def excess(x: Tensor) -> Tensor:

@@ -60,8 +60,8 @@ def distillation(
 
     Accuracy: that of ``crossent.distillation``, which adds up in another order. Gradients of the teacher are there if
     it asks for them: of its own columns, or of all k values on every rank. Cost: that of ``crossent.distillation``,
-    divided among the ranks; of each block of rows (2¹⁸ logits of the widest rank) eleven exchanges of one or two
-    numbers a row forwards and sixteen backwards, two more each way at a temperature, and with ``index`` three and five.
+    divided among the ranks; of each block of rows (2¹⁸ logits of the widest rank) five exchanges of one to four
+    numbers a row forwards and eight backwards, and with ``index`` three and five.
     Memory: as on one machine, of the own columns.
     Derivatives of any order, and forward ones; ``vmap`` is refused. Under ``torch.compile`` the call is left to eager
     mode, which ``fullgraph=True`` forbids. Source: as in ``crossent.distillation``.
@@ -143,8 +143,8 @@ def linear_distillation(
         ValueError, TypeError: as ``distillation`` of this module; and for a teacher that requires a gradient.
 
     Every rank gets the gradient of its part of the head; that of hidden states is the sum over the ranks. Accuracy:
-    that of ``crossent.linear_distillation``. Cost: that divided among the ranks, and of each chunk about sixteen
-    exchanges of one or two numbers a row, for rows half as many again. Source: Hinton et al. 2015, eq. 1.
+    that of ``crossent.linear_distillation``. Cost: that divided among the ranks, and of each chunk eight
+    exchanges of one to four numbers a row, for rows thirteen. Source: Hinton et al. 2015, eq. 1.
 
     >>> import torch, torch.distributed as dist
     >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)

@@ -124,6 +124,40 @@ def test_float32_is_rounded_once_and_blocks_change_no_bit() -> None:
     assert [x.dtype for x in half] == [torch.float32, torch.bfloat16, torch.bfloat16]
 
 
+def messages(z: Tensor, t: Tensor, rows: int, options: dict) -> tuple[int, int]:
+    """A job: how many collectives there are forwards and backwards, with blocks of so many rows."""
+    module = importlib.import_module("crossent.compute.distillation")
+    sent = 0
+
+    def counted(send: Any) -> Any:
+        def counts(*given: Any, **named: Any) -> Any:
+            nonlocal sent
+            sent += 1
+            return send(*given, **named)
+
+        return counts
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "BLOCK", rows * SIZES[2][0])
+        for name in ("all_gather", "all_reduce"):
+            patch.setattr(dist, name, counted(getattr(dist, name)))
+        leaf = own(z, SIZES[2], -1).clone().requires_grad_()
+        value = parallel.distillation(leaf, own(t, SIZES[2], -1), **options)
+        forwards, sent = sent, 0
+        value.backward()
+    return forwards, sent
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_messages_of_a_block(kind: str, temperature: float) -> None:
+    """What is asked of student and teacher, or of a row in two ways, goes in one message."""
+    z, t = torch.randn(2, 4, 6, generator=G)
+    options = {"kind": kind, "temperature": temperature}
+    one, two = (good(world_of(2).run(messages, z, t, rows, options))[0] for rows in (4, 2))
+    assert [b - a for a, b in zip(one, two, strict=True)] == [5, 8]
+
+
 def of_functions(sizes: tuple[int, ...], z: Tensor, t: Tensor, along: Tensor, options: dict) -> tuple[Tensor, ...]:
     """A job: a Hessian times a vector, and forward derivatives."""
     z, t, along = (own(x, sizes, -1) for x in (z, t, along))
@@ -225,12 +259,12 @@ def test_heads_of_a_wide_rank_and_a_narrow_one() -> None:
 def planted(fault: str) -> Iterator[None]:
     first = Spread.greatest
 
-    def of_every_rank(self: Spread, x: Tensor) -> tuple[Tensor, Tensor]:
-        peak, _ = first(self, x)
-        return peak, x == x.amax(-1, keepdim=True) if x.shape[-1] else x != x
+    def of_every_rank(self: Spread, *x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        own = (each == each.amax(-1, keepdim=True) if each.shape[-1] else each != each for each in x)
+        return [(peak, places) for (peak, _), places in zip(first(self, *x), own, strict=True)]
 
     places: dict[str, tuple[Any, str, Any]] = {
-        "with the sum of own columns": (Spread, "sum", Whole.sum),
+        "with the sum of own columns": (Spread, "sums", Whole.sums),
         "with a greatest column on each rank": (Spread, "greatest", of_every_rank),
         "with each rank's whole gradient": (Spread, "answered", Whole.answered),
         "with the teacher's best on every rank": (divergence, "here", lambda index, *_: (index * 0, index >= 0)),

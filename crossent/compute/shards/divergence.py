@@ -6,6 +6,7 @@ of the whole row, the ranks tell each other one number. Whatever is a sum goes b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -30,34 +31,36 @@ class Spread(Whole):
         """How many columns the widest rank has: all ranks make the same blocks."""
         return max(self.shard.sizes)
 
-    def greatest(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def greatest(self, *x: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The greatest number of all ranks, and where it first is."""
-        own = torch.arange(x.shape[-1], device=x.device) + self.shard.start
+        peaks, places = told(torch.stack([self._greatest_here(each) for each in x]), self.shard.group).unbind(2)
+        most, rank = peaks.max(0)
+        places, own = places.gather(0, rank.unsqueeze(0))[0], torch.arange(x[0].shape[-1], device=x[0].device)
+        return [
+            (peak.unsqueeze(-1), own + self.shard.start == place.unsqueeze(-1))
+            for peak, place in zip(most, places, strict=True)
+        ]
+
+    def _greatest_here(self, x: Tensor) -> Tensor:
+        """(2, …): the greatest of these columns, and where that is among all, which float64 holds below 2**53."""
         if x.shape[-1]:
             peak, at = x.detach().max(-1)
         else:
             peak = x.new_full(x.shape[:-1], -torch.inf)
             at = torch.zeros_like(peak, dtype=torch.int64)
-        # Places are exact in float64: there are fewer than 2**53 columns.
-        peaks, places = told(torch.stack([peak, (at + self.shard.start).to(peak)]), self.shard.group).unbind(1)
-        most, rank = peaks.max(0)
-        return most.unsqueeze(-1), own == places.gather(0, rank.unsqueeze(0))[0].unsqueeze(-1)
+        return torch.stack([peak, (at + self.shard.start).to(peak)])
 
-    def at(self, x: Tensor, where: Tensor) -> Tensor:
-        """The number that is there, on whichever rank."""
-        return self.sum(torch.where(where, x, 0.0))
+    def at(self, where: Tensor, *x: Tensor) -> Sequence[Tensor]:
+        """The numbers that are there, on whichever rank."""
+        return self.sums(*(torch.where(where, each, 0.0) for each in x))
 
     def put(self, x: Tensor, where: Tensor, number: Tensor | float) -> Tensor:
         """The same columns with another number there."""
         return torch.where(where, number, x)
 
-    def sum(self, x: Tensor) -> Tensor:
-        """The sum over all ranks."""
-        return total(super().sum(x), self.shard.group)
-
-    def every(self, x: Tensor) -> Tensor:
-        """Whether all are true on all ranks."""
-        return self.sum((~x).double()) == 0
+    def sums(self, *x: Tensor) -> Sequence[Tensor]:
+        """The sums over all ranks."""
+        return total(torch.stack([*super().sums(*x)]), self.shard.group).unbind(0)
 
     def parted(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """The numbers of the columns ``index``, and the own columns with -inf in their places."""

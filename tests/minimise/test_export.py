@@ -20,7 +20,7 @@ from crossent import cli
 from crossent.errors import DataError
 from crossent.measure import Calibrator
 from crossent.measure.calibration.steps import Affine, Curve, Mixture, VennAbers
-from crossent.minimise import Recipe, Run, fit
+from crossent.minimise import Recipe, Run, fit, load
 from crossent.minimise import export as exporting
 from crossent.minimise.export import TOLERANCE, Written, about, as_module, export
 from crossent.minimise.networks.residual import Residual
@@ -302,3 +302,16 @@ def test_from_the_command_line(
     assert "prepared rows of 3 in, 3 probabilities and their logarithms out" in said
     assert "of predict_proba on 64 rows" in said
     assert np.abs(by_torch(path)(features(run, x))[0] - run.predict_proba(x)).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("suffix", READERS)
+def test_every_kind_of_a_mixture_is_written_and_read_back(suffix, arrays, tmp_path, monkeypatch):
+    """Networks, a linear model, the frequencies and the even distribution: none is left out, however little it says."""
+    monkeypatch.setattr("crossent.minimise.training.mix.LEAST_SHARE", -1.0)
+    x, run = arrays[0], fit(*arrays, recipe=replace(FEW, beside=True, epochs=2))
+    assert [type(kind).__name__ for kind in run.network.networks] == ["Tabular", "Tabular", "Average", "Even"]
+    run.save(tmp_path / "run")
+    assert np.array_equal(load(tmp_path / "run").predict_proba(x), run.predict_proba(x))
+    written = export(run, tmp_path / f"model.{suffix}")
+    for some in (x[:1], x[:7]):
+        assert READERS[suffix](written.path)(some)[0] == pytest.approx(run.predict_proba(some), abs=TOLERANCE)

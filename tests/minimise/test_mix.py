@@ -10,9 +10,10 @@ import torch
 from crossent.minimise.data.problem import Problem
 from crossent.minimise.data.task import Task
 from crossent.minimise.networks.several import Even, Mixture, averaged, pooled
+from crossent.minimise.networks.tabular import Tabular
 from crossent.minimise.training import mix
 from crossent.minimise.training.learn import learn
-from crossent.minimise.training.mix import Cooled, mixed
+from crossent.minimise.training.mix import Cooled, average, mixed
 from crossent.minimise.training.state import History
 from crossent.minimise.training.train import Trained
 from tests.minimise.ranks import FEW, rows
@@ -23,7 +24,8 @@ TWO = replace(FEW, members=2, bins=4, beside=True, trees=False)
 def widths(problem, recipe):
     """How many inputs the first layer of each network has, and how many members it is."""
     learned = learn(problem, recipe)
-    return [(network.weights[0].shape[1], network.members) for network in learned.network.networks[:-1]]
+    kinds = [network for network in learned.network.networks if isinstance(network, Tabular)]
+    return [(network.weights[0].shape[1], network.members) for network in kinds]
 
 
 def test_half_of_the_members_go_without_ramps(monkeypatch):
@@ -205,3 +207,44 @@ def test_two_kinds_that_are_too_sure_are_less_so_together():
     assert network.temperatures[:2].tolist() < [each - 0.1 for each in alone]
     assert apart.temperatures[:2].tolist() == pytest.approx(alone)
     assert math.isclose(float(network.shares.sum()), 1.0, abs_tol=1e-12)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_average_says_of_a_row_how_often_classes_come_in_other_folds(weighted):
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.multinomial(torch.tensor([0.7, 0.2, 0.1]), 60, replacement=True, generator=draw)
+    weight = torch.arange(60.0) % 4 if weighted else None
+    problem = Problem(Task("multi-class", ("a", "b", "c"), ""), torch.zeros(60, 1), labels, weight)
+    fold = torch.arange(60).unsqueeze(0) % 3
+    found = average(problem, FEW.objective(problem.task, problem.counts()), fold)
+    assert found.network(torch.zeros(7, 1)).shape == (3, 7, 3)
+    for row in (0, 1, 2, 59):
+        others = [other for other in range(60) if other % 3 != row % 3]
+        counts = [sum(1.0 if weight is None else float(weight[o]) for o in others if labels[o] == c) for c in range(3)]
+        rows_there = len(others)  # weights say what rows count beside each other: there are as many as there are
+        shares = [count / sum(counts) * rows_there + 1 / 3 for count in counts]
+        expected = [math.log(share / sum(shares)) for share in shares]
+        assert found.held_out[row].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_where_columns_tell_nothing_the_frequencies_are_said_and_else_the_answer_has_the_bits_without_them(monkeypatch):
+    draw = torch.Generator().manual_seed(1)
+    labels = torch.multinomial(torch.tensor([0.8, 0.15, 0.05]), 200, replacement=True, generator=draw)
+    noise = Problem(Task("multi-class", ("a", "b", "c"), ""), torch.randn(200, 12, generator=draw), labels)
+    few = replace(FEW, beside=True, trees=False, epochs=15, learning_rate=0.05, stop="none")
+    learned = learn(noise, few)
+    assert "Average" in [type(network).__name__ for network in learned.network.networks]
+    said = learned.log_probabilities(torch.randn(2000, 12, generator=draw)).exp()
+    told = learn(rows(), few)
+    assert "Average" not in [type(network).__name__ for network in told.network.networks]
+
+    def unlike(problem, objective, fold):
+        """It says what no row is, and is left out."""
+        found = average(problem, objective, fold)
+        found.network.logits.mul_(-9)
+        return replace(found, held_out=torch.log_softmax(-9 * found.held_out, -1))
+
+    monkeypatch.setattr("crossent.minimise.training.learn.average", unlike)
+    assert torch.equal(learn(rows(), few).held_out, told.held_out)
+    alone = learn(noise, few).log_probabilities(torch.randn(2000, 12, generator=draw)).exp()
+    assert said.std(0).max() < 0.5 * alone.std(0).max()  # far less is made of rows that tell nothing

@@ -16,11 +16,13 @@ from torch import nn
 
 from crossent.errors import DataError
 from crossent.minimise.networks.residual import Residual
-from crossent.minimise.networks.several import Even, Mixture, Several
+from crossent.minimise.networks.several import Average, Even, Mixture, Several
 from crossent.minimise.networks.tabular import Tabular
 from crossent.minimise.networks.trees import Trees
 
-KINDS: dict[str, type[nn.Module]] = {"tabular": Tabular, "trees": Trees, "residual": Residual, "even": Even}
+KINDS: dict[str, type[nn.Module]] = {
+    "tabular": Tabular, "trees": Trees, "residual": Residual, "average": Average, "even": Even,
+}  # fmt: skip
 """Networks that are made again from their settings. A model of texts has a folder of its own."""
 
 

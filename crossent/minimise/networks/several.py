@@ -131,6 +131,26 @@ class Even(nn.Module):
         return torch.zeros(1, x.shape[0], self.settings["columns"], device=x.device)
 
 
+class Average(nn.Module):
+    """Rows (n, …) → logits (members, n, columns) that are the same for every row: what labels are on average."""
+
+    logits: Tensor
+
+    def __init__(self, members: int, columns: int) -> None:
+        super().__init__()
+        self.settings = {"members": members, "columns": columns}
+        self.register_buffer("logits", torch.zeros(members, 1, columns))
+
+    @property
+    def members(self) -> int:
+        """One for each part of the rows that was held out."""
+        return len(self.logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same for every row."""
+        return self.logits.expand(-1, x.shape[-2], -1)
+
+
 def _rows_at_once(networks: Iterable[nn.Module]) -> int:
     """As many as the neediest of them asks for."""
     return min(int(getattr(network, "rows_at_once", 8192)) for network in networks)

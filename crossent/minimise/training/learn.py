@@ -34,7 +34,7 @@ from crossent.minimise.training.judge import (
     logits_of,
     together,
 )
-from crossent.minimise.training.mix import Cooled, cooled_by_itself, mixed
+from crossent.minimise.training.mix import Cooled, average, cooled_by_itself, mixed
 from crossent.minimise.training.outlook import NO_TREES, Outlook, outlook
 from crossent.minimise.training.state import BY_HAND, History
 from crossent.minimise.training.train import Progress, Trained, train
@@ -155,7 +155,11 @@ def learn(
                 cooled.append(mean)
     if together:
         alike = sum(chosen.model == recipe.model for _, chosen in jobs)  # they come first, and count most
-        network, held_out = mixed(done, cooled, alike, objective, problem)
+        kinds = done
+        if recipe.model == "network" and recipe.beside:
+            kinds = [*done, average(problem, objective, fold[:1])]
+            cooled.append(cooled_by_itself(kinds[-1], objective, problem, fold[:1]))
+        network, held_out = mixed(kinds, cooled, min(alike, len(done)), objective, problem)
         more = _outlook(done[:alike], deadline)
         if more is not None and trees and len(done) == len(jobs):
             more = replace(more, sentence=f"{more.sentence} {NO_TREES}")

@@ -44,9 +44,17 @@ from torch import Tensor
 
 from crossent.measure.calibration.families import mixing_weights
 from crossent.minimise.data.problem import Problem
-from crossent.minimise.networks.several import LEAST, Even, Mixture, averaged, pooled
+from crossent.minimise.networks.several import LEAST, Average, Even, Mixture, averaged, pooled
 from crossent.minimise.objective.objective import Objective
-from crossent.minimise.training.judge import MOST_FOR_A_TEMPERATURE, answers_of, claims_of, cooling, members_of
+from crossent.minimise.training.judge import (
+    MOST_FOR_A_TEMPERATURE,
+    answers_of,
+    claims_of,
+    cooling,
+    held_out_of,
+    members_of,
+)
+from crossent.minimise.training.state import History
 from crossent.minimise.training.train import Trained
 
 ENOUGH_FOR_A_TEMPERATURE = 50
@@ -85,6 +93,21 @@ def cooled_by_itself(trained: Trained, objective: Objective, problem: Problem, p
     rows = torch.cat([held for held, _ in answers])
     alone = cooling(torch.cat([said for _, said in answers]), problem.take(rows)).temperature
     return Cooled(alone, few, repeats, members, claims)
+
+
+def average(problem: Problem, objective: Objective, fold: Tensor) -> Trained:
+    """A kind that says of every row what labels are on average, in the folds (repeats, n) that it is not held out in.
+
+    A product with a power of it is drawn towards the frequencies of the classes, as far as the rows held out ask for
+    it: where columns tell nothing, all the way.
+    """
+    network = Average(len(fold) * (int(fold.max()) + 1), objective.columns)
+    members = members_of(problem, fold, network)
+    for member, (learnt, _) in enumerate(members):
+        weight = None if problem.weight is None else problem.weight[learnt]
+        if weight is None or bool(weight.any()):
+            network.logits[member] = objective.starting_bias(problem.target[learnt], weight)
+    return Trained(network, History(best_epoch=1), held_out_of(network, objective, problem, members))
 
 
 def mixed(

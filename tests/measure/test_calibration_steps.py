@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import warnings
 
 import numpy as np
@@ -13,7 +14,7 @@ from crossent import Calibrator, DataError
 from crossent.measure.calibration.choice import Choice
 from crossent.measure.calibration.families import FAMILIES
 from crossent.measure.calibration.rows import rows_of
-from crossent.measure.calibration.steps import Affine, Mixture, VennAbers
+from crossent.measure.calibration.steps import Affine, Curve, Mixture, VennAbers
 from tests.measure.test_calibration_families import sample
 
 
@@ -208,10 +209,19 @@ def test_what_is_no_logit_is_refused():
     assert one(np.zeros(0)).shape == (0,)
 
 
+@pytest.mark.parametrize("family", ["temperature", "Venn–Abers"])
+def test_what_is_no_number_stays_none_behind_a_network(family):
+    """A staircase has a step for everything, and gave NaN that of its first."""
+    steps = {"temperature": Mixture(2.0), "Venn–Abers": VennAbers((Curve((0.0,), (0.3, 0.8), (0.0,), (0.2, 0.7)),))}
+    module = Calibrator(family, (steps[family],)).module(one_logit=True)
+    found = module(torch.tensor([math.nan, 1.0]))
+    assert found.isnan().tolist() == [True, False]
+    by_columns = Calibrator(family, (steps[family],)).module()(torch.tensor([[math.nan, 0.0], [1.0, 0.0]]))
+    assert by_columns.isnan().tolist() == [[True, True], [False, False]]
+
+
 def test_pairs_that_agree_are_put_together_as_they_are():
     """Curves that give back the odds they see: coupling pairs of one distribution gives that distribution."""
-    from crossent.measure.calibration.steps import Curve
-
     p = np.array([[0.2, 0.3, 0.5]])
     flat = [p[0, j] / (p[0, i] + p[0, j]) for i, j in ((0, 1), (0, 2), (1, 2))]
     step = VennAbers(tuple(Curve((), (r / (1 - r) * 1e-9,), (), (1 - 1e-9,)) for r in flat))

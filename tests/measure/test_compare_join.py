@@ -34,6 +34,19 @@ def test_rows_on_the_other_side_are_named_too():
     assert found.places[1].tolist() == [2, 0]
 
 
+def test_truth_values_meet_the_numbers_they_are():
+    came = np.array([True, False, True])
+    numbers, truths = head("a", [0.5] * 3, came.astype(int)), head("b", [0.5] * 3, came)
+    assert truths.classes == ["False", "True"]
+    assert join([numbers, truths]).labels.tolist() == [1, 0, 1]
+    turned = head("b", np.full((3, 2), 0.5), came, classes=["True", "False"])
+    assert join([numbers, turned]).columns == [[0, 1], [1, 0]]
+    with pytest.raises(DataError, match="disagree about the label of 3 of 3 rows"):
+        join([numbers, head("b", [0.5] * 3, ~came)])
+    with pytest.raises(DataError, match="do not have the same classes"):
+        join([numbers, head("b", [0.5] * 3, np.where(came, "yes", "no"), classes=["no", "yes"])])
+
+
 def test_ids_of_different_types_meet_by_their_text():
     found = join([head("a", [0.5] * 3, [0, 1, 1], rows=[7, 9, 12]), head("b", [0.5] * 2, [1, 0], rows=["12", "7"])])
     assert found.places[0].tolist() == [0, 2]

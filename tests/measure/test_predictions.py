@@ -4,12 +4,14 @@ import math
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
+import scipy.sparse
 import torch
 
 from crossent.errors import DataError
-from crossent.measure import Predictions
+from crossent.measure import Predictions, evaluate
 
 from_arrays = Predictions.from_arrays
 THREE = [[0.2, 0.3, 0.5], [0.1, 0.8, 0.1]]
@@ -159,8 +161,13 @@ REFUSED = [
     (([-3.0, 4.0], [0, 1]), {}, "row 0: -3.*logits, say so: form='logits'"),
     (([[0.5, 0.5], [0.5, 0.6]], [0, 1]), {}, r"add up to 1 \(within 0.001\).*row 1 add up to 1.1.*normalise=True"),
     (([[0.0, 0.0]], [0]), {"normalise": True}, "row 0 is all zeros"),
-    (([["a", "b"]], [0]), {}, "probabilities should be numbers"),
+    (([[0.5, "b"]], [0]), {}, r"should be numbers, and some are not: 'b' \(row 0, column 1, counted from 0\)\."),
     (([0.5 + 0.1j], [0]), {}, "probabilities should be numbers, and some are not: they are complex"),
+    (({"p": [0.5]}, [0]), {}, r"a mapping of p came: make a frame of it"),
+    ((torch.empty(1, 2, device="meta"), [0]), {}, "on the device 'meta' has a shape and no entries"),
+    ((pl.DataFrame({"p_a": [0.5]}).lazy(), [0]), {}, r"a lazy frame has no rows yet: give what its collect\(\)"),
+    (([0.5, 0.5], [0, 1]), {"rows": ["a", None]}, "row 1, counted from 0, has no row id .the only such row.. Give"),
+    (([0.5, 0.5], [0, 1]), {"rows": [NAN, 3.0]}, "row 0, counted from 0, has no row id"),
     (([0.5], [0]), {"weights": [1e61]}, "row 0 has the weight 1e.61, and above 1e.60 .* Divide all weights"),
     (([0.5], [0]), {"weights": [1e-61]}, "together are 1e-61, and below 1e-60 .* Multiply all of them"),
     (([0.5], [0]), {"weights": [1e-130]}, "all weights are 0, or below 1e-120"),
@@ -194,6 +201,26 @@ def test_what_is_not_a_prediction_is_refused_with_a_sentence(arguments, options,
     with pytest.raises(DataError, match=sentence) as caught:
         from_arrays(*arguments, **options)
     assert str(caught.value)[-1] in ".?"
+
+
+def test_sparse_numbers_are_what_they_stand_for():
+    dense = np.array([[0.5, 0.0, 0.5], [0.0, 1.0, 0.0], [0.2, 0.3, 0.5]])
+    labels = np.eye(3)[[0, 1, 2]]
+    whole = from_arrays(dense, labels)
+    for kind in (scipy.sparse.csr_matrix, scipy.sparse.coo_array, lambda x: torch.tensor(x).to_sparse()):
+        found = from_arrays(kind(dense), kind(labels))
+        assert np.array_equal(found.probabilities, whole.probabilities)
+        assert np.array_equal(found.labels, whole.labels)
+
+
+def test_bytes_may_be_texts_and_slices_a_frame():
+    texts = ["é", "", "abc"]
+    assert from_arrays([0.5, 0.2, 0.3], [1, 0, 1], bytes=texts).bytes.tolist() == [2, 0, 3]
+    columns = {"city": ["Bath", "Rome", "Bath"], "day": [1, 2, 2]}
+    one = evaluate([0.5, 0.2, 0.3], [1, 0, 1], by=columns)
+    for frame in (pd.DataFrame(columns), pl.DataFrame(columns), pa.table(columns)):
+        again = evaluate([0.5, 0.2, 0.3], [1, 0, 1], by=frame)
+        assert again.tables["slices"] == one.tables["slices"]
 
 
 def test_the_ids_of_the_rows_are_what_errors_name():

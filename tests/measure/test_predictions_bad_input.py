@@ -300,8 +300,30 @@ def test_ragged_lines(tmp_path, line, cells):
 
 def test_lines_that_are_no_json(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"label": "a", "p_a": 0.5, "p_b": 0.5}\n{"label": "a", "p_a": \n')
-    with pytest.raises(DataError, match=r"cannot read .*p.jsonl' as JSON lines"):
+    with pytest.raises(DataError, match=r"p.jsonl': row 1 \(line 2\) is no JSON, it seems damaged or cut off: .* Mend"):
         read_predictions(tmp_path / "p.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('{"label": "a", "p_a": 0.5, "p_b": 0.5}\n\n{"label": "a", "p_a": "x", "p_b": 0.5}\n',
+         r"'p_a' holds a number in the rows before, and row 1 \(line 3\) has text: 'x'. Write all of its cells alike"),
+        ('[{"label": "a", "p_a": 0.5, "p_b": 0.5}]', r"row 0 \(line 1\) is a list, and each line should be an object"),
+        ("\n\n", "p.jsonl' has no rows"),
+        ('{"label": "\xe9", "p_a": 0.5, "p_b": 0.5}\n', r"is not UTF-8: row 0 \(line 1\) has the byte 0xe9"),
+    ],
+)  # fmt: skip
+def test_lines_that_are_json_and_no_rows(tmp_path, text, sentence):
+    (tmp_path / "p.jsonl").write_text(text, encoding="latin-1")
+    with pytest.raises(DataError, match=sentence):
+        read_predictions(tmp_path / "p.jsonl")
+
+
+def test_cells_that_hold_cells_are_no_group(tmp_path):
+    path = write(tmp_path / "p.parquet", game=[{"year": 1}] * N)
+    with pytest.raises(DataError, match=r"a column of cells of the type struct.* give one cell per row"):
+        read_predictions(path, group="game")
 
 
 def test_arrays_that_do_not_belong_together(tmp_path):

@@ -47,6 +47,7 @@ class Module(nn.Module):
         else:
             z = torch.log_softmax(z, dim=-1)
         u = self.steps(z)
+        u = torch.where(torch.isnan(z).any(dim=-1, keepdim=True), torch.nan, u)  # a staircase would give it a step
         if self.kept:
             u = torch.log_softmax(torch.where(z == -torch.inf, z, u), dim=-1)
         return u[..., 1] - u[..., 0] if self.one_logit else u

@@ -108,7 +108,8 @@ def join(heads: Sequence[Head]) -> Joined:
     for head, own, order in zip(heads[1:], places[1:], columns[1:], strict=True):
         _refuse_other_labels(first, head, rows, labels, _translated(head.labels[own], order), by_place)
     if by_place:
-        notes.append(f"No row ids: the {len(rows):,} rows were compared in their order, in which all labels agree.")
+        whole = "the only row was" if len(rows) == 1 else f"the {len(rows):,} rows were"
+        notes.append(f"No row ids: {whole} compared in their order, in which all labels agree.")
     left_out = {head.name: len(head.rows) - len(rows) for head in heads}
     return Joined(rows, labels, places, columns, left_out, notes)
 
@@ -176,6 +177,8 @@ def _columns(first: Head, head: Head) -> list[int]:
             f"{first.name} predicts {_target(first)} and {head.name} {_target(head)}: they must be the same."
         )
     if set(head.classes) != set(first.classes):
+        if len(first.classes) == 2 and set(map(_number, head.classes)) == set(map(_number, first.classes)):
+            return [[*map(_number, head.classes)].index(_number(name)) for name in first.classes]
         ours = [name for name in first.classes if name not in head.classes]
         theirs = [name for name in head.classes if name not in first.classes]
         only = [f"only {h.name} has {some(names)}" for h, names in ((first, ours), (head, theirs)) if names]
@@ -184,6 +187,11 @@ def _columns(first: Head, head: Head) -> list[int]:
             "classes= (--class), in the order of the columns."
         )
     return [head.classes.index(name) for name in first.classes] or list(range(2))
+
+
+def _number(name: str) -> str:
+    """Truth values as the numbers they are: of two classes, those called False and True are 0 and 1."""
+    return {"False": "0", "True": "1"}.get(name, name)
 
 
 def _target(head: Head) -> str:

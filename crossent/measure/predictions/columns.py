@@ -6,6 +6,7 @@ Each is checked as it comes in, by one function, which says in a sentence what i
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -24,18 +25,30 @@ MOST_WEIGHT = 1e60
 
 
 def as_array(values: Any) -> NDArray[Any]:
-    """Turn a tensor, a frame or series of pandas, Polars or Arrow, or a list into an array.
+    """Turn a tensor, a frame or series of pandas, Polars or Arrow, a sparse matrix or a list into an array.
 
     16-bit floats of a tensor become float32. Raises DataError for what has no entries.
     """
     if hasattr(values, "detach"):  # a tensor: NumPy has no bfloat16
+        if values.is_meta:
+            raise DataError("a tensor on the device 'meta' has a shape and no entries: give one with numbers in it.")
         values = values.detach().cpu()
+        values = values if str(values.layout) == "torch.strided" else values.to_dense()
         values = values.float() if values.is_floating_point() and values.element_size() < 4 else values
         return np.asarray(values.numpy())
     if type(values).__module__.startswith("pyarrow"):
         if hasattr(values, "itercolumns"):
             return np.stack([as_array(cells) for cells in values.itercolumns()], axis=1)
         return np.asarray(values.to_numpy(zero_copy_only=False))
+    if type(values).__module__.startswith("scipy.sparse"):  # what is not kept is 0
+        return np.asarray(values.toarray())
+    if type(values).__name__ == "LazyFrame":
+        raise DataError("a lazy frame has no rows yet: give what its collect() gives.")
+    if isinstance(values, Mapping):
+        raise DataError(
+            f"one entry for each row was expected, and a mapping of {some(list(values))} came: make a frame of it, as "
+            "with pandas.DataFrame(…), or give its values."
+        )
     if hasattr(values, "to_numpy"):
         return np.asarray(values.to_numpy())
     if isinstance(values, np.ma.MaskedArray):  # what is masked is missing
@@ -92,8 +105,21 @@ def row_ids(rows: Any, n: int) -> NDArray[Any]:
     ids = as_array(rows)
     if ids.shape != (n,):
         raise DataError(f"there are {n:,} rows and {ids.size:,} row ids: give one id per row.")
+    refuse_missing_ids(ids, np.arange(n))
     refuse_copies(ids)
     return ids
+
+
+def refuse_missing_ids(ids: NDArray[Any], where: NDArray[np.int64]) -> None:
+    """Refuse rows without an id; ``where`` are their places."""
+    if ids.dtype.kind not in "Of":
+        return
+    gone = np.isnan(ids) if ids.dtype.kind == "f" else np.array([x is None or x == "" or x != x for x in ids.tolist()])
+    if gone.any():
+        raise DataError(
+            f"row {where[int(np.argmax(gone))]}, counted from 0, has no row id ({in_all(gone.sum())}). Give every row "
+            "an id of its own."
+        )
 
 
 def refuse_copies(ids: NDArray[Any]) -> None:
@@ -146,7 +172,9 @@ def row_weights(values: Any, place: Place) -> NDArray[np.float64] | None:
 
 
 def row_bytes(values: Any, place: Place) -> NDArray[np.int64]:
-    """Check lengths in bytes."""
+    """Check lengths in bytes, or take those of texts."""
+    if values.dtype.kind in "OU" and all(isinstance(text, str) for text in values.tolist()):
+        return np.array([len(text.encode()) for text in values.tolist()], np.int64)
     b = as_numbers(values, "bytes")
     if (bad := ~((b >= 0) & (b == np.round(b)) & (b < 2**53))).any():
         i = int(np.argmax(bad))

@@ -54,12 +54,23 @@ def rounded(tolerance: float) -> str:
 
 def as_numbers(p: NDArray[Any], what: str = "the probabilities") -> _Grid:
     """Turn cells into float64, or say that they are no numbers."""
+    if p.dtype.kind == "c":
+        raise DataError(f"{what} should be numbers, and some are not: they are complex.")
     try:
-        if p.dtype.kind == "c":
-            raise TypeError("they are complex")
         return p.astype(np.float64, copy=False)
     except (TypeError, ValueError) as trouble:
-        raise DataError(f"{what} should be numbers, and some are not: {trouble}.") from trouble
+        raise DataError(f"{what} should be numbers, and some are not: {_first_of_text(p) or trouble}.") from trouble
+
+
+def _first_of_text(cells: NDArray[Any]) -> str | None:
+    """Name the first cell that is no number, by its place."""
+    for place, cell in np.ndenumerate(cells):
+        try:
+            float(cell)
+        except (TypeError, ValueError):
+            at = ", ".join(f"{axis} {i}" for axis, i in zip(("row", "column"), place, strict=False))
+            return f"{str(cell)!r} ({at}, counted from 0)"
+    return None
 
 
 def in_all(count: int) -> str:

@@ -161,10 +161,10 @@ class Predictions:
         beside = {"weights": weights, "groups": groups, "bytes": bytes}
         cut = {f"slices[{name!r}]": cells for name, cells in (slices or {}).items()}
         same_index({"the probabilities": probabilities, "the labels": labels, "row ids": rows, **beside, **cut})
+        p, y = as_array(probabilities), as_array(labels)
         columns = column_names(probabilities) if columns is None else columns
         label_columns = column_names(labels)
         bfloat16 = str(getattr(probabilities, "dtype", "")).endswith("bfloat16")
-        p, y = as_array(probabilities), as_array(labels)
         if p.ndim == 2 and p.shape[1] == 1:
             p = p[:, 0]
         if p.ndim not in (1, 2):
@@ -430,12 +430,15 @@ def same_index(named: Mapping[str, Any]) -> None:
 
 
 def slices_by(by: Any) -> Mapping[str, Any] | None:
-    """The columns of slices by name, of what a caller gives: a mapping, a named series, or a single array.
+    """The columns of slices by name, of what a caller gives: a mapping, a frame, a named series, or a single array.
 
     >>> slices_by(["Rome", "Oslo"])
     {'slice': ['Rome', 'Oslo']}
     """
     if by is None or isinstance(by, Mapping):
         return by
+    names = column_names(by)
+    if names is not None and len(getattr(by, "shape", ())) == 2:
+        return {name: by[name] for name in names}
     name = getattr(by, "name", None)
     return {str(name) if name else "slice": by}

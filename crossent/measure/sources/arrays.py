@@ -75,8 +75,9 @@ def coded_cells(column: Any) -> NDArray[Any] | Coded:
         return np.asarray(column.to_numpy(zero_copy_only=False))
     if held == "truth values" and not column.null_count:
         return np.asarray(column.to_numpy(zero_copy_only=False))
-    if held.startswith("lists"):
-        raise DataError("a column of lists is no column of classes, groups or slices: give one cell per row.")
+    if held.startswith("lists") or pyarrow.types.is_nested(column.type):
+        kind = "lists" if held.startswith("lists") else f"cells of the type {held}"
+        raise DataError(f"a column of {kind} is no column of classes, groups or slices: give one cell per row.")
     if held != "text" and not pyarrow.types.is_dictionary(column.type):
         column = column.cast(pyarrow.string())
     words = column.dictionary_encode()

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.errors import DataError, require, some
-from crossent.measure.predictions.columns import refuse_copies, texts
-from crossent.measure.predictions.form import in_all
+from crossent.measure.predictions.columns import refuse_copies, refuse_missing_ids, texts
 from crossent.measure.predictions.naming import name_pair
 from crossent.measure.predictions.predictions import Door, Predictions
 from crossent.measure.predictions.truth import Coded
@@ -351,11 +350,7 @@ class _Ids:
         if self.growing:
             self.bottom, self.top = min(self.bottom, int(ids[0])), int(ids[-1])
         else:
-            if ids.dtype == object and (gone := np.array([cell is None or cell == "" for cell in ids])).any():
-                place, count = where[int(np.argmax(gone))], int(gone.sum())
-                raise DataError(
-                    f"row {place}, counted from 0, has no row id ({in_all(count)}). Give every row an id of its own."
-                )
+            refuse_missing_ids(ids, where)
             refuse_copies(ids)
         self._keep(ids.astype(np.int64) if whole else hashed(ids), ids.size)
 

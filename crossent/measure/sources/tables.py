@@ -32,8 +32,7 @@ def header(file: File) -> tuple[Columns, dict[str, Any]]:
         if file.kind == "NumPy arrays":
             return _header_of_npz(file), {}
         if file.kind == "JSON lines":
-            with file.open() as stream:
-                schema = _json(stream, None).schema
+            schema = _schema_of_lines(file)
         elif file.kind == "Parquet":
             with file.open() as stream:
                 schema = require("pyarrow.parquet", "cli", PURPOSE).read_schema(stream)
@@ -208,16 +207,65 @@ def _json(stream: Any, schema: Any) -> Any:
 def _jsonl(file: File, columns: list[str], numeric: list[str], rows: int, seen: _Seen) -> Iterator[Any]:
     pyarrow = require("pyarrow", "cli", PURPOSE)
     size = max(file.size, 1)
-    with file.open() as stream:
-        kinds = {field.name: field.type for field in _json(stream, None).schema}
+    kinds = {field.name: field.type for field in _schema_of_lines(file)}
     for name in numeric:  # the first cells may have been whole numbers, and those that follow not
         if content(kinds[name]) == "numbers":
             kinds[name] = pyarrow.float64()
     schema = pyarrow.schema([(name, kinds[name]) for name in columns])
-    with file.open() as stream:
-        for piece in _json(stream, schema):
-            yield piece.select(columns)
-            seen(min(stream.tell() / size, 1.0))
+    try:
+        with file.open() as stream:
+            for piece in _json(stream, schema):
+                piece = piece.select(columns)
+                piece.validate(full=True)  # Arrow takes text for UTF-8
+                yield piece
+                seen(min(stream.tell() / size, 1.0))
+    except pyarrow.ArrowException as trouble:
+        raise _what_is_wrong_with_lines(file, columns) or trouble from trouble
+
+
+def _schema_of_lines(file: File) -> Any:
+    """What the first lines hold."""
+    try:
+        with file.open() as stream:
+            return _json(stream, None).schema
+    except require("pyarrow", "cli", PURPOSE).ArrowException as trouble:
+        raise _what_is_wrong_with_lines(file, None) or trouble from trouble
+
+
+def _what_is_wrong_with_lines(file: File, columns: list[str] | None) -> DataError | None:
+    """Read broken JSON lines once more, slowly, to say where they break, in these ``columns`` or in any."""
+    kinds: dict[str, str] = {}
+    with file.open_bytes() as stream:
+        number = -1
+        for line, text in enumerate(stream, 1):
+            if not text.strip():
+                continue
+            number += 1
+            where = f"row {number} (line {line})"
+            try:
+                cells = json.loads(text)
+            except UnicodeDecodeError as trouble:
+                return not_utf8(file, where, trouble)
+            except ValueError as trouble:
+                return DataError(f"{file}: {where} is no JSON, it seems damaged or cut off: {trouble}. Mend that line.")
+            if not isinstance(cells, dict):
+                return DataError(f"{file}: {where} is {_JSON[type(cells)]}, and each line should be an object.")
+            for name in cells if columns is None else columns:
+                if (cell := cells.get(name)) is not None and kinds.setdefault(name, _JSON[type(cell)]) != (
+                    kind := _JSON[type(cell)]
+                ):
+                    return DataError(
+                        f"{file}: the column {name!r} holds {kinds[name]} in the rows before, and {where} has {kind}: "
+                        f"{cell!r}. Write all of its cells alike."
+                    )
+    return DataError(f"{file} has no rows.") if number < 0 else None
+
+
+_JSON = {
+    int: "a number", float: "a number", bool: "a truth value", str: "text", list: "a list", dict: "an object",
+    type(None): "null",
+}  # fmt: skip
+"""What JSON calls the things that Python makes of it."""
 
 
 def _header_of_npz(file: File) -> Columns:

@@ -218,8 +218,9 @@ def _others(record: Record) -> str:
     said = []
     for verdict, word in words.items():
         if named := [printable(name) for name, found in verdicts.items() if found == verdict]:
-            said.append(f"{', '.join(named)} {'is' if len(named) == 1 else 'are'} {word} {baseline}")
-    return f"Of all {len(verdicts)} models, their number allowed for: {'; '.join(said)}."
+            listed = " and ".join(part for part in (", ".join(named[:-1]), named[-1]) if part)
+            said.append(f"{listed} {'is' if len(named) == 1 else 'are'} {word} {baseline}")
+    return f"Of all {len(verdicts)} models, their number allowed for, {'; '.join(said)}."
 
 
 def _without_single(table: Table) -> Table:

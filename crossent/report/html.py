@@ -121,11 +121,13 @@ def _hero(record: Record) -> dict[str, str]:
     """The big number: the cross-entropy, in words where it is no number."""
     if record.kind == "losses":
         return contest.hero(record)
-    loss = record.numbers.get("cross_entropy") or comparison.difference(record)
+    loss = record.numbers.get("cross_entropy")
+    of = "" if loss is not None else "difference in "
+    loss = loss or comparison.difference(record)
     if loss is None:
         return {}
     value, _, unit = digits.value(loss).partition(" ")
-    return {"value": value, "unit": unit and f"{unit} per row", "interval": digits.interval(loss)}
+    return {"value": value, "unit": unit and f"{of}{unit} per row", "interval": digits.interval(loss)}
 
 
 def _done(record: Record) -> list[tuple[str, str]]:
@@ -182,5 +184,7 @@ def _pairs(settings: dict[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def _tied(line: str) -> str:
-    """Keep a number and its unit on one line."""
+    """Keep a number and its unit on one line, and an interval that is a cell of its own."""
+    if re.fullmatch(r"[−\d][\d.,]* to [−\d][\d.,]*", line):
+        return line.replace(" ", "\u00a0")
     return re.sub(r"(?<=\d) (?=(%|nats|bits|rows?|×)(\W|$))|(?<=×) (?=\d)", "\u00a0", line)

@@ -81,7 +81,7 @@ def test_infinite_differences_are_said_first():
 def test_several_models_are_all_named():
     said = headline(record(facts={"verdicts": {"new": "better", "third": "undecided", "fourth": "undecided"}}))
     assert (
-        "Of all 3 models, their number allowed for: new is better than old; third, fourth are not told apart from"
+        "Of all 3 models, their number allowed for, new is better than old; third and fourth are not told apart from"
         in said
     )
 
@@ -98,6 +98,7 @@ def test_terminal_and_page_hold_every_table(width):
     assert "&lt;b&gt;Bath" in page
     assert "<b>Bath" not in page
     assert "Comparison" in page
+    assert "difference in nats per row" in page
 
 
 def test_other_records_have_none_of_it():

@@ -160,7 +160,7 @@ def test_slices_come_by_their_share_of_the_loss(case, page):
     table = shown[shown.index('aria-label="By slice"') : shown.index('aria-label="By class"')]
     places = [table.index(name) for name in ("monthly", "Ghent", "[red]Łódź", "yearly")]
     assert places == sorted(places)
-    for cell in ("city", "91.0", "0.550 to 0.590", "infinite", "impossible rows"):
+    for cell in ("city", "91.0", "0.550\u00a0to\u00a00.590", "infinite", "impossible rows"):
         assert cell in table, cell
     sure = case("binary")
     sure.tables["slices"]["impossible_rows"] = [0, 0, 0, 0]

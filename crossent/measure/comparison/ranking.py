@@ -84,8 +84,7 @@ def ranking(
     facts["notes"] = [*joined.notes, *notes, *_notes(ground, rivals, model, impossible, parts["cross_entropy"], floor)]
     return Record(
         kind="comparison",
-        title=title
-        or f"{' and '.join(one.name for one in rivals) if len(rivals) < 4 else f'{len(rivals)} models'} compared",
+        title=title or f"{_listed([one.name for one in rivals])} compared",
         made=datetime.now(UTC).isoformat(timespec="seconds"),
         numbers=numbers,
         tables=tables,
@@ -208,6 +207,15 @@ def _slices(ground: Ground, baseline: Rival, others: list[Rival]) -> Table:
     return _table(lines)
 
 
+def _listed(names: list[str]) -> str:
+    """The models of a title: two or three by name.
+
+    >>> _listed(["old", "new"]), _listed(["a", "b", "c"]), _listed(["a", "b", "c", "d"])
+    ('old and new', 'a, b and c', '4 models')
+    """
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) < 4 else f"{len(names)} models"
+
+
 def _table(lines: list[dict[str, Any]]) -> Table:
     return {name: [line[name] for line in lines] for name in lines[0]}
 
@@ -222,9 +230,9 @@ def _notes(
         where = sorted({place for one in rivals for place in np.flatnonzero(np.isinf(one.costs)).tolist()})
         both = " Where both are infinite their difference is undefined." if sum(map(bool, impossible)) > 1 else ""
         notes.append(
-            f"Some labels had probability exactly 0 ({told}; rows {some(ground.rows[where].tolist())}), so that "
-            f"cross-entropy is infinite.{both} Everything else is of probabilities raised to at least "
-            f"{floor_said(floor)}, in all models."
+            f"Some labels had probability exactly 0 ({told}; row{'s' * (len(where) > 1)} "
+            f"{some(ground.rows[where].tolist())}), so that cross-entropy is infinite.{both} "
+            f"Everything else is of probabilities raised to at least {floor_said(floor)}, in all models."
         )
     if whole.error is None and not contrast.same(rivals[0], model):
         notes.append(

@@ -228,6 +228,13 @@ def _notes(tally: Tally, numbers: dict[str, Number]) -> list[str]:
     of = tally.evidence()
     if n < FEW_ROWS:
         notes.append(f"Only {n:,} {'row was' if n == 1 else 'rows were'} measured: every interval here is rough.")
+    elif tally.groups is None and of.effective < FEW_ROWS:
+        notes.append(
+            f"The rows weigh so unequally that they are worth no more than {of.effective:.3g} equal ones: every "
+            "interval here is rough."
+        )
+    if of.sums.count("measured in bytes") == n and not of.sums.total("bytes")[0]:
+        notes.append("No row has any bytes, so that there are no bits per byte.")
     if tally.groups is not None and of.effective < FEW_GROUPS:
         notes.append(
             f"The rows are worth no more than {of.effective:.0f} independent groups of equal size: the intervals rest "
@@ -240,7 +247,7 @@ def _notes(tally: Tally, numbers: dict[str, Number]) -> list[str]:
             some(where) if impossible <= len(where) else f"{', '.join(map(str, where[:5]))}, … ({impossible:,} in all)"
         )
         notes.append(
-            f"{impossible:,} of {n:,} labels had probability exactly 0 (rows {shown}), so that "
+            f"{impossible:,} of {n:,} labels had probability exactly 0 (row{'s' * (impossible > 1)} {shown}), so that "
             "cross-entropy is infinite; uncertainty, discrimination and miscalibration are those of the "
             f"probabilities raised to at least {floor_said(floor)}."
         )

@@ -361,3 +361,14 @@ def test_a_row_of_weight_0_is_not_impossible(soft, given):
     assert "cross_entropy_floored" not in with_it
     assert sorted(with_it.tables["costliest"]["row"]) == [1, 2]
     assert evaluate(said, labels, weight=[1e-9, 1, 1], **more)["cross_entropy"].value == math.inf
+
+
+def test_what_makes_figures_rest_on_little_is_said():
+    rng = np.random.default_rng(0)
+    p = rng.uniform(size=300)
+    y = (rng.uniform(size=300) < p).astype(int)
+    even, one = np.ones(300), np.where(np.arange(300) == 7, 1e6, 1.0)
+    said = evaluate(p, y, weight=one, bytes=np.zeros(300)).facts["notes"]
+    assert "The rows weigh so unequally that they are worth no more than 1 equal ones" in said[0]
+    assert said[1] == "No row has any bytes, so that there are no bits per byte."
+    assert evaluate(p, y, weight=even, bytes=even).facts["notes"] == []

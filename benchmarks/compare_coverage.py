@@ -35,6 +35,11 @@ PAIRS = {  # mean and deviation of the true log-odds, sharpness of B, noise of B
     "B twice too sure, confident": (0.0, 4.0, 2.0, 0.0),
     "B noisy": (0.0, 2.0, 1.0, 1.0),
 }
+ALIKE = {
+    "the same model": (0.0, 2.0, 1.0, 0.0),
+    "B 5 % too sure": (0.0, 2.0, 1.05, 0.0),
+    "B a little noisy": (0.0, 2.0, 1.0, 0.2),
+}
 RARE = {  # a class of 4.4 %
     "rare class, B twice too sure": (-4.0, 1.5, 2.0, 0.0),
     "rare class, B noisy": (-4.0, 1.5, 1.0, 1.0),
@@ -43,10 +48,19 @@ RARE = {  # a class of 4.4 %
 SETTINGS = [  # shape, clusters, share of the variance that is the cluster's
     *(("1", count, 0.0) for count in (100, 300, 1000)),
     *(("10", count, 0.5) for count in (5, 10, 30, 100)),
-    *(("10, one label", count, 0.9) for count in (10, 100)),
+    *(("10, one label", count, 0.9) for count in (10, 30, 100)),
     *(("heavy", count, 0.5) for count in (5, 10, 30, 100)),
 ]
-SETTINGS_OF_RARE = [("10, one label", count, 0.9) for count in (10, 30, 100, 300)]
+SETTINGS_OF_RARE = [
+    *(("1", count, 0.0) for count in (100, 300, 1000)),
+    *(("10, one label", count, 0.9) for count in (10, 30, 100, 300)),
+]
+SETTINGS_OF_PARTS = [
+    *(("1", count, 0.0) for count in (100, 300, 1000)),
+    *(("10", count, 0.5) for count in (10, 30, 100)),
+    *(("10, one label", count, 0.9) for count in (10, 30, 100)),
+]
+PARTS = ("cross-entropy", "discrimination", "miscalibration")
 
 
 def draw(
@@ -115,10 +129,8 @@ def predictions(z: Array, y: NDArray[np.int64], cluster: NDArray[np.int64] | Non
 
 
 def coverage_of_parts(repetitions: int) -> None:
-    print(f"\nparts, {repetitions} repetitions: % of intervals that held the truth")
-    print(
-        f"{'pair':30}{'rows each':>15}{'clusters':>9}{'cross-entropy':>15}{'discrimination':>16}{'miscalibration':>16}"
-    )
+    print(f"\nparts, {repetitions} repetitions: % of intervals that held the truth (below · above it)")
+    print(f"{'pair':30}{'rows each':>15}{'clusters':>9}" + "".join(f"{part:>22}" for part in PARTS))
     rng = np.random.default_rng(1)
 
     def measured(
@@ -128,23 +140,24 @@ def coverage_of_parts(repetitions: int) -> None:
         one, two = (rival(n, predictions(z, y, cluster), None) for n, z in (("A", a), ("B", b)))
         return {part: (mean.value, *mean.interval()) for part, mean in parts(ground, one, two).items()}
 
-    cases = {**PAIRS, "the same model": (0.0, 2.0, 1.0, 0.0), "B 5 % too sure": (0.0, 2.0, 1.05, 0.0)}
-    for name, pair in cases.items():
-        for shape, count, together in (("1", 300, 0.0), ("1", 1000, 0.0), ("10", 30, 0.5), ("10", 100, 0.5)):
-            truths = {
-                part: value for part, (value, *_) in measured(*draw(rng, "1", 400_000, 0.0, pair)[:3], None).items()
-            }
-            held = dict.fromkeys(truths, 0)
+    for name, pair in (PAIRS | ALIKE | RARE).items():
+        truths = {
+            part: value for part, (value, *_) in measured(*draw(rng, "1", 2_000_000, 0.0, pair)[:3], None).items()
+        }
+        for shape, count, together in SETTINGS_OF_PARTS:
+            below, above = dict.fromkeys(truths, 0), dict.fromkeys(truths, 0)
             for _ in range(repetitions):
                 a, b, y, cluster = draw(rng, shape, count, together, pair)
                 if name == "the same model":
                     b = a + 1e-3 * rng.normal(size=a.size)
                 for part, (_, low, high) in measured(a, b, y, None if shape == "1" else cluster).items():
-                    held[part] += low is not None and high is not None and low <= truths[part] <= high
-            said = "".join(
-                f"{100 * held[part] / repetitions:>{width}.1f}" for part, width in zip(held, (15, 16, 16), strict=True)
-            )
-            print(f"{name:30}{shape:>15}{count:>9}{said}", flush=True)
+                    below[part] += high is None or high < truths[part]
+                    above[part] += low is None or low > truths[part]
+            cells = []
+            for part in truths:
+                under, over = 100 * below[part] / repetitions, 100 * above[part] / repetitions
+                cells.append(f"{f'{100 - under - over:.1f} ({under:.1f} · {over:.1f})':>22}")
+            print(f"{name:30}{shape:>15}{count:>9}{''.join(cells)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -200,7 +200,7 @@ def test_probability_0_is_infinite_and_floored():
     assert record["difference"].low is None
     assert record["difference_floored"].value == pytest.approx((math.log(1e6) + math.log(0.6)) / 200)
     assert record.tables["models"]["impossible_rows"] == [0, 1]
-    assert "Some labels had probability exactly 0 (b: 1; rows 4)" in " ".join(record.facts["notes"])
+    assert "Some labels had probability exactly 0 (b: 1; row 4)" in " ".join(record.facts["notes"])
     assert compare({"b": sure, "a": true}, labels=y)["difference"].value == -math.inf
     both = compare({"b": sure, "c": sure * 0.9}, labels=y, floor=1e-3)
     assert "difference" not in both
@@ -502,3 +502,29 @@ def test_models_whose_rows_have_other_indices_are_refused():
     with pytest.raises(DataError, match="old and new have different indices"):
         compare({"old": a, "new": b}, labels=[1, 0, 1])
     assert compare({"old": a, "new": b.sort_index()}, labels=[1, 0, 1])["difference"].n == 3
+
+
+@pytest.mark.parametrize("clusters", [None, 60])
+def test_a_model_and_its_recalibration_tell_apart_alike(clusters):
+    """Their curves have the same steps: as if each had a doubt of its own, the interval was six times as wide."""
+    rng = np.random.default_rng(0)
+    z, cluster = rng.normal(0, 2, 1200), None if clusters is None else rng.integers(clusters, size=1200)
+    y = (rng.uniform(size=1200) < expit(z)).astype(int)
+    record = compare({"a": expit(z), "b": expit(1.05 * z + 0.1)}, labels=y, group=cluster)
+    apart, calibration = record["discrimination_difference"], record["miscalibration_difference"]
+    assert apart.low <= 0 <= apart.high
+    whole = record["difference"]
+    assert calibration.high - calibration.low < (1.1 if clusters is None else 2) * (whole.high - whole.low)
+    noisy = compare({"a": expit(z), "b": expit(z + rng.normal(0, 0.5, 1200))}, labels=y, group=cluster)
+    assert noisy["discrimination_difference"].high < 0  # it can be seen
+
+
+def test_forecasts_made_softer_tell_apart_alike(real):
+    """Cells of probability show how teams scatter less well once softened, and curves then seem to claim less."""
+    frame = pd.read_csv(real / "forecasts/mlb_playoffs.csv")
+    p, y = frame.make_playoffs.to_numpy(), frame.make_playoffs_outcome.to_numpy().astype(int)
+    cluster = (frame.season.astype(str) + " " + frame.team).to_numpy()
+    odds = 0.7 * (np.log(p + 0.01) - np.log(1.01 - p))
+    found = compare({"a": p, "b": expit(odds)}, labels=y, group=cluster)["discrimination_difference"]
+    assert found.low < 0 < found.high
+    assert found.high - found.low < 0.03

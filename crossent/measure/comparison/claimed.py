@@ -10,13 +10,14 @@ rows share one draw u, the label of each being u < p, the sum is a step function
 h_i a row's share of the weight, D the claimed mean, ρ how much labels of a cluster go together: the mean of r_i r_j
 over its pairs beside that of r², r = (y − p) / √(p (1 − p)) (the moments' estimate of the correlation within
 clusters). It is asked for where the rows are worth fewer than ``FEW_LABELS`` independent ones, n / (1 + (m − 1) ρ) with
-m the rows of a cluster that a row is in, on average. The interval then takes the larger of this error and the
-clusters' own, with ``CLAIMED_FREEDOM`` more degrees of freedom: Student's tails are there for errors that come out too
-small, and one that is not let fall below what is claimed does so less often. Where the claimed one is the larger the
-skewness of the pulls is left out: Hall's cubic is there because a mean and an error from the same rows go together,
-and this error does not come from their labels.
+m the rows of a cluster that a row is in, on average. The clusters' own error then has ``CLAIMED_FREEDOM`` more degrees
+of freedom, and where this one is larger each end of the interval is the further one of two, by either error: Student's
+tails are there for errors that come out too small, and where the larger of two counts that happens less often. Beside
+this error there is no skewness: Hall's cubic is there because a mean and an error from the same rows go together, and
+this error does not come from their labels.
 
-A rare class in thirty clusters or a hundred is held by few of them, whatever the rows are worth. Where these are fewer
+A rare class in thirty clusters or a hundred, or in a hundred single rows, is held by few of them, whatever the rows are
+worth. Where these are fewer
 than ``FEW_HOLD`` (``intervals/interval.py``) and clusters scatter less than ``TAME`` of what single rows would, V is
 that of labels that come as claimed, rows of a cluster being one draw; else the degrees of freedom are at most those of
 the clusters' own squares (``values/spread.py``). How often that holds: docs/guides/compare.md.

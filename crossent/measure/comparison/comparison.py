@@ -96,7 +96,7 @@ def compare(
     >>> old, new = [0.6, 0.5, 0.6, 0.4, 0.7, 0.5, 0.4, 0.6], [0.9, 0.4, 0.8, 0.2, 0.9, 0.8, 0.1, 0.2]
     >>> record = compare({"old": old, "new": new}, labels=labels)
     >>> print(record["difference"], record.facts["verdict"])
-    -0.373 nats (-0.577 to -0.265) better
+    -0.373 nats (-0.662 to -0.248) better
     """
     models = _named(predictions, names, probability)
     order = _baseline_first(list(models), baseline)

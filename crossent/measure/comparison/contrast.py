@@ -8,6 +8,7 @@ add up to D. Shares are of Σ w_i |d_i|, all that the two differ by in either di
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.measure.comparison.claimed import CLAIMED_FREEDOM, claimed_error, of_rare
-from crossent.measure.comparison.rival import Rival
+from crossent.measure.comparison.rival import Rival, doubt_between
 from crossent.measure.intervals.cluster import ROUNDING, ClusterMean, cluster_mean
 from crossent.measure.intervals.interval import FEW
+from crossent.measure.values.spread import freedom_by_class
 from crossent.record import Curve
 
 MOST_ROWS = 20
@@ -70,32 +72,59 @@ def parts(ground: Ground, baseline: Rival, model: Rival) -> dict[str, ClusterMea
     """
     scale = float(max(np.max(baseline.floored), np.max(model.floored)))
     own = model.floored - baseline.floored
-    whole = {"cross_entropy": _of_few_labels(ground, baseline, model, ground.mean(own, scale))}
+    seen = ground.mean(own, scale)
+    whole = _of_few_labels(ground, baseline, model, seen)
     if model.calibrated is None or baseline.calibrated is None:
-        return whole
-    doubt, calibrated = float(np.hypot(baseline.doubt, model.doubt)), model.calibrated - baseline.calibrated
-    return whole | {
-        "discrimination": ground.mean(-calibrated, scale, doubt),
-        "miscalibration": ground.mean(own - calibrated, scale, doubt),
+        return {"cross_entropy": whole}
+    doubt, calibrated = doubt_between(baseline, model, ground.share()), model.calibrated - baseline.calibrated
+    return {
+        "cross_entropy": whole,
+        "discrimination": _as_doubtful(ground.mean(-calibrated, scale, doubt), seen, whole),
+        "miscalibration": _as_doubtful(ground.mean(own - calibrated, scale, doubt), seen, whole),
     }
 
 
 def _of_few_labels(ground: Ground, baseline: Rival, model: Rival, mean: ClusterMean) -> ClusterMean:
-    """The same mean, its error no smaller than the models claim where few clusters hold few labels (``claimed``)."""
-    if ground.clusters is None or baseline.came is None or mean.error is None:
+    """The same mean, its error no smaller than the models claim where few rows or clusters hold few labels
+    (``claimed``), its freedom that of the classes where they have less (``freedom_by_class``).
+    """
+    if baseline.came is None or mean.error is None:
         return mean
-    seen = baseline.floored, model.floored, baseline.came, ground.share(), ground.clusters
-    error = claimed_error(*seen) if mean.freedom < FEW else None
-    if error is None:
-        error, freedom = of_rare(*seen, mean.error)
-        if error is None:
-            return replace(mean, freedom=min(mean.freedom, freedom))
+    clusters = np.arange(len(ground.rows)) if ground.clusters is None else ground.clusters
+    rows = baseline.floored, model.floored, baseline.came, ground.share(), clusters
+    few = ground.clusters is not None and mean.freedom < FEW
+    if few and (error := claimed_error(*rows)) is not None:
+        own = replace(mean, freedom=mean.freedom + CLAIMED_FREEDOM)
+        # An error that is not the rows' own does not go together with their mean: nothing leans T to a side.
+        return own if error <= mean.error else replace(own, beside=replace(own, error=error, lean=0.0))
+    error, freedom = of_rare(*rows, mean.error)
+    if error is not None:
         return replace(mean, error=error, freedom=freedom, lean=0.0)
-    freedom = mean.freedom + CLAIMED_FREEDOM
-    if error <= mean.error:
-        return replace(mean, freedom=freedom)
-    # An error that is not the rows' own does not go together with their mean: nothing leans T to a side.
-    return replace(mean, error=error, freedom=freedom, lean=0.0)
+    if ground.clusters is None:
+        classes = np.stack([~baseline.came, baseline.came])
+        share, residual = ground.share(), model.floored - baseline.floored - mean.value
+        sums = [classes @ x for x in (share, share**2, share**2 * residual, (share * residual) ** 2)]
+        freedom = min(freedom, freedom_by_class(*sums))
+    return replace(mean, freedom=min(mean.freedom, freedom))
+
+
+def _as_doubtful(part: ClusterMean, seen: ClusterMean, whole: ClusterMean) -> ClusterMean:
+    """A part of the difference: what the rows have not ``seen`` of the ``whole``, they have not of the part either."""
+    if part.error is None or seen.error is None or whole.error is None:
+        return part
+    own, known = part.error**2, seen.error**2
+
+    def with_unseen(error: float) -> float:
+        return math.sqrt(own + max(error**2 - known, 0.0))
+
+    if whole.freedom > seen.freedom:
+        part = replace(part, freedom=part.freedom + CLAIMED_FREEDOM)
+        unseen = whole.beside and whole.beside.error
+        return replace(part, beside=replace(part, error=with_unseen(unseen), lean=0.0)) if unseen else part
+    freedom = min(part.freedom, whole.freedom)
+    if whole.error > seen.error:
+        return replace(part, error=with_unseen(whole.error), freedom=freedom, lean=0.0)
+    return replace(part, freedom=freedom)
 
 
 def per_byte(ground: Ground, baseline: Rival, model: Rival) -> ClusterMean | None:

@@ -11,7 +11,12 @@ claims given back. To first order the rows' own scatter about the calibrated mod
 of a loss its derivative by what was fitted is zero. The second order, of the size 1/n, is all that is left where two
 models differ in calibration alone: their discrimination is then the same on every row. It is the ``doubt``:
 
-* of a curve, the standard deviation of the drawn claims;
+* of a curve, the standard deviation of the drawn claims. A claim is a quadratic form x′Px of the rows' residuals, P
+  the mean over each step of the curve, so that those of two models on the same rows go together: their correlation ρ is
+  tr PQ / √(tr P tr Q), tr PQ = Σ n_ij² / (n_i n_j), n_ij the weight that step i of one shares with step j of the other.
+  Models that order the rows alike have the same steps, and should claim the same; of these what claims were found to
+  differ by, which estimates of how groups scatter make, is added, ρ times its square, and for each the variance of a
+  mean of ``DRAWS`` claims (``doubt_between``);
 * of temperature and bias, (C* cross-fitted − C* fitted on the same rows) / √2. The first lies above the truth, and the
   second below it, by half of the same quadratic form of the fit's error; the form has k degrees of freedom, hence a
   standard deviation of its mean times √(2/k), and k is taken for 1. Folds are drawn by cluster.
@@ -34,7 +39,8 @@ from crossent.measure.sums.groups import fold_histograms
 from crossent.measure.sums.hashing import hashed
 from crossent.measure.sums.likelihood import costs_of_logs
 from crossent.measure.sums.sample import Sample, capacity_for, none_beside, row_keys
-from crossent.measure.values.decomposition import Calibrated, best_of, design_of, joint_self, said_of
+from crossent.measure.values.decomposition import Best, Calibrated, best_of, design_of, joint_self, said_of
+from crossent.measure.values.isotonic import DRAWS
 
 _Float = NDArray[np.float64]
 
@@ -46,8 +52,9 @@ class Rival:
     ``floored`` are the costs with every probability raised to the floor, and the same array as ``costs`` where no model
     has an impossible row; ``calibrated`` are those under the calibrated model, whose mean is C*. ``doubt`` is the
     standard deviation that the fit adds to that mean; ``calibrated_with`` says what was fitted. Documents have no
-    classes to calibrate: there ``calibrated`` is None. ``came`` (n,), of two classes, is whether the label was the
-    second.
+    classes to calibrate: there ``calibrated`` is None. Of two classes ``came`` (n,) is whether the label was the
+    second, ``steps`` (n,) the step of the isotonic curve that the row is on, from 0, and ``claimed`` what the curve
+    claimed and was given back.
     """
 
     name: str
@@ -57,6 +64,33 @@ class Rival:
     doubt: float
     calibrated_with: str
     came: NDArray[np.bool_] | None = None
+    steps: NDArray[np.int64] | None = None
+    claimed: float = 0.0
+
+
+def doubt_between(one: Rival, other: Rival, share: _Float) -> float:
+    """Give the standard deviation that the fits add to the difference of two calibrated costs; ``share`` (n,) is what
+    rows count, adding up to 1. Cost: a sort.
+
+    >>> costs, share = np.ones(4), np.full(4, 0.25)
+    >>> low, flat = (Rival("", costs, costs, costs, 0.1, "", None, np.array(x)) for x in ([0, 0, 1, 1], [0, 0, 0, 0]))
+    >>> round(doubt_between(low, low, share), 3), round(doubt_between(low, flat, share), 3)
+    (0.01, 0.077)
+    """
+    squares, alike = one.doubt**2 + other.doubt**2, _alike(one.steps, other.steps, share)
+    apart = squares * (1 + 1 / DRAWS) - 2 * alike * one.doubt * other.doubt + alike * (one.claimed - other.claimed) ** 2
+    return math.sqrt(max(apart, 0.0))
+
+
+def _alike(a: NDArray[np.int64] | None, b: NDArray[np.int64] | None, share: _Float) -> float:
+    """ρ, the correlation of what two curves claim on the same rows; 0 where there are none."""
+    if a is None or b is None:
+        return 0.0
+    size_a, size_b = np.bincount(a, share), np.bincount(b, share)
+    pairs, at = np.unique(a * size_b.size + b, return_inverse=True)
+    shared = np.bincount(at, share)
+    trace = float(np.sum(shared**2 / (size_a[pairs // size_b.size] * size_b[pairs % size_b.size])))
+    return trace / math.sqrt(size_a.size * size_b.size)
 
 
 def row_costs(predictions: Predictions) -> NDArray[np.float64]:
@@ -91,26 +125,30 @@ def rival(name: str, predictions: Predictions, floor: float | None) -> Rival:
         logs = _log(predictions.probabilities) if logs is None else logs
         floored = Rows(logs, _labels(predictions)).costs(np.maximum(logs, math.log(floor)))
     came = predictions.labels == 1 if predictions.labels.dtype.kind != "f" else None
-    return Rival(name, costs, floored, *_isotonic(predictions), came)
+    calibrated, steps, best, said = _isotonic(predictions)
+    return Rival(name, costs, floored, calibrated, math.sqrt(best.variance), said, came, steps, best.claimed)
 
 
-def _isotonic(predictions: Predictions) -> tuple[_Float, float, str]:
-    """What rows of two classes cost under the calibrated curve of their cells, its doubt, and what it is."""
+def _isotonic(predictions: Predictions) -> tuple[_Float, NDArray[np.int64], Best, str]:
+    """What rows of two classes cost under the calibrated curve of their cells, its steps, and what it is."""
     p, y, w = predictions.probabilities, predictions.labels, predictions.weights
     if y.ndim == 2:
         y = y[:, 1]
     cells = Distinct.none().of(p[:, 1], p[:, 0], y if y.dtype.kind == "f" else y == 1, w)
     groups = predictions.groups
     folds = None if groups is None else fold_histograms(p, y, w, hashed(groups)).dense(len(COARSE))
-    best = best_of(Calibrated.of(cells.cells, design_of(folds), draws=0))
+    calibrated = Calibrated.of(cells.cells, design_of(folds), draws=0)
+    best = best_of(calibrated)
     zero, one = (np.empty(cells.keys.size) for _ in range(2))
+    steps = np.empty(cells.keys.size, np.int64)
     order = cells.cells.order()
     zero[order], one[order] = best.costs()
+    steps[order] = np.cumsum(np.diff(calibrated.curve, prepend=calibrated.curve[0]) != 0)
     at = np.searchsorted(cells.keys, code(p[:, 1], p[:, 0], cells.drop))
     found = zero[at] + (one - zero)[at] * y
     # The curve that rows scatter about is not the one whose cost is given back: all are moved by one amount.
     found += best.cost - float(np.average(found, weights=w))
-    return found, math.sqrt(best.variance), said_of(order.size, best)
+    return found, steps[at], best, said_of(order.size, best)
 
 
 def _joint(name: str, predictions: Predictions, costs: _Float, floor: float | None) -> Rival:

@@ -58,7 +58,8 @@ class ClusterMean:
 
     ``error`` is the standard error, None where the rows cannot tell it: fewer than two clusters, or rows that all
     agree. ``freedom`` are the degrees of freedom ν, ``lean`` is a, ``rows`` and ``clusters`` are counted without those
-    of weight 0.
+    of weight 0. ``beside`` is the same mean with what is known of its error from elsewhere: a truth is rejected where
+    both reject it, so that each end of the interval is the further of two, and the p-value the larger.
     """
 
     value: float
@@ -67,6 +68,7 @@ class ClusterMean:
     lean: float
     rows: int
     clusters: int
+    beside: ClusterMean | None = None
 
     def interval(self, miss: float = 0.05) -> tuple[float | None, float | None]:
         """Give the ends of the interval that misses the truth with probability ``miss``, (None, None) without an
@@ -77,7 +79,9 @@ class ClusterMean:
         if self.error is None:
             return None, None
         t = float(stdtrit(self.freedom, 1 - miss / 2))
-        return self.value - self.error * self._quantile(t), self.value - self.error * self._quantile(-t)
+        low, high = self.value - self.error * self._quantile(t), self.value - self.error * self._quantile(-t)
+        other = (None, None) if self.beside is None else self.beside.interval(miss)
+        return low if other[0] is None else min(low, other[0]), high if other[1] is None else max(high, other[1])
 
     @property
     def p_value(self) -> float | None:
@@ -90,7 +94,8 @@ class ClusterMean:
         edge = _untransformed(math.copysign(usual, x), self.lean)
         if abs(x) > abs(edge):
             g = min(g, usual + abs(x) - abs(edge))
-        return float(min(1.0, 2 * stdtr(self.freedom, -g)))
+        own = float(min(1.0, 2 * stdtr(self.freedom, -g)))
+        return own if self.beside is None else max(own, self.beside.p_value or 0.0)
 
     def _quantile(self, t: float) -> float:
         """The T that the test holds against ``t``: the inverse of g, which beyond 95 % is never steeper than 1."""
@@ -112,7 +117,8 @@ class ClusterMean:
             return None
         if self.value == 0:
             return math.inf
-        return self.rows * (float(ndtri(0.975) + ndtri(_POWER)) * self.error / self.value) ** 2
+        error = max(self.error, (self.beside and self.beside.error) or 0.0)
+        return self.rows * (float(ndtri(0.975) + ndtri(_POWER)) * error / self.value) ** 2
 
 
 def cluster_mean(

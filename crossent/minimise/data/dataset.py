@@ -274,7 +274,10 @@ def _array(values: Any) -> np.ndarray:
 def _numbers(x: np.ndarray, source: str) -> np.ndarray:
     """Features given as an array are all numbers, one row each, finite or NaN where missing; images have a channel."""
     if x.ndim < 2:
-        raise DataError(f"{source}: x must have a row for each example, shape (n, d); its shape is {x.shape}.")
+        raise DataError(
+            f"{source}: x must have a row for each example, shape (n, d); its shape is {x.shape}. One feature is "
+            "one column: x.reshape(-1, 1) of an array, x.to_frame() of a pandas Series."
+        )
     if x.dtype.kind not in "biuf":
         raise DataError(f"{source}: x must hold numbers; it holds {x.dtype}. Pass a pandas table for mixed columns.")
     with np.errstate(over="ignore"):  # what is too large for float32 is refused below

@@ -153,13 +153,12 @@ def linear_cross_entropy_of(
     x, w, bias = under_autocast(input, linear_weight, linear_bias)
     x, dtype = x.reshape(-1, x.shape[-1]), result_dtype(x)
     size = linear.chunk_size(budget, chunk_rows, x, w, rows, whole, link)
+    beside = others[0].to(w.dtype) if others else None
     if reduction != "none" and (empty == "zero" or not nobody_waits(x)):
-        beside = others[0].to(w.dtype) if others else None
         at_once = linear.number(x, w, bias, rows, whole, link, size, reduction, dtype, normaliser, beside)
         if at_once is not None:
             return at_once
-    w = torch.cat([w, *(other.to(w.dtype) for other in others)], -1) if others else w
-    value, row_weight = linear.row_losses(x, w, bias, rows, whole, link, size)
+    value, row_weight = linear.row_losses(x, w, bias, rows, whole, link, size, beside=beside)
     return reduce(value, row_weight, reduction, empty, shape, dtype, normaliser)
 
 
@@ -204,8 +203,43 @@ def linear_row_numbers(
     >>> numbers.log_prob, numbers.rank
     (tensor([-0.2395, -0.2395, -2.2395]), tensor([0, 0, 1]))
     """
+    check_head(input, linear_weight, linear_bias)
+    return linear_row_numbers_of(
+        input,
+        (linear_weight,),
+        target,
+        linear_bias=linear_bias,
+        weight=weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        loss=loss,
+        link=link,
+        mask=mask,
+        validate=validate,
+        budget=budget,
+        chunk_rows=chunk_rows,
+    )
+
+
+def linear_row_numbers_of(
+    input: Tensor,
+    parts: tuple[Tensor, ...],
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    loss: Loss | None = None,
+    link: Link | None = None,
+    mask: Tensor | None = None,
+    validate: str = "full",
+    budget: int | str | None = None,
+    chunk_rows: int | None = None,
+) -> RowNumbers:
+    """The same of a head that has been looked at; its columns may be in two parts, of which the first is frozen."""
     check_validate(validate)
-    classes, shape = check_head(input, linear_weight, linear_bias), input.shape[:-1]
+    (linear_weight, *others), classes, shape = parts, parts[0].shape[0], input.shape[:-1]
     _, mask = weights_of_rows(None, mask, shape, validate)
     rows = target_of(target, (*shape, classes), shape, classes, ignore_index, mask, validate, classes_last=True)
     if rows.index is None or rows.index.shape[1] != 1:
@@ -218,7 +252,8 @@ def linear_row_numbers(
     x, w, bias = under_autocast(input, linear_weight, linear_bias)
     x, dtype = x.reshape(-1, x.shape[-1]), result_dtype(x)
     size = linear.chunk_size(budget, chunk_rows, x, w, rows, whole, link)
-    return numbers_of(*linear.row_numbers(x, w, bias, rows, whole, link, size), rows, shape, dtype)
+    beside = others[0].to(w.dtype) if others else None
+    return numbers_of(*linear.row_numbers(x, w, bias, rows, whole, link, size, beside), rows, shape, dtype)
 
 
 @dataclass(frozen=True)

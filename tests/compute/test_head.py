@@ -441,20 +441,30 @@ def test_a_frozen_head_is_not_copied(dtype: torch.dtype) -> None:
     torch.testing.assert_close(ours[0], dx, rtol=close, atol=close * float(dx.abs().max()))
     torch.testing.assert_close(ours[1], dw[:, D:], rtol=close, atol=close * float(dw.abs().max()))
 
+    for ask in (ASKED["rows"], lambda z: crossent.row_numbers(flat(z), Y.view(-1)).log_prob):
+        with Sizes() as sizes:
+            torch.autograd.grad(ask(big(x) + up(down(x)) * 0.5).sum(), (x, up.weight))
+        assert (V, 2) in sizes.seen
+        if _is_native(x):
+            assert not {(V, D), (V, D + 2), (D, V)} & sizes.seen
+
     big.requires_grad_(True)
     with Sizes() as sizes:
         torch.autograd.grad(F.cross_entropy(flat(big(x) + up(down(x))), Y.view(-1)), big.weight)
     assert (V, D + 2) in sizes.seen  # a head that is trained too is one head with what is beside it
 
 
-def test_second_derivatives_of_what_is_beside_a_frozen_head() -> None:
-    found = []
+@pytest.mark.parametrize("asked", ["a mean", "rows", "numbers"])
+def test_second_derivatives_of_what_is_beside_a_frozen_head(asked: str) -> None:
+    found: list[tuple[Tensor, ...]] = []
     for lazy in (False, True):
         big, (down, up), both = adapted(torch.float64)
         if lazy:
             lazy_head(both, head=["0", "2"])
-        value = F.cross_entropy(flat(big(X) + up(down(X))), Y.view(-1))
+
+        value = ASKED[asked](big(X) + up(down(X))).sum()
         (d,) = torch.autograd.grad(value, up.weight, create_graph=True)
-        found.append(torch.autograd.grad(d.square().sum(), (up.weight, down.weight)))
+        twice = torch.autograd.grad(d.square().sum(), (up.weight, down.weight))
+        found.append((d, *twice))
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossent import Link, Target, cross_entropy, linear_cross_entropy, sparse
+from crossent.compute.fused import linear_cross_entropy_of
 from crossent.compute.linear import operators
 from crossent.compute.losses import LOSSES, Brier, Focal, LogZ, Loss
 from crossent.compute.stats import Stats
@@ -47,6 +48,25 @@ def test_first_and_second_derivatives(name: str, reduction: str) -> None:
     value = fused(*CALLS[name], reduction=reduction)
     assert torch.autograd.gradcheck(value, free(X, W, B), check_forward_ad=reduction == "none")
     assert torch.autograd.gradgradcheck(value, free(X, W, B))
+
+
+@pytest.mark.parametrize(("name", "reduction"), [*((name, "none") for name in CALLS), ("smoothed", "mean")])
+def test_derivatives_of_what_is_beside_a_frozen_head(name: str, reduction: str) -> None:
+    target, knobs = CALLS[name]
+
+    def value(x: Tensor, beside: Tensor, b: Tensor, w: Tensor = W) -> Tensor:
+        options = {"linear_bias": b, "chunk_rows": 2, "reduction": reduction, **knobs}
+        return linear_cross_entropy_of(x, (w, beside), target, **options)
+
+    leaves = free(torch.cat([X, X[:, :2].cos()], -1), W[:, 1:].sin(), B)
+    assert torch.autograd.gradcheck(value, leaves, check_forward_ad=reduction == "none")
+    assert torch.autograd.gradgradcheck(value, leaves)
+    if reduction == "none":
+        x, beside, b = (leaf.detach() for leaf in leaves)
+        slope = torch.func.grad(lambda beside: value(x, beside, b).square().sum())
+        mixed = torch.func.jvp(slope, (beside,), (beside.cos(),))[1]
+        once = torch.autograd.grad(value(x, leaves[1], b).square().sum(), leaves[1], create_graph=True)
+        torch.testing.assert_close(mixed, torch.autograd.grad(once, leaves[1], beside.cos())[0], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", LOSSES)
@@ -224,7 +244,12 @@ def samples() -> list[tuple[Any, tuple]]:
             cotangents = torch.randn(gap.shape, generator=G, dtype=torch.float64), b, c if uniform else None
             given = *given, fields, *cotangents, d if entropy else None, 2
             found += [(operators.linear_pull, (*given, *there)) for there in ((True, True, True), (False, True, False))]
-    return found
+    wide, beside, of_label = torch.cat([X, X], -1), W.cos(), (None, LABELS.unsqueeze(1), None, None)
+    given = wide, W, B, None, None, None, *of_label
+    found.append((operators.linear_part, (*given, False, False, False, 2, beside)))
+    fields, gap = operators.linear_part(*given, False, False, False, 2, beside)
+    pulled = *given, fields, gap, None, None, None, 2, True, True, True, beside
+    return [*found, (operators.linear_pull, pulled)]
 
 
 def test_the_operators_are_what_they_say() -> None:

@@ -116,6 +116,9 @@ ROWS = (
           "memory is cheap", ("compute/test_reuse.py",)),
     Fault("the system is not told what it may take", "backends/cpu/reuse.py", "block.base.obj.madvise(mmap.MADV_FREE)",
           "block.base.obj", "it is kept either way", ("compute/test_reuse.py",)),
+    Fault("the gradient of what is beside a head is that of its first columns", "linear/statistics.py",
+          "slice(0 if beside is None else w.shape[1], None)", "slice(None if beside is None else beside.shape[1])",
+          "as many columns", ("compute/test_linear_derivatives.py",), "beside"),
     Fault("chunks one row short", "linear/product.py", "slice(start, min(start + size, rows))",
           "slice(start, min(start + size, rows) - 1)", "inclusive ends", LINEAR, "upstream"),
     # --- reductions

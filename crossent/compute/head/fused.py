@@ -17,7 +17,7 @@ from torch import Tensor
 
 from crossent.compute import functional
 from crossent.compute.functional import RowNumbers
-from crossent.compute.fused import linear_cross_entropy_of, linear_row_numbers
+from crossent.compute.fused import linear_cross_entropy_of, linear_row_numbers_of
 from crossent.compute.head.recipe import Step
 from crossent.compute.head.stays import dimension, sliced, stepped
 from crossent.compute.head.tensor import LazyLogits, answers
@@ -125,9 +125,9 @@ def row_numbers(
     if not _takes(z, link):
         return NotImplemented
     with z.at_hand():
-        head = z.recipe.folded()
-        options |= {"linear_bias": head.bias, "weight": weight, "link": head.link or link}
-        numbers = linear_row_numbers(head.hidden, head.weight, target, **options)
+        hidden, parts, bias, own = z.recipe.folded()
+        options |= {"linear_bias": bias, "weight": weight, "link": own or link}
+        numbers = linear_row_numbers_of(hidden, parts, target, **options)
     return RowNumbers(*(z.sharding.awaits(number) for number in numbers))
 
 

@@ -49,11 +49,6 @@ class Folded(NamedTuple):
     bias: Tensor | None
     link: Link | None
 
-    @property
-    def weight(self) -> Tensor:
-        """The weight in one piece, a copy if it is in two."""
-        return self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts, -1)
-
 
 @dataclass(frozen=True, eq=False)
 class Recipe:

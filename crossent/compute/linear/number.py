@@ -93,8 +93,7 @@ def number(
         of_chunk = _by_statistics(target, loss, link)
 
     def again(x: Tensor, w: Tensor, bias: Tensor | None, beside: Tensor | None) -> Tensor:
-        w = w if beside is None else torch.cat([w, beside], -1)
-        value, weight = statistics.row_losses(x, w, bias, target, loss, link, size)
+        value, weight = statistics.row_losses(x, w, bias, target, loss, link, size, beside=beside)
         return reduce(value, weight, reduction, "zero", torch.Size(), dtype, normaliser)
 
     return total(x, w, bias, Whole(target.live, of_chunk, divisor, size, again), dtype, beside)

@@ -1,7 +1,8 @@
 """``part`` and ``pull`` of rows whose logits are made for the purpose, as operators that torch knows by name.
 
 They are ``compute/operators.py`` with hidden states and head (x, w, bias) in the place of z, and with a link, given
-by its three fields, between. A compiler that sees them cannot join the two passes and keep the logits.
+by its three fields, between. What is ``beside`` a frozen w has the gradient that w has else. A compiler that sees them
+cannot join the two passes and keep the logits.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ _HEAD = "Tensor x, Tensor w, Tensor? bias, Tensor? temperature, float? softcap, 
 _TARGET = "Tensor? live, Tensor? index, Tensor? q, Tensor? column_weight"
 _library = torch.library.Library("crossent", "FRAGMENT")
 _library.define(
-    f"linear_part({_HEAD}, {_TARGET}, bool uniform, bool entropy, bool order, int size) -> (Tensor, Tensor)"
+    f"linear_part({_HEAD}, {_TARGET}, bool uniform, bool entropy, bool order, int size, Tensor? beside=None) "
+    "-> (Tensor, Tensor)"
 )
 _library.define(
     f"linear_pull({_HEAD}, {_TARGET}, Tensor fields, Tensor a, Tensor? b, Tensor? c, Tensor? d, int size, "
-    "bool for_x, bool for_w, bool for_bias) -> (Tensor, Tensor, Tensor)"
+    "bool for_x, bool for_w, bool for_bias, Tensor? beside=None) -> (Tensor, Tensor, Tensor)"
 )
 
 
@@ -137,12 +139,13 @@ def _part(
     entropy: bool,
     order: bool,
     size: int,
+    beside: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     link = link_of(temperature, softcap, prior)
     fields, gap = _part_fake(
         x, w, bias, temperature, softcap, prior, live, index, q, column_weight, uniform, entropy, order, size
     )
-    product = product_of(x, w, bias, live, size)
+    product = product_of(x, w, bias, live, size, beside)
     if product.keep is not None or not product.chunks:  # ones make nothing infinite in rows that nobody looks at
         fields.fill_(1.0)
         gap.fill_(1.0)
@@ -168,6 +171,7 @@ def _part_fake(
     entropy: bool,
     order: bool,
     size: int,
+    beside: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     names = field_names(dense=q is not None, uniform=uniform, entropy=entropy, order=order)
     targets = 1 if q is not None else w.shape[0] if index is None else index.shape[1]
@@ -195,9 +199,10 @@ def _pull(
     for_x: bool,
     for_w: bool,
     for_bias: bool,
+    beside: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     link = link_of(temperature, softcap, prior)
-    product = product_of(x, w, bias, live, size)
+    product = product_of(x, w, bias, live, size, beside)
     gradients = gradients_of(product, (for_x, for_w, for_bias))
     lift = lift_of(x.dtype, *at_rows(slice(None) if product.keep is None else product.keep, a, b, c, d))
     cotangents = [None if t is None else t * lift if lift != 1.0 else t for t in (a, b, c, d)]
@@ -218,9 +223,10 @@ def _pull_fake(
     x: Tensor,
     w: Tensor,
     bias: Tensor | None,
-    *rest: Tensor | float | bool | None,
+    *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    wanted = zip((x, w, bias), rest[-3:], strict=True)
+    beside = rest[16] if len(rest) > 16 else None
+    wanted = zip((x, w if beside is None else beside, bias), rest[13:16], strict=True)
     return tuple(  # type: ignore[return-value]
         x.new_empty(0) if leaf is None or not there else torch.empty_like(leaf, memory_format=torch.contiguous_format)
         for leaf, there in wanted

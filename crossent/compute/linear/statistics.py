@@ -57,24 +57,25 @@ class _Statistics(torch.autograd.Function):
         entropy: bool,
         order: bool,
         size: int,
+        beside: Tensor | None,
     ) -> tuple[Tensor, ...]:
         head, target = (x, w, bias, temperature, softcap, prior), (live, index, q, column_weight)
-        fields, gap = linear_part(*head, *target, uniform, entropy, order, size)
+        fields, gap = linear_part(*head, *target, uniform, entropy, order, size, beside)
         part = unpack(fields, gap, dense=q is not None, uniform=uniform, entropy=entropy)
         return fields, *(stat for stat in finish(part) if stat is not None)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         x, w, bias, temperature, ctx.softcap, prior, live, index, q, column_weight, *rest = inputs
-        ctx.uniform, ctx.entropy, _, ctx.size = rest
+        ctx.uniform, ctx.entropy, _, ctx.size, beside = rest
         ctx.mark_non_differentiable(output[0])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, w, bias, temperature, prior, live, index, q, column_weight, output[0])
-        ctx.save_for_forward(x, w, bias, temperature, prior, live, index, q, column_weight, output[0])
+        ctx.save_for_backward(x, w, bias, temperature, prior, live, index, q, column_weight, output[0], beside)
+        ctx.save_for_forward(x, w, bias, temperature, prior, live, index, q, column_weight, output[0], beside)
 
     @staticmethod
     def backward(ctx: Any, _: None, a: Tensor | None, b: Tensor | None, *rest: Tensor | None) -> tuple:
-        x, w, bias, temperature, prior, live, index, q, column_weight, fields = ctx.saved_tensors
+        x, w, bias, temperature, prior, live, index, q, column_weight, fields, beside = ctx.saved_tensors
         given = iter(rest)
         c = next(given) if ctx.uniform else None
         d = next(given) if ctx.entropy else None
@@ -83,10 +84,13 @@ class _Statistics(torch.autograd.Function):
             a = fields.new_zeros(1, 1).expand(fields.shape[1], columns)
         c = fields.new_zeros(1).expand(fields.shape[1]) if ctx.uniform and c is None else c
         d = fields.new_zeros(1).expand(fields.shape[1]) if ctx.entropy and d is None else d
-        wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[1], bias is not None and ctx.needs_input_grad[2]
+        for_w = ctx.needs_input_grad[1 if beside is None else -1]
+        wanted = ctx.needs_input_grad[0], for_w, bias is not None and ctx.needs_input_grad[2]
         head = x, w, bias, temperature, ctx.softcap, prior
-        made = _gradients().apply(*head, live, index, q, column_weight, fields, a, b, c, d, ctx.size, *wanted)
-        return *(d if there else None for d, there in zip(made, wanted, strict=True)), *(None,) * 11
+        made = _gradients().apply(*head, live, index, q, column_weight, fields, a, b, c, d, ctx.size, *wanted, beside)
+        dx, dw, db = (d if there else None for d, there in zip(made, wanted, strict=True))
+        of_head = (dw, db, *(None,) * 12) if beside is None else (None, db, *(None,) * 11, dw)
+        return dx, *of_head
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple[tuple, tuple]:
@@ -100,9 +104,12 @@ class _StatisticsForward(_Statistics):
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple:
         refuse_nested_forward()
-        x, w, bias, temperature, prior, live, index, q, column_weight, _ = ctx.saved_tensors
+        x, w, bias, temperature, prior, live, index, q, column_weight, _, beside = ctx.saved_tensors
         link = link_of(temperature, ctx.softcap, prior)
         tx, tw, tb = tangents[:3]
+        if beside is not None:
+            tw = torch.cat([_or_zeros(tw, w), _or_zeros(tangents[-1], beside)], -1)
+            w = torch.cat([w, beside], -1)
         moved = []
         for at in spans(x.shape[0], max(1, abs(ctx.size) // PLAIN)):
             alive = None if live is None else live[at]
@@ -146,16 +153,18 @@ class _Gradients(torch.autograd.Function):
         for_x: bool,
         for_w: bool,
         for_bias: bool,
+        beside: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         head, target = (x, w, bias, temperature, softcap, prior), (live, index, q, column_weight)
-        return linear_pull(*head, *target, fields, a, b, c, d, size, for_x, for_w, for_bias)
+        return linear_pull(*head, *target, fields, a, b, c, d, size, for_x, for_w, for_bias, beside)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         x, w, bias, temperature, ctx.softcap, prior, live, index, q, column_weight, *rest = inputs
-        fields, a, b, c, d, ctx.size, *ctx.wanted = rest
-        ctx.save_for_backward(x, w, bias, temperature, prior, live, index, q, column_weight, fields, a, b, c, d)
-        ctx.save_for_forward(x, w, bias, temperature, prior, live, index, q, column_weight, fields, a, b, c, d)
+        fields, a, b, c, d, ctx.size, *ctx.wanted, beside = rest
+        saved = x, w, bias, temperature, prior, live, index, q, column_weight, fields, beside, a, b, c, d
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -163,7 +172,7 @@ class _Gradients(torch.autograd.Function):
         given, pull = _again(ctx)
         sent = [(up, made) for up, made in zip(ups, _MADE, strict=True) if up is not None]
         if not sent:
-            return (None,) * 19
+            return (None,) * 20
         moves = [at > 2 and t is not None for at, t in enumerate(given)]
         pull = partial(pull, wanted=[up is not None for up in ups])
 
@@ -176,7 +185,7 @@ class _Gradients(torch.autograd.Function):
         by_input = [
             None if t is None or not move else next(found).to(t.dtype) for t, move in zip(given, moves, strict=True)
         ]
-        return *by_input[3:6], *(None,) * 8, *by_input[6:], *(None,) * 4
+        return *by_input[3:6], *(None,) * 8, *by_input[7:], *(None,) * 4, by_input[6]
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple[tuple, tuple]:
@@ -195,24 +204,24 @@ class _GradientsForward(_Gradients):
         def of_these(*both: Tensor | None) -> tuple[Tensor, ...]:
             return pushed(pull, both[: len(given)], both[len(given) :])
 
-        along = [None, None, None, *tangents[:3], *tangents[11:15]]
+        along = [None, None, None, *tangents[:3], tangents[-1], *tangents[11:15]]
         made = [by for by, need in zip(_MADE, ctx.wanted, strict=True) if need]
         found = iter(in_chunks(of_these, [*given, *along], _BY_ROW * 2, made, abs(ctx.size) // PLAIN))
         x = ctx.saved_tensors[0]
         return tuple(next(found).to(x.dtype) if need else x.new_empty(0) for need in ctx.wanted)
 
 
-_BY_ROW = [True, True, True, True, False, False, True, True, True, True]
-"""What of (live, index, q, x, w, bias, a, b, c, d) has a row for each row of logits; and of (dx, dw, db):"""
+_BY_ROW = [True, True, True, True, False, False, False, True, True, True, True]
+"""What of (live, index, q, x, w, bias, beside, a, b, c, d) has a row for each row of logits; and of (dx, dw, db):"""
 _MADE = [True, False, False]
 
 
 def _again(ctx: Any) -> tuple[list[Tensor | None], Any]:
-    """(live, index, q, x, w, bias, a, b, c, d), and the gradients of some rows as a function of these.
+    """(live, index, q, x, w, bias, beside, a, b, c, d), and the gradients of some rows as a function of these.
 
     In plain torch, that can be gone through again.
     """
-    x, w, bias, temperature, prior, live, index, q, column_weight, _, *cotangents = ctx.saved_tensors
+    x, w, bias, temperature, prior, live, index, q, column_weight, _, beside, *cotangents = ctx.saved_tensors
     link = link_of(temperature, ctx.softcap, prior)
 
     def gradients(
@@ -222,25 +231,31 @@ def _again(ctx: Any) -> tuple[list[Tensor | None], Any]:
         x: Tensor,
         w: Tensor,
         bias: Tensor | None,
+        beside: Tensor | None,
         a: Tensor,
         *bcd: Tensor | None,
         wanted: Sequence[bool],
     ) -> tuple[Tensor, ...]:
-        x = _read(x, live)
+        x, learned = _read(x, live), slice(0 if beside is None else w.shape[1], None)
+        w = w if beside is None else torch.cat([w, beside], -1)
         made = torch.nn.functional.linear(x, w, bias)
         z = linked(link, made).unsqueeze(-1)
         share = None if q is None else q.reshape(z.shape)
         dz = reference.differentiable_pull(z, live, index, share, column_weight, a, *bcd).squeeze(-1)
         dz = back_through(link, made, dz)
-        found = dz @ w, dz.T @ x, dz.sum(0)
+        found = dz @ w, dz.T @ x[:, learned], dz.sum(0)
         return tuple(d for d, there in zip(found, wanted, strict=True) if there)
 
-    return [live, index, q, x, w, bias, *cotangents], gradients
+    return [live, index, q, x, w, bias, beside, *cotangents], gradients
 
 
 def _read(x: Tensor, live: Tensor | None) -> Tensor:
     """Hidden states with zeros in the rows that are not to be read."""
     return x if live is None else torch.where(live.unsqueeze(-1), x, 0.0)
+
+
+def _or_zeros(t: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if t is None else t
 
 
 def _kind() -> Any:
@@ -263,31 +278,43 @@ def row_stats(
     loss: Loss,
     link: Link | None,
     size: int,
+    beside: Tensor | None = None,
 ) -> Stats:
-    """What ``loss`` reads of every row of x @ w.T + bias against its target; see ``rows.row_stats``."""
+    """What ``loss`` reads of every row of x @ w.T + bias against its target; see ``rows.row_stats``.
+
+    A frozen w (v, d) may have columns ``beside`` it (v, r), for the last r numbers of x.
+    """
     prior = temperature = softcap = None
     if link is not None:
         softcap, prior = None if link.softcap is None else float(link.softcap), link.bias
         temperature = torch.as_tensor(link.temperature, dtype=reference.wide(x), device=x.device)
 
     def read(*what: Any) -> tuple[Tensor, ...]:
-        return _kind().apply(x, w, bias, temperature, softcap, prior, target.live, *what, size)
+        return _kind().apply(x, w, bias, temperature, softcap, prior, target.live, *what, size, beside)
 
     return stats_of(read, w.shape[0], target, loss)
 
 
 def row_numbers(
-    x: Tensor, w: Tensor, bias: Tensor | None, target: Target, loss: Loss, link: Link | None, size: int
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    target: Target,
+    loss: Loss,
+    link: Link | None,
+    size: int,
+    beside: Tensor | None = None,
 ) -> tuple[Tensor, Stats]:
     """The loss (n,) of every row, and all statistics of the one pass that it took; see ``rows.row_numbers``."""
     if columns.is_trained(link):
         with torch.no_grad():
-            s = row_stats(x, w, bias, target, AndNumbers(NLL()), link, size)
+            s = row_stats(x, w, bias, target, AndNumbers(NLL()), link, size, beside)
+        w = w if beside is None else torch.cat([w, beside], -1)
         return through_link(s, x, w, bias, target, loss, link, size)
     if columns.needs_columns(target, loss, link):  # the loss from its columns, all else from one more reading
-        value, _ = row_losses(x, w, bias, target, loss, link, abs(size))
-        return value, row_stats(x, w, bias, target, AndNumbers(NLL()), link, size)
-    s = row_stats(x, w, bias, target, AndNumbers(loss), link, size)
+        value, _ = row_losses(x, w, bias, target, loss, link, abs(size), beside=beside)
+        return value, row_stats(x, w, bias, target, AndNumbers(NLL()), link, size, beside)
+    s = row_stats(x, w, bias, target, AndNumbers(loss), link, size, beside)
     return loss(s), s
 
 
@@ -331,11 +358,13 @@ def row_losses(
     link: Link | None,
     size: int,
     read: Any = of_logits,
+    beside: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """(loss, weight) of every row of logits x @ w.T + bias, as ``rows.row_losses`` gives them.
 
     ``read(z, target, loss, link)`` gives them of a few rows of logits; whoever brings another one reads columns.
     """
     if read is of_logits and not columns.needs_columns(target, loss, link):
-        return losses_of(row_stats(x, w, bias, target, loss, link, size), target, loss)
+        return losses_of(row_stats(x, w, bias, target, loss, link, size, beside), target, loss)
+    w = w if beside is None else torch.cat([w, beside], -1)
     return columns.row_losses(x, w, bias, target.live, columns.columns_of(target, loss, link, read), size)

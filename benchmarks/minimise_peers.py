@@ -5,7 +5,7 @@ gives probabilities (n, columns), as the library itself says them. All are used 
 and nothing is chosen by hand for a set:
 
 logistic        scikit-learn's LogisticRegression behind skrub's ``tabular_pipeline``: words one-hot, missing numbers
-                imputed and marked, all squashed to one scale; of images the bare pixels
+                imputed and marked, all squashed to one scale
 hgb             scikit-learn's HistGradientBoosting, at most 1000 trees, stopped by its own rule on held-out rows
 xgboost         at most 1000 trees, the best number by 50 rounds of patience on held-out rows
 catboost        likewise, which are its own default number and its own default patience
@@ -17,10 +17,10 @@ lenet           two convolutions and two linear layers in plain torch (images on
 crossent        ``crossent.fit`` with its defaults
 
 Held-out rows are a fifth of those to learn from, stratified, the same for all, and not learned from afterwards. Words
-are categories to everything but logistic regression. A number in a range is learned as a coin that shows it: logistic
-regression and HistGradientBoosting take each row twice, with the weights 1 − y and y; XGBoost (binary:logistic) and
-CatBoost (CrossEntropy) take fractions as they are; RealMLP knows no such loss, regresses, and its answer is clipped to
-[0, 1].
+are categories to everything but logistic regression. Of images all but crossent and lenet get a column for each pixel.
+A number in a range is learned as a coin that shows it: logistic regression and HistGradientBoosting take each row
+twice, with the weights 1 − y and y; XGBoost (binary:logistic) and CatBoost (CrossEntropy) take fractions as they are;
+RealMLP knows no such loss, regresses, and its answer is clipped to [0, 1].
 """
 
 from __future__ import annotations
@@ -69,6 +69,11 @@ def in_place(p: NDArray[Any], came: NDArray[Any], columns: int) -> Probabilities
     full = np.zeros((len(p), columns))
     full[:, np.asarray(came, np.int64)] = p
     return full
+
+
+def columns_of_pixels(x: Any) -> pd.DataFrame:
+    """A table as it is; of images a column for each pixel, as if their order were not known."""
+    return x if isinstance(x, pd.DataFrame) else pd.DataFrame(x.reshape(len(x), -1)).add_prefix("pixel_")
 
 
 def categorical(table: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
@@ -227,7 +232,8 @@ Whole = Callable[[Rows, Any, About], Probabilities]
 
 def prepared(stopped: Stopped, known: Rows, new: Any, about: About, parts: Any) -> Probabilities:
     """The mean of what the peer says when stopped on each part in turn, having learned from the other rows."""
-    table, fresh = categorical(known.x, known.x), categorical(new, known.x)
+    seen, asked = columns_of_pixels(known.x), columns_of_pixels(new)
+    table, fresh = categorical(seen, seen), categorical(asked, seen)
     rows = Rows(table, known.y)
     said = [stopped(rows.take(learn), rows.take(held_out), fresh, about) for learn, held_out in parts]
     return np.mean(said, axis=0)
@@ -273,11 +279,11 @@ class Peer:
 PEERS: dict[str, Peer] = {
     "crossent": Peer(of_crossent, ("crossent", "torch", "skrub"), images=True),
     "logistic": Peer(logistic, ("scikit-learn", "skrub"), images=True),
-    "hgb": Peer(once(hgb), ("scikit-learn",)),
-    "xgboost": Peer(once(xgboost), ("xgboost",)),
-    "catboost": Peer(once(catboost), ("catboost",)),
-    "realmlp": Peer(once(realmlp), ("pytabkit", "torch")),
-    "realmlp-ce": Peer(once(realmlp_ce), ("pytabkit", "torch"), ranges=False),
+    "hgb": Peer(once(hgb), ("scikit-learn",), images=True),
+    "xgboost": Peer(once(xgboost), ("xgboost",), images=True),
+    "catboost": Peer(once(catboost), ("catboost",), images=True),
+    "realmlp": Peer(once(realmlp), ("pytabkit", "torch"), images=True),
+    "realmlp-ce": Peer(once(realmlp_ce), ("pytabkit", "torch"), ranges=False, images=True),
     "hgb-5": Peer(five(hgb), ("scikit-learn",)),
     "xgboost-5": Peer(five(xgboost), ("xgboost",)),
     "catboost-5": Peer(five(catboost), ("catboost",)),

@@ -166,7 +166,7 @@ def elements(z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing: flo
     out = values(cost)
 
     def work(start: int, stop: int) -> None:
-        memory = np.empty((5, element.BLOCK), worked_in(z))
+        memory = np.empty((4, element.BLOCK), worked_in(z))
         element.part(*given, memory, _NOTHING if summed else out, out, start, stop)
 
     over_blocks(work, z.shape[0], 1, element.BLOCK)
@@ -200,7 +200,7 @@ def both_elements(
     out = values(cost), values(dz)
 
     def work(start: int, stop: int) -> None:
-        element.both(*given, np.empty((5, element.BLOCK), worked_in(z)), *out, start, stop)
+        element.both(*given, np.empty((4, element.BLOCK), worked_in(z)), *out, start, stop)
 
     over_blocks(work, z.shape[0], 1, element.BLOCK)
     return cost, dz

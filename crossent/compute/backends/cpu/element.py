@@ -16,6 +16,7 @@ from crossent.compute.backends.cpu.precision import (
     kernel,
     log1p_ratio,
     raised,
+    signs_of,
     stored,
     widened,
 )
@@ -24,54 +25,70 @@ from crossent.compute.backends.reference import ELEMENTS
 
 BLOCK = ELEMENTS  # elements that are worked on together
 LANES = 64
+TINY = 2.0**-64
 
 
 @kernel
 def _read(z: NDArray, share: NDArray, smoothing: float, x: NDArray, t: NDArray, tail: NDArray) -> None:
     """Logits, shares and e^(-|z|) as they are worked with."""
     keep, move = as_worked(1.0 - smoothing, x[0]), as_worked(0.5 * smoothing, x[0])
-    unshift = as_worked(UNSHIFT, x[0])
+    unshift, nothing = as_worked(UNSHIFT, x[0]), as_worked(-0.0, x[0])  # to add -0 is to do nothing, to add 0 is not
     for j in range(z.size):
         x[j] = widened(z[j])
     for j in range(z.size):
         t[j] = keep * as_worked(widened(share[j]), keep) + move
     for j in range(z.size):
-        below = -x[j] if x[j] > 0 else x[j]
-        tail[j] = raised(below, as_worked(0.0, below)) * unshift
+        tail[j] = raised(-abs(x[j]), nothing) * unshift
 
 
 @kernel
 def _is_outside(share: NDArray) -> bool:
-    """Whether some share is not in [0, 1]."""
-    outside = np.int32(0)
+    """Whether some share is not in [0, 1].
+
+    The bits of a float in [0, 1] are an integer from 0 to those of 1. So few steps tell of nearly all blocks; in the
+    others there may be a -0, whose bits are those of a negative integer.
+    """
+    one = signs_of(as_worked(1.0, widened(share[0])))
+    least = most = one
+    for j in range(share.size):
+        bits = signs_of(widened(share[j]))
+        least, most = min(least, bits), max(most, bits)
+    if least >= 0 and most <= one:
+        return False
     for j in range(share.size):
         t = widened(share[j])
-        outside += np.int32(0 if t >= 0 and t <= 1 else 1)
-    return outside > 0
+        if not (t >= 0 and t <= 1):
+            return True
+    return False
 
 
 @kernel
-def _costs(x: NDArray, t: NDArray, tail: NDArray, pos: NDArray, spread: NDArray, out: NDArray) -> None:
-    """The costs; ``spread``, log(1 + e^(-|z|)), is to work in."""
+def _costs(x: NDArray, t: NDArray, tail: NDArray, pos: NDArray, out: NDArray) -> None:
+    """The costs."""
     zero, one = as_worked(0.0, x[0]), as_worked(1.0, x[0])
     for j in range(x.size):
-        spread[j] = tail[j] * log1p_ratio(tail[j])
-    for j in range(x.size):
+        spread = tail[j] * log1p_ratio(tail[j])
         yes, no = (pos[j] if pos.size else one) * t[j], one - t[j]
+        wrong = yes if x[j] < 0 else no
         # A weight of 0 silences even an infinite cost; a NaN is in the tail as well, and stays.
-        below = -yes * x[j] if x[j] < 0 and yes != 0 else zero
-        above = no * x[j] if x[j] > 0 and no != 0 else zero
-        out[j] = fma(yes + no, spread[j], below + above)
+        out[j] = fma(yes + no, spread, wrong * abs(x[j]) if wrong != 0 else zero)
 
 
 @kernel
 def _sum(costs: NDArray, lanes: NDArray) -> float:
     """Of a block, in float64 and always in the same order."""
-    lanes[:] = 0.0
-    for i in range(0, costs.size, LANES):
-        some = costs[i : min(i + LANES, costs.size)]
-        for j in range(some.size):
-            lanes[j] += np.float64(some[j])
+    if costs.size == BLOCK:  # the same sums, in registers
+        for j in range(LANES):
+            lane = 0.0
+            for i in range(BLOCK // LANES):
+                lane += np.float64(costs[i * LANES + j])
+            lanes[j] = lane
+    else:
+        lanes[:] = 0.0
+        for i in range(0, costs.size, LANES):
+            some = costs[i : min(i + LANES, costs.size)]
+            for j in range(some.size):
+                lanes[j] += np.float64(some[j])
     half = LANES
     while half > 1:
         half //= 2
@@ -99,6 +116,11 @@ def _slopes(x: NDArray, t: NDArray, tail: NDArray, pos: NDArray, a: NDArray, out
     if a.size > 1:
         for j in range(x.size):
             out[j] = stored(as_worked(a[j] * np.float64(x[j]), one), like)
+    elif TINY < abs(a[0]) < 1 / TINY:
+        high = as_worked(a[0], one)
+        low = as_worked(a[0] - np.float64(high), one)
+        for j in range(x.size):
+            out[j] = stored(fma(x[j], high, x[j] * low), like)
     else:
         for j in range(x.size):
             out[j] = stored(as_worked(a[0] * np.float64(x[j]), one), like)
@@ -128,21 +150,20 @@ def part(
 ) -> None:
     """The costs of elements start … stop into ``out``, or if that is empty those of each block into ``sums``.
 
-    ``memory`` (5, BLOCK) is to work in. start is a multiple of BLOCK.
+    ``memory`` (4, BLOCK) is to work in. start is a multiple of BLOCK.
     """
     z, share, pos, pattern = lent(z), lent(share), lent(pos), lent(pattern)
     memory, out = lent(memory), lent(out)
     lanes = np.empty(LANES)
     for i in range(start, stop, BLOCK):
         j = min(i + BLOCK, stop)
-        x, t, tail, spread = memory[0, : j - i], memory[1, : j - i], memory[2, : j - i], memory[3, : j - i]
+        x, t, tail, costs = memory[0, : j - i], memory[1, : j - i], memory[2, : j - i], memory[3, : j - i]
         _read(z[i:j], share[i:j], smoothing, x, t, tail)
         weights = _weights(pos, pattern, i, j)
         if out.size:
-            _costs(x, t, tail, weights, spread, out[i:j])
+            _costs(x, t, tail, weights, out[i:j])
         else:
-            costs = memory[4, : j - i]
-            _costs(x, t, tail, weights, spread, costs)
+            _costs(x, t, tail, weights, costs)
             sums[i // BLOCK] = _sum(costs, lanes)
 
 
@@ -195,12 +216,11 @@ def both(
     lanes = np.empty(LANES)
     for i in range(start, stop, BLOCK):
         j = min(i + BLOCK, stop)
-        x, t, tail, spread = memory[0, : j - i], memory[1, : j - i], memory[2, : j - i], memory[3, : j - i]
-        costs = memory[4, : j - i]
+        x, t, tail, costs = memory[0, : j - i], memory[1, : j - i], memory[2, : j - i], memory[3, : j - i]
         _read(z[i:j], share[i:j], smoothing, x, t, tail)
         if outside.size and _is_outside(share[i:j]):
             outside[0] = True
         weights = _weights(pos, pattern, i, j)
-        _costs(x, t, tail, weights, spread, costs)
+        _costs(x, t, tail, weights, costs)
         sums[i // BLOCK] = _sum(costs, lanes)
         _slopes(x, t, tail, weights, a, out[i:j])

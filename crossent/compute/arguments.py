@@ -138,7 +138,8 @@ def target_of(
                     f"ignore_index={ignore_index} names a label, and a target of class probabilities has none: "
                     "pass mask=, True for each row that counts."
                 )
-            q = target.reshape(math.prod(shape), classes) if rows_last else columns(target)
+            as_it_is = target.dim() == 2 and rows_last
+            q = target if as_it_is else target.reshape(math.prod(shape), classes) if rows_last else columns(target)
             return targets.probabilities(q, mask, validate=validate, later=later)
         if got == tuple(shape):
             raise TypeError(
@@ -340,14 +341,15 @@ def times(value: Tensor, weight: Tensor, input: Tensor, order: list[int]) -> Ten
     return (value.reshape(-1, repeated.shape[0]) * repeated).reshape(-1)
 
 
-def warn_of_probabilities(z: Tensor) -> None:
+def warn_of_probabilities(input: Tensor) -> None:
     """Rows that are non-negative and sum to 1 are probabilities, not logits; a look at eight rows costs nothing."""
-    if not targets.visible(z) or z.shape[0] * z.shape[2] < 2 or z.shape[1] < 2:
+    if input.dim() < 2 or input.shape[1] < 2 or input.numel() < 2 * input.shape[1] or not targets.visible(input):
         return
-    z = z.detach()
-    first = z.as_strided((min(4, z.shape[1]),), z.stride()[1:2], z.storage_offset())
-    if not all(0 <= logit <= 1.01 for logit in first.tolist()):
+    classes = min(4, input.shape[1])
+    first = input.detach().as_strided((classes,), input.stride()[1:2], input.storage_offset()).tolist()
+    if not all(0 <= logit <= 1.01 for logit in first):
         return  # nearly all calls end here
+    z = columns(input.detach())
     rows = z[:8, :, 0] if z.shape[2] == 1 else z[0, :, :8].T
     if float(rows[0].amin()) < 0 or abs(float(rows[0].sum()) - 1) > 0.01:
         return

@@ -7,6 +7,7 @@ either end and has no clamp: p = 0 at a label of 1 costs infinity, and its logit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -143,12 +144,12 @@ class _Number(torch.autograd.Function):
         smoothing: float,
         divisor: float,
         dtype: torch.dtype,
-        outside: Tensor | None,
+        check: bool,
     ) -> Tensor:
         ctx.smoothing, ctx.divisor = smoothing, divisor
         ctx.save_for_backward(z, share, pos_weight)
-        costs, ctx.dz = backends.of(z).both_elements(z, share, pos_weight, smoothing, 1.0 / divisor, outside)
-        return (costs.sum() / divisor).to(dtype)
+        costs, ctx.dz = backends.of(z).both_elements(z, share, pos_weight, smoothing, 1.0 / divisor, check)
+        return torch.tensor(float(costs.sum()) / divisor, dtype=dtype, device=z.device)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -241,9 +242,8 @@ def element_number(
     wanted = z.requires_grad and torch.is_grad_enabled() and torch.autograd.forward_ad._current_level < 0
     if not wanted or not hasattr(backends.of(z), "both_elements"):
         return None
-    outside = None if refuse is None else torch.zeros(1, dtype=torch.bool, device="cpu")
-    value = _Number.apply(z, _share(z, target), pos_weight, smoothing, divisor, dtype, outside)
-    if refuse is not None and outside:
+    value = _Number.apply(z, _share(z, target), pos_weight, smoothing, divisor, dtype, refuse is not None)
+    if refuse is not None and math.isnan(value.detach()):
         refuse()
     return value
 

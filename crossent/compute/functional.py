@@ -124,24 +124,23 @@ def cross_entropy(
     check_validate(validate)
     check_logits(input)
     classes = check_classes(input)
-    z = columns(input)
     shape = input.shape[:0] if input.dim() == 1 else input.shape[:1] + input.shape[2:]
     row_weight, mask = weights_of_rows(sample_weight, mask, shape, validate)
     rows = target_of(target, tuple(input.shape), shape, classes, ignore_index, mask, validate, later=True)
     rows = counting(rows.weighted(row_weight, mask))
     if validate == "full":
-        warn_of_probabilities(z)
+        warn_of_probabilities(input)
     whole = whole_loss(loss, weight, label_smoothing, classes)
     check_link(link, classes, validate)
     if validate == "full":
         check_class_weight(whole)
     if reduction != "none" and link is None:
-        at_once = number(z, rows, whole, reduction, result_dtype(input), normaliser, empty, validate)
+        at_once = number(input, rows, whole, reduction, result_dtype(input), normaliser, empty, validate)
         if at_once is not None:
             return at_once
     if rows.index is None and rows.unchecked:
         targets.look(rows, validate)
-    value, row_weight = row_losses(z, rows, whole, link)
+    value, row_weight = row_losses(columns(input), rows, whole, link)
     return reduce(value, row_weight, reduction, empty, shape, result_dtype(input), normaliser)
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from crossent.compute import backends, operators
+from crossent.compute.arguments import columns
 from crossent.compute.backends.reference import wide
 from crossent.compute.losses.algebra import Loss, tensors_of
 from crossent.compute.losses.likelihood import Smoothed, smoothing_of_nll
@@ -32,7 +33,7 @@ from crossent.compute.target import Target, look, visible
 
 
 def number(
-    z: Tensor,
+    input: Tensor,
     target: Target,
     loss: Loss,
     reduction: str,
@@ -41,17 +42,19 @@ def number(
     empty: str = "zero",
     validate: str = "off",
 ) -> Tensor | None:
-    """The mean or sum over rows of z (n, v, l), or None where it takes the ordinary way.
+    """The mean or sum over the rows of logits, or None where it takes the ordinary way.
+
+    (Autograd sees the caller's tensor: a view of it in ``columns`` would be a step more, forwards and backwards.)
 
     ``validate`` is for weights of a soft target that nobody has looked at: a negative one is seen as it is read.
     """
-    wanted = z.requires_grad and torch.is_grad_enabled() and visible(z) and z.numel() > 0
+    wanted = input.requires_grad and torch.is_grad_enabled() and visible(input) and input.numel() > 0
     if not wanted or torch.autograd.forward_ad._current_level >= 0:
         return None
-    unseen = nobody_waits(z)
-    if not hasattr(backends.of(z), "both"):
+    unseen = nobody_waits(input)
+    if not hasattr(backends.of(input), "both"):
         return None
-    if not loss.affine and (not loss.focus or unseen or z.dtype == torch.float64):
+    if not loss.affine and (not loss.focus or unseen or input.dtype == torch.float64):
         return None
     if tensors_of(loss) or loss.reads - {"uniform"}:
         return None
@@ -62,14 +65,14 @@ def number(
         if labels is None:
             return None
     divided = target, reduction, normaliser
-    divisor = _divisor_there(z, *divided) if unseen else _divisor(*divided)
+    divisor = _divisor_there(input, *divided) if unseen else _divisor(*divided)
     if isinstance(divisor, Tensor) and empty != "zero" and reduction == "mean":
         return None  # nobody looks whether it is 0
     if divisor is None:
         return None
-    signs = torch.zeros(1, dtype=torch.bool, device="cpu") if soft is not None and target.unchecked else None
-    value = _Number.apply(z, labels, soft, signs, _Asked(target, loss, reduction, dtype, divisor, unseen))
-    if signs is not None and (bool(signs) or math.isnan(value.detach())):
+    check = soft is not None and target.unchecked
+    value = _Number.apply(input, labels, soft, _Asked(target, loss, reduction, dtype, divisor, unseen, check))
+    if check and math.isnan(value.detach()):
         look(target, validate)
     return value
 
@@ -115,25 +118,26 @@ class _Asked(NamedTuple):
     dtype: torch.dtype
     divisor: float | Tensor
     nobody_waits: bool
+    check: bool
+    """Whether a weight of a soft target that is below 0 is to make the loss NaN."""
 
 
 class _Number(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, z: Tensor, labels: Tensor | None, soft: Tensor | None, signs: Tensor | None, asked: _Asked
-    ) -> Tensor:
-        loss = asked.loss
+    def forward(ctx: Any, input: Tensor, labels: Tensor | None, soft: Tensor | None, asked: _Asked) -> Tensor:
+        loss, z = asked.loss, columns(input)
         zero, *ctx.slopes = _line(loss) if loss.affine else (0.0, 1.0, 0.0)
         ctx.asked, ctx.at_once = asked, not asked.nobody_waits and z.dtype != torch.float64 and not zero
         if ctx.at_once:
-            ctx.save_for_backward(z, labels, soft, None)
-            value, ctx.dz = _read_once(z, labels, soft, asked, ctx.slopes, 1.0 / asked.divisor, signs)
-            return _reduced(value, asked)
+            ctx.save_for_backward(input, labels, soft, None)
+            sums, ctx.dz = _read_once(z, labels, soft, asked, ctx.slopes, 1.0 / asked.divisor)
+            # In Python: each operation of torch costs a small batch more than its rows.
+            return torch.tensor(float(sums.sum()) / asked.divisor, dtype=asked.dtype, device=z.device)
         uniform = "uniform" in loss.reads
         a, c = (slope * (1.0 / asked.divisor) for slope in ctx.slopes)
-        given: dict[str, Any] = {} if soft is None else {"q": soft, "signs": signs}
+        given: dict[str, Any] = {} if soft is None else {"q": soft, "check": asked.check}
         fields, gap, ctx.dz = backends.of(z).both(z, asked.target.live, labels, uniform, a, c, **given)
-        ctx.save_for_backward(z, labels, soft, fields)
+        ctx.save_for_backward(input, labels, soft, fields)
         part = unpack(fields, gap, dense=soft is not None, uniform=uniform, entropy=False)
         nll, lse, even, _ = finish(part)
         s = plain_stats(nll, lse, even, part.count, z.shape[1])
@@ -144,21 +148,22 @@ class _Number(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         asked: _Asked = ctx.asked
-        z, labels, soft, fields = ctx.saved_tensors  # torch refuses if they have changed meanwhile
+        input, labels, soft, fields = ctx.saved_tensors  # torch refuses if they have changed meanwhile
         made, ctx.dz = ctx.dz, None  # given away once: whoever accumulates gradients may keep it without a copy
         plain = not torch.is_grad_enabled() and visible(g)
         if plain and made is not None and not asked.nobody_waits and float(g) == 1.0:
-            return made, *(None,) * 4
+            return made.view(input.shape), *(None,) * 3
+        z = columns(input)
         if plain and ctx.at_once:
             each = float(g) / asked.divisor
-            return _read_once(z, labels, soft, asked, ctx.slopes, each)[1], *(None,) * 4
+            return _read_once(z, labels, soft, asked, ctx.slopes, each)[1].view(input.shape), *(None,) * 3
         target, loss = asked.target, asked.loss
         each = g.to(wide(z)) / asked.divisor
         if not loss.affine:  # its slope depends on the logits: they are read again, and differentiably
             with torch.enable_grad():
-                value, _ = row_losses(z, target, loss)
+                value, _ = row_losses(columns(input), target, loss)
             graph = torch.is_grad_enabled()
-            return torch.autograd.grad(value, z, each.expand_as(value), create_graph=graph)[0], *(None,) * 4
+            return torch.autograd.grad(value, input, each.expand_as(value), create_graph=graph)[0], *(None,) * 3
         a, c = (each * slope for slope in ctx.slopes)
         uniform = "uniform" in loss.reads
         if fields is None:
@@ -176,7 +181,7 @@ class _Number(torch.autograd.Function):
             )
         else:
             dz = pulled(z, target, soft, fields, a, c)
-        return dz, *(None,) * 4
+        return dz.view(input.shape), *(None,) * 3
 
 
 def _reduced(value: Tensor, asked: _Asked) -> Tensor:
@@ -186,21 +191,15 @@ def _reduced(value: Tensor, asked: _Asked) -> Tensor:
 
 
 def _read_once(
-    z: Tensor,
-    labels: Tensor | None,
-    soft: Tensor | None,
-    asked: _Asked,
-    rises: Sequence[float],
-    each: Any,
-    signs: Tensor | None = None,
+    z: Tensor, labels: Tensor | None, soft: Tensor | None, asked: _Asked, rises: Sequence[float], each: Any
 ) -> tuple[Tensor, Tensor]:
-    """The losses (n,) of rows and, if each loss has the cotangent ``each``, the gradient: all that is kept of a row."""
+    """Sums of the losses of rows that count and, if each loss has the cotangent ``each``, the gradient."""
     loss = asked.loss
-    how: dict[str, Any] = {} if soft is None else {"q": soft, "signs": signs}
+    how: dict[str, Any] = {} if soft is None else {"q": soft, "check": asked.check}
     how |= {"slopes": rises} if loss.affine else {"focal": loss.focus}
     a, c = (slope * each for slope in rises)
-    _, value, dz = backends.of(z).both(z, asked.target.live, labels, "uniform" in loss.reads, a, c, **how)
-    return value.squeeze(-1), dz
+    _, sums, dz = backends.of(z).both(z, asked.target.live, labels, "uniform" in loss.reads, a, c, **how)
+    return sums, dz
 
 
 def slopes(loss: Loss) -> tuple[float, float]:

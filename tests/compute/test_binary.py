@@ -201,6 +201,27 @@ def test_a_share_that_is_none_is_seen_as_it_is_read(
     binary_cross_entropy_with_logits(z, t, validate="off")
 
 
+@pytest.mark.parametrize("divisor", [100, 1000, 7919])
+def test_a_mean_is_rounded_once(divisor: int) -> None:
+    """At z = 0 a slope is ½ - t, without rounding; its mean is the float32 that is nearest to (½ - t) / n."""
+    z = torch.zeros(divisor, requires_grad=True)
+    t = torch.linspace(0, 1, 65).repeat(divisor // 65 + 1)[:divisor]
+    binary_cross_entropy_with_logits(z, t).backward()
+    wanted = ((0.5 - t.double()) / divisor).float()
+    assert z.grad.equal(wanted)
+    assert not ((0.5 - t) * torch.tensor(1 / divisor)).equal(wanted)  # it can tell
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-18, 1e18, 1e30, float("inf"), float("nan")])
+def test_a_cotangent_of_any_size(scale: float) -> None:
+    z = torch.tensor([0.0, 2.0, -30.0], requires_grad=True)
+    t = torch.tensor([0.25, 0.25, 1.0])
+    slope = torch.autograd.grad(binary_cross_entropy_with_logits(z, t, reduction="sum"), z, retain_graph=True)[0]
+    loss = binary_cross_entropy_with_logits(z, t, reduction="sum")
+    (grad,) = torch.autograd.grad(loss, z, torch.tensor(scale))
+    torch.testing.assert_close(grad, slope * scale, rtol=2**-22, atol=0, equal_nan=True)  # 2 roundings of each
+
+
 def test_a_number_has_derivatives_of_both_orders() -> None:
     z = torch.randn(7, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
     for reduction in ("mean", "sum"):

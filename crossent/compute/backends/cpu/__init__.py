@@ -119,43 +119,45 @@ def both(
     q: Tensor | None = None,
     focal: float | None = None,
     slopes: tuple[float, float] | None = None,
-    signs: Tensor | None = None,
+    check: bool = False,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Fields, gaps and gradient of rows with a label (r, 1) each or a soft target q, whose cotangents are known.
 
     Those of all rows are a and c, of a soft target times its weights there. ``focal`` asks for focal losses of labels,
     with that exponent, whose nll has a slope in each row that a is multiplied by. With it, or with ``slopes`` by nll
-    and uniform of a loss that is 0 with them, the losses (r, 1) come in the place of gaps, and fields are None: kept
-    for all rows they would take as much memory as narrow rows themselves. The gradient goes where ``out`` says, which
-    may be z: its rows are then written over, each once it has been read. ``signs`` (1,) becomes True if some weight of
-    q, or some -0, has a minus.
+    and uniform of a loss that is 0 with them, sums of losses of rows that count come in the place of gaps, and fields
+    are None: kept for all rows they would take as much memory as narrow rows themselves. The gradient goes where
+    ``out`` says, which may be z: its rows are then written over, each once it has been read. ``check``: a row that
+    counts and has a weight of q below 0 has NaN as its gap or loss.
     """
     names = field_names(dense=q is not None, uniform=uniform, entropy=False)
     rows = z.shape[0] * z.shape[2]
     columns = np.empty((rows, 0), np.int64) if index is None else values(index.contiguous())
     every = focal is None and slopes is None
     fields = torch.empty((len(names), rows), dtype=torch.float64) if every else None
-    gap = np.empty(rows)
+    narrow_rows = z.shape[1] <= narrow.NARROW
+    gaps = np.empty(rows) if every else _NOTHING
+    sums = _NOTHING if every else np.zeros(-(-rows // narrow.TILE) if narrow_rows else rows)
     read, soft = strided(z), _no_target(z.dtype) if q is None else strided(q)
     dz = gradient_like(z) if out is None else out
     total = names.index("total") if uniform else -1
     by = _NOTHING if slopes is None else np.array(slopes)
-    minus = _EVERY_ROW if signs is None else values(signs)
-    given = (read, _rows_that_count(live), columns, soft, total, a, c, -1.0 if focal is None else focal, by, minus)
+    given = (read, _rows_that_count(live), columns, soft, total, a, c, -1.0 if focal is None else focal, by, check)
     of_rows, into = None if fields is None else values(fields), strided(dz)
 
     def work(start: int, stop: int) -> None:
         found = np.empty((len(names), narrow.TILE)) if of_rows is None else of_rows
-        if z.shape[1] <= narrow.NARROW:
+        gap = gaps if every else np.empty(narrow.TILE)
+        if narrow_rows:
             memory = np.empty((3, z.shape[1], narrow.TILE), worked_in(z))
-            once.of_narrow(*given, *memory, found, gap, into, every, start, stop)
+            once.of_narrow(*given, *memory, found, gap, sums, into, every, start, stop)
         else:
             many = lines.SIDE_BY_SIDE if read.sv > read.si else 1
             memory = _lines(z, many), _lines(z, many), _lines(z if q is None else q, 1)
-            once.of_wide(*given, *memory, found, gap, into, every, out is not None, start, stop)
+            once.of_wide(*given, *memory, found, gap, sums, into, every, out is not None, start, stop)
 
     over_blocks(work, rows, z.shape[1], _whole_tiles(z))
-    return fields, torch.from_numpy(gap).unsqueeze(-1), dz
+    return fields, torch.from_numpy(gaps).unsqueeze(-1) if every else torch.from_numpy(sums), dz
 
 
 def elements(z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing: float, summed: bool) -> Tensor:
@@ -188,19 +190,18 @@ def pull_elements(z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing
 
 
 def both_elements(
-    z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing: float, a: float, outside: Tensor | None = None
+    z: Tensor, share: Tensor, pos_weight: Tensor | None, smoothing: float, a: float, check: bool = False
 ) -> tuple[Tensor, Tensor]:
     """The summed costs of binary logits (n,) and their gradient, whose cotangent is the same for all.
 
-    ``outside`` (1,) becomes True if some share is not in [0, 1].
+    ``check``: the sum of a block of which some share is not in [0, 1] is NaN.
     """
     dz, cost = gradient_like(z), torch.empty(-(-z.shape[0] // element.BLOCK), dtype=torch.float64)
     given = (values(z.contiguous()), values(share.contiguous()), *_repeated(pos_weight, z), smoothing, np.array([a]))
-    given += (_EVERY_ROW if outside is None else values(outside),)
     out = values(cost), values(dz)
 
     def work(start: int, stop: int) -> None:
-        element.both(*given, np.empty((4, element.BLOCK), worked_in(z)), *out, start, stop)
+        element.both(*given, check, np.empty((4, element.BLOCK), worked_in(z)), *out, start, stop)
 
     over_blocks(work, z.shape[0], 1, element.BLOCK)
     return cost, dz

@@ -200,7 +200,7 @@ def both(
     pattern: NDArray,
     smoothing: float,
     a: NDArray,
-    outside: NDArray,
+    check: bool,
     memory: NDArray,
     sums: NDArray,
     out: NDArray,
@@ -209,18 +209,16 @@ def both(
 ) -> None:
     """``part`` into ``sums`` and ``pull`` into ``out`` of elements that are read once: ``a`` is known beforehand.
 
-    ``outside``, if it has a size, becomes True where a share is not in [0, 1].
+    ``check``: the sum of a block is NaN if a share is not in [0, 1].
     """
-    z, share, pos, pattern, outside = lent(z), lent(share), lent(pos), lent(pattern), lent(outside)
+    z, share, pos, pattern = lent(z), lent(share), lent(pos), lent(pattern)
     memory, out = lent(memory), lent(out)
     lanes = np.empty(LANES)
     for i in range(start, stop, BLOCK):
         j = min(i + BLOCK, stop)
         x, t, tail, costs = memory[0, : j - i], memory[1, : j - i], memory[2, : j - i], memory[3, : j - i]
         _read(z[i:j], share[i:j], smoothing, x, t, tail)
-        if outside.size and _is_outside(share[i:j]):
-            outside[0] = True
         weights = _weights(pos, pattern, i, j)
         _costs(x, t, tail, weights, costs)
-        sums[i // BLOCK] = _sum(costs, lanes)
+        sums[i // BLOCK] = np.nan if check and _is_outside(share[i:j]) else _sum(costs, lanes)
         _slopes(x, t, tail, weights, a, out[i:j])

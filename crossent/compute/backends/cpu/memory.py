@@ -33,7 +33,7 @@ class Strided(NamedTuple):
 
 def values(x: Tensor) -> NDArray:
     """The numbers of a tensor as an array that shares its memory; 16-bit floats as the integers that carry them."""
-    x = x.detach()
+    x = x.detach() if x.requires_grad else x
     return (x.view(_CARRIED[x.dtype]) if x.dtype in _CARRIED else x).numpy()
 
 

@@ -20,6 +20,7 @@ from crossent.compute.backends.cpu.soft import (
     exact_of_tile,
     gaps_of_tile,
     has_sign,
+    is_negative,
     only_one,
     sums_of_row,
     sums_of_tile,
@@ -40,6 +41,7 @@ from crossent.compute.backends.cpu.tree import LANES, copy
 from crossent.compute.backends.cpu.views import lent, shaped
 
 TILE = narrow.TILE
+QUARTER = TILE // 4
 
 
 @kernel
@@ -94,6 +96,24 @@ def _losses(fields: NDArray, soft: bool, uniform: int, by: NDArray, at: int, gap
 
 
 @kernel
+def _total(losses: NDArray, live: NDArray, lanes: NDArray) -> float:
+    """Of at most TILE losses those that count, added up always in the same order; ``lanes`` is to work in."""
+    copy(losses, lanes[: losses.size])
+    for t in range(losses.size, TILE):
+        lanes[t] = 0.0
+    for t in range(live.size):
+        lanes[t] = lanes[t] if live[t] else 0.0
+    for t in range(QUARTER):
+        lanes[t] = (lanes[t] + lanes[t + QUARTER]) + (lanes[t + 2 * QUARTER] + lanes[t + 3 * QUARTER])
+    total = 0.0
+    for t in range(0, QUARTER, 8):
+        total += ((lanes[t] + lanes[t + 1]) + (lanes[t + 2] + lanes[t + 3])) + (
+            (lanes[t + 4] + lanes[t + 5]) + (lanes[t + 6] + lanes[t + 7])
+        )
+    return total
+
+
+@kernel
 def _scaled(kept: NDArray, scale: NDArray, even: NDArray, tile: NDArray) -> None:
     """Powers → gradients of all columns as if none were the label."""
     nothing = as_worked(0.0, scale[0])
@@ -119,12 +139,13 @@ def of_narrow(
     c: float,
     gamma: float,
     by: NDArray,
-    minus: NDArray,
+    check: bool,
     tile: NDArray,
     kept: NDArray,
     shares: NDArray,
     fields: NDArray,
     gap: NDArray,
+    sums: NDArray,
     out: Strided,
     every: bool,
     start: int,
@@ -133,16 +154,16 @@ def of_narrow(
     """``narrow.part`` and ``narrow.pull`` of rows start … stop, whose targets are labels or, if there is a q, soft.
 
     A ``gamma`` of 0 or more asks for focal losses of labels with that exponent, and ``by`` with its two slopes for
-    those of ``_losses``: they come in the place of gaps. ``minus``, if it has a size, becomes True where a weight of q
-    has a minus. ``every`` says that fields have room for all rows, and not for
-    those that are worked on together.
+    those of ``_losses``: they come in the place of gaps. ``check``: a row of which a weight is below 0 has NaN there.
+    ``every`` says that fields and gap have room for all rows, and not for those that are worked on together; then
+    what comes in the place of gaps is added up, one of ``sums`` for every TILE rows.
     """
-    z, q, out, live, index, by, minus = lent(z), lent(q), lent(out), lent(live), lent(index), lent(by), lent(minus)
+    z, q, out, live, index, by, sums = lent(z), lent(q), lent(out), lent(live), lent(index), lent(by), lent(sums)
     tile, kept, shares, fields, gap = lent(tile), lent(kept), lent(shares), lent(fields), lent(gap)
     peak, hit, entries = np.zeros(TILE, tile.dtype), np.zeros(TILE, tile.dtype), np.zeros(TILE)
     listed, scale, take = np.empty(TILE, np.int32), np.empty(TILE, tile.dtype), np.empty(TILE, tile.dtype)
     even = np.empty(TILE if uniform >= 0 else 0, tile.dtype)
-    sums, ties, known = np.empty(TILE), np.empty(TILE, np.int32), np.zeros((8, TILE))
+    power_sum, ties, known = np.empty(TILE), np.empty(TILE, np.int32), np.zeros((8, TILE))
     there, column_of = np.zeros(TILE, np.int32), np.zeros(TILE, np.int32)
     each, ones, spare = np.zeros(TILE), np.ones(TILE), np.empty((2, TILE))
     nothing, evens, masses = known[0, :0], np.empty((3, TILE)), np.empty((3, TILE))
@@ -155,14 +176,12 @@ def of_narrow(
         turn_in(z, r, rows, tile)
         silence(live, r, rows, tile)
         narrow.peaks(tile, peak)
-        narrow.powers(tile, peak, kept, sums, ties, z, q, out, r + rows, stop)
+        narrow.powers(tile, peak, kept, power_sum, ties, z, q, out, r + rows, stop)
         at = r if every else 0
-        high, rest, here = fields[0, at : at + rows], fields[1, at : at + rows], gap[r : r + rows]
-        narrow.peak_and_rest(peak, sums, ties, high, rest)
+        high, rest, here = fields[0, at : at + rows], fields[1, at : at + rows], gap[at : at + rows]
+        narrow.peak_and_rest(peak, power_sum, ties, high, rest)
         if q.v:
             turn_in(q, r, rows, shares)
-            if minus.size and has_sign(shaped(shares, (shares.size,))):
-                minus[0] = True
             sums_of_tile(tile, peak, shares, nothing, masses)
             classes_of_tile(shares, there, column_of)
             gaps_of_tile(tile, peak, masses, there, column_of, here)
@@ -177,6 +196,11 @@ def of_narrow(
             focal(hit[:rows], peak, rest, gamma, here, slope)
         elif by.size:
             _losses(fields, q.v > 0, uniform, by, at, here)
+        if check and has_sign(shaped(shares, (shares.size,))):
+            for t in range(rows):
+                here[t] = np.nan if is_negative(shares[:, t]) else here[t]
+        if not every:
+            sums[r // TILE] += _total(here, live[r : r + rows] if live.size else live, spare[0])
         _collect(fields, at, rows, q.v > 0, uniform, a, c, slope, known)
         copy(known[7], scale)
         copy(known[5], even)
@@ -212,20 +236,21 @@ def of_wide(
     c: float,
     gamma: float,
     by: NDArray,
-    minus: NDArray,
+    check: bool,
     rows: NDArray,
     grads: NDArray,
     shares: NDArray,
     fields: NDArray,
     gap: NDArray,
+    sums: NDArray,
     out: Strided,
     every: bool,
     over: bool,
     start: int,
     stop: int,
 ) -> None:
-    """``wide.part`` and ``wide.pull`` of rows start … stop, of the same targets; ``over``: out is z itself."""
-    z, q, out, live, index, by, minus = lent(z), lent(q), lent(out), lent(live), lent(index), lent(by), lent(minus)
+    """The same of wide rows, as ``wide.part`` and ``wide.pull``; one of ``sums`` for each row. ``over``: out is z."""
+    z, q, out, live, index, by, sums = lent(z), lent(q), lent(out), lent(live), lent(index), lent(by), lent(sums)
     rows, grads, shares, fields, gap = lent(rows), lent(grads), lent(shares), lent(fields), lent(gap)
     powers = np.empty(2 * LANES, rows.dtype)
     lanes, masses, tree = np.empty(LANES), np.empty(LANES), np.empty(LANES)
@@ -258,23 +283,25 @@ def of_wide(
             a_row, c_row, measure, held, several = a, 0.0, 0.0, 0.0, False
             if q.v:
                 share = lines.line(q, lines.place(q, r), shares[0])
-                if minus.size and has_sign(share):
-                    minus[0] = True
-                gap[r], mass, held = sums_of_row(x, peak, share, nothing, lanes, masses, tree)
+                gap[f], mass, held = sums_of_row(x, peak, share, nothing, lanes, masses, tree)
                 fields[2, f], fields[3, f] = mass, held
                 a_row = a * held
             else:
                 y = index[r, 0]
-                gap[r] = np.float64(peak) - np.float64(x[y])
+                gap[f] = np.float64(peak) - np.float64(x[y])
                 if gamma >= 0.0:
-                    focal(x[y : y + 1], greatest_of, fields[1, f : f + 1], gamma, gap[r : r + 1], slope)
+                    focal(x[y : y + 1], greatest_of, fields[1, f : f + 1], gamma, gap[f : f + 1], slope)
                     a_row = a * slope[0]
             if uniform >= 0:
                 total, count, measure = wide.uniform_of(x, peak, nothing, lanes, tree)
                 fields[uniform, f], fields[uniform + 1, f], fields[uniform + 2, f] = total, count, measure
                 c_row = (c * fields[2, f] if q.v else c) / count
             if by.size:
-                _losses(fields, q.v > 0, uniform, by, f, gap[r : r + 1])
+                _losses(fields, q.v > 0, uniform, by, f, gap[f : f + 1])
+            if check and has_sign(share) and is_negative(share):
+                gap[f] = np.nan
+            if not every:
+                sums[r] = gap[f] if counts else 0.0
             if counts:
                 row = Row(rest, measure, 0.0, a_row, 0.0, c_row, 0.0)
                 scale = as_worked((a_row + c_row * measure) / (1.0 + rest) * UNSHIFT, peak)

@@ -168,6 +168,15 @@ def has_sign(q: NDArray) -> bool:
     return signs < 0
 
 
+@kernel
+def is_negative(q: NDArray) -> bool:
+    """Whether some number of a row is below 0, which -0 is not."""
+    below = np.int32(0)
+    for j in range(q.size):
+        below += np.int32(q[j] < 0)
+    return below > 0
+
+
 # --- a wide row ---------------------------------------------------------------------------------------------------
 
 

@@ -5,8 +5,8 @@ cotangents (of a soft target: times the sum of its weights), and they are known 
 labels follow from the row's own statistics, in closed form. Then the gradient is made while a row is in cache, and
 handed over in the backward pass: nearly half of the work and of the memory traffic is saved. What it is multiplied by
 there is 1 as a rule; if it is not, or the gradient is wanted twice or with a graph, the ordinary way through ``rows``
-is taken: the numbers, and the bits, are the same. (Losses of logits that are narrower than float64 are worked out by
-the kernel too, in another order than the loss itself has. That moves some 2⁻⁵³ of them, which rounding
+is taken: the numbers, and the bits, are the same. (Losses of logits that are narrower than float64 are worked out and
+added up by the kernel too, in another order than the loss itself has. That moves some 2⁻⁵³ of them, which rounding
 to 2⁻²⁴ takes away again unless a boundary lies between: some cases in 10⁸.)
 """
 

@@ -105,11 +105,9 @@ def test_a_weight_that_is_none_is_seen_as_it_is_read(
     monkeypatch.setattr(targets, "look", lambda *_: pytest.fail("the weights were read for their own sake"))
     z = torch.randn(700, classes).to(dtype).requires_grad_()
     q = torch.softmax(torch.randn(700, classes), 1).to(dtype)
-    cross_entropy(z, q)
-    assert not looked
     q[599, classes - 1] = -0.0  # a minus, and not negative
     assert cross_entropy(z, q).isfinite()
-    assert len(looked) == 1
+    assert not looked
     q[600, classes - 1] = wrong
     with pytest.raises(ValueError, match=rf"1 are negative or NaN, first at \(row, class\) \(600, {classes - 1}\)"):
         cross_entropy(z, q)

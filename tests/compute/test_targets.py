@@ -98,7 +98,7 @@ def test_the_log_probability_of_a_label_does_not_know_its_weight() -> None:
 @pytest.mark.parametrize(
     "link",
     [
-        {"temperature": torch.linspace(0.5, 1.5, 4)[:, None]},  # one for each row: every row was read with every temperature
+        {"temperature": torch.linspace(0.5, 1.5, 4)[:, None]},  # one for each row: all rows were read with all of them
         {"softcap": torch.linspace(0.5, 1.5, 4)},
         {"bias": torch.zeros(4, 5)},
         {"bias": torch.zeros(())},

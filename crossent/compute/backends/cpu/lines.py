@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numba.extending import overload
 from numpy.typing import NDArray
 
 from crossent.compute.backends.cpu.memory import Strided
 from crossent.compute.backends.cpu.precision import (
     LEAST_KEY,
+    fetch,
     fma,
     for_kernels,
     greatest,
@@ -20,6 +22,7 @@ from crossent.compute.backends.cpu.precision import (
     widened,
 )
 
+LINE = 64  # bytes of a cache line
 SIDE_BY_SIDE = 16  # rows read together when their columns are far apart in memory: a line holds one column of each
 
 
@@ -97,6 +100,20 @@ def together(x: Strided, r: int, stop: int) -> int:
     if x.sv <= x.si:
         return 1
     return min(SIDE_BY_SIDE, stop - r, x.inner - r % x.inner)
+
+
+@kernel
+def next_of(x: Strided, r: int, stop: int) -> int:
+    """Where row r begins, if it is to be read and lies in one piece; else -1."""
+    return place(x, r) if r < stop and x.sv == 1 else -1
+
+
+@kernel
+def fetch_piece(x: Strided, at: int, start: int, stop: int) -> None:
+    """Ask for columns start … stop of the row that begins at data[at], and do not wait for them."""
+    if at >= 0:
+        for j in range(at + start, at + stop, LINE // x.data.itemsize):
+            fetch(x.data, np.uint64(j))
 
 
 @kernel

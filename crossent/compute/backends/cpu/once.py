@@ -37,7 +37,7 @@ from crossent.compute.backends.cpu.tile import (
     turn_out,
     turn_out_less,
 )
-from crossent.compute.backends.cpu.tree import LANES, copy
+from crossent.compute.backends.cpu.tree import LANES, STRETCH, copy
 from crossent.compute.backends.cpu.views import lent, shaped
 
 TILE = narrow.TILE
@@ -277,12 +277,16 @@ def of_wide(
             at = lines.place(out, r)
             dz = grads[t] if many > 1 else lines.room(out, at, grads[0])
             greatest_of[0] = peak
-            rest = wide.rest_of(x, peak, dz, powers, lanes, tree)
+            if many == 1 and not q.v and x.size <= STRETCH:
+                rest = wide.rest_ahead(x, peak, dz, lanes, tree, z, out, r + 1, stop)
+            else:
+                rest = wide.rest_of(x, peak, dz, powers, lanes, tree)
             f = r if every else 0
             fields[0, f], fields[1, f] = peak, rest
-            a_row, c_row, measure, held, several = a, 0.0, 0.0, 0.0, False
+            a_row, c_row, measure, held, several, minus = a, 0.0, 0.0, 0.0, False, False
             if q.v:
                 share = lines.line(q, lines.place(q, r), shares[0])
+                minus = check and has_sign(share)  # before the sums: it fetches the row sooner than they can
                 gap[f], mass, held = sums_of_row(x, peak, share, nothing, lanes, masses, tree)
                 fields[2, f], fields[3, f] = mass, held
                 a_row = a * held
@@ -298,7 +302,7 @@ def of_wide(
                 c_row = (c * fields[2, f] if q.v else c) / count
             if by.size:
                 _losses(fields, q.v > 0, uniform, by, f, gap[f : f + 1])
-            if check and has_sign(share) and is_negative(share):
+            if minus and is_negative(share):
                 gap[f] = np.nan
             if not every:
                 sums[r] = gap[f] if counts else 0.0

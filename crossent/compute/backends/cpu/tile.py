@@ -11,12 +11,11 @@ import numpy as np
 from numba.extending import overload
 from numpy.typing import NDArray
 
+from crossent.compute.backends.cpu.lines import LINE
 from crossent.compute.backends.cpu.memory import Strided
 from crossent.compute.backends.cpu.precision import as_worked, fetch, fma, for_kernels, kernel, stored, widened
 from crossent.compute.backends.cpu.square import SIDE, square
 from crossent.compute.backends.cpu.tree import TILE
-
-LINE = 64  # bytes of a cache line
 
 
 class Next(NamedTuple):

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from crossent.compute.backends.cpu.lines import (
     apart,
+    fetch_piece,
     line,
+    next_of,
     place,
     put,
     put_less,
@@ -28,6 +30,8 @@ from crossent.compute.backends.cpu.soft import only_one, sums_of_row, take_from_
 from crossent.compute.backends.cpu.target import Row, at_target, collect, row_of
 from crossent.compute.backends.cpu.tree import LANES, STRETCH, add_pairs, in_blocks, tree_sum
 from crossent.compute.backends.cpu.views import lent
+
+PIECE = 256  # columns of the next row that are asked for at a time
 
 # --- forwards -----------------------------------------------------------------------------------------------------
 
@@ -59,6 +63,31 @@ def rest_of(row: NDArray, peak: Any, kept: NDArray, powers: NDArray, lanes: NDAr
         made = kept[start : start + z.size] if kept.size else powers[: z.size]
         _raise(z, peak, made)
         add_pairs(made, lanes)
+    return _rest_in(lanes, row, peak, tree)
+
+
+@kernel
+def rest_ahead(
+    row: NDArray, peak: Any, kept: NDArray, lanes: NDArray, tree: NDArray, z: Strided, out: Strided, r: int, stop: int
+) -> float:
+    """The same of a row of at most STRETCH columns, while what row r will need is fetched piece by piece.
+
+    (All at once would be more than a processor can wait for; and beside a soft target it costs more than it saves.)
+    """
+    z_next, out_next = next_of(z, r, stop), next_of(out, r, stop)
+    lanes[:] = 0.0
+    for start in range(0, row.size, PIECE):
+        end = min(start + PIECE, row.size)
+        fetch_piece(z, z_next, start, end)
+        fetch_piece(out, out_next, start, end)
+        _raise(row[start:end], peak, kept[start:end])
+    add_pairs(kept, lanes)
+    return _rest_in(lanes, row, peak, tree)
+
+
+@kernel
+def _rest_in(lanes: NDArray, row: NDArray, peak: Any, tree: NDArray) -> float:
+    """The sum of a row's powers, which are added up in the lanes, but for one of the greatest."""
     whole = tree_sum(lanes, tree)
     if whole >= 2.0 * ONE:
         return (whole - ONE) * UNSHIFT

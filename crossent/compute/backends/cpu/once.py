@@ -277,8 +277,8 @@ def of_wide(
             at = lines.place(out, r)
             dz = grads[t] if many > 1 else lines.room(out, at, grads[0])
             greatest_of[0] = peak
-            if many == 1 and not q.v and x.size <= STRETCH:
-                rest = wide.rest_ahead(x, peak, dz, lanes, tree, z, out, r + 1, stop)
+            if many == 1 and x.size <= STRETCH:
+                rest = wide.rest_ahead(x, peak, dz, lanes, tree, z, q, out, r + 1, stop)
             else:
                 rest = wide.rest_of(x, peak, dz, powers, lanes, tree)
             f = r if every else 0
@@ -286,7 +286,7 @@ def of_wide(
             a_row, c_row, measure, held, several, minus = a, 0.0, 0.0, 0.0, False, False
             if q.v:
                 share = lines.line(q, lines.place(q, r), shares[0])
-                minus = check and has_sign(share)  # before the sums: it fetches the row sooner than they can
+                minus = check and has_sign(share)  # before the sums, whose steps fetch the row more slowly
                 gap[f], mass, held = sums_of_row(x, peak, share, nothing, lanes, masses, tree)
                 fields[2, f], fields[3, f] = mass, held
                 a_row = a * held

@@ -68,17 +68,19 @@ def rest_of(row: NDArray, peak: Any, kept: NDArray, powers: NDArray, lanes: NDAr
 
 @kernel
 def rest_ahead(
-    row: NDArray, peak: Any, kept: NDArray, lanes: NDArray, tree: NDArray, z: Strided, out: Strided, r: int, stop: int
-) -> float:
+    row: NDArray, peak: Any, kept: NDArray, lanes: NDArray, tree: NDArray, z: Strided, q: Strided, out: Strided, r: int,
+    stop: int,
+) -> float:  # fmt: skip
     """The same of a row of at most STRETCH columns, while what row r will need is fetched piece by piece.
 
-    (All at once would be more than a processor can wait for; and beside a soft target it costs more than it saves.)
+    (All at once would be more than a processor can wait for.)
     """
-    z_next, out_next = next_of(z, r, stop), next_of(out, r, stop)
+    z_next, q_next, out_next = next_of(z, r, stop), next_of(q, r, stop) if q.v else -1, next_of(out, r, stop)
     lanes[:] = 0.0
     for start in range(0, row.size, PIECE):
         end = min(start + PIECE, row.size)
         fetch_piece(z, z_next, start, end)
+        fetch_piece(q, q_next, start, end)
         fetch_piece(out, out_next, start, end)
         _raise(row[start:end], peak, kept[start:end])
     add_pairs(kept, lanes)

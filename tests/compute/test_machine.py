@@ -23,7 +23,7 @@ import crossent
 from crossent import binary_cross_entropy_with_logits, cross_entropy, linear_cross_entropy
 from crossent.compute import backends, losses
 from crossent.compute.backends.cpu import reuse
-from crossent.compute.backends.cpu.threads import BLOCK, over_blocks
+from crossent.compute.backends.cpu.threads import BLOCK, WORTH, over_blocks
 
 ROOT = Path(crossent.__file__).parents[1]
 
@@ -131,12 +131,23 @@ def test_each_thread_has_as_many_blocks(blocks: int, threads: int) -> None:
     finally:
         torch.set_num_threads(before)
     found.sort()
-    assert len(found) == -(-blocks // min(threads, blocks)) * min(
-        threads, blocks
-    )  # of five blocks two threads make six
+    assert len(found) == -(-blocks // threads) * threads  # of five blocks two threads make six
     assert [start for start, _ in found] == [0, *(stop for _, stop in found[:-1])]
     assert found[-1][1] == blocks * BLOCK // 8
     assert all(start % 256 == 0 for start, _ in found)
+
+
+@pytest.mark.parametrize(
+    ("logits", "blocks"), [(WORTH, 1), (WORTH + 8, 2), (BLOCK, 2), (2 * BLOCK, 2), (2 * BLOCK + 8, 4)]
+)
+def test_few_rows_make_few_blocks(logits: int, blocks: int) -> None:
+    before, found = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        over_blocks(lambda start, stop: found.append((start, stop)), logits // 8, 8)
+    finally:
+        torch.set_num_threads(before)
+    assert len(found) == blocks
 
 
 def test_what_goes_wrong_on_another_thread_is_raised_here_and_no_thread_is_lost() -> None:

@@ -206,7 +206,7 @@ def test_an_infinite_row_is_nan_and_alone(bad: float, backend: str) -> None:
 
 
 def test_two_threads_give_the_bits_of_one() -> None:
-    z = torch.randn(threads.BLOCK // 10 * 2 + 5, 10, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(threads.WORTH // 10 * 2 + 5, 10, generator=torch.Generator().manual_seed(0))
     y = torch.randint(10, z.shape[:1], generator=torch.Generator().manual_seed(1))
     before, seen = torch.get_num_threads(), []
     try:

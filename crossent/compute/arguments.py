@@ -14,6 +14,7 @@ from torch import Tensor
 from crossent.compute import target as targets
 from crossent.compute.link import Link
 from crossent.compute.losses import NLL, ClassWeighted, Loss, Smoothed
+from crossent.compute.rows import columns
 from crossent.compute.target import Target
 from crossent.errors import some
 
@@ -71,13 +72,6 @@ def check_link(link: Link | None, classes: int, validate: str) -> None:
                 f"the {name} of a link must be greater than 0; its least is {float(field.detach().amin())} now. If it "
                 "is learned, learn its logarithm."
             )
-
-
-def columns(input: Tensor) -> Tensor:
-    """Logits (C,), (N, C) or (N, C, d1, …) as (n, v, l): a view wherever the layout allows one."""
-    if input.dim() == 1:
-        return input.reshape(1, -1, 1)
-    return input.unsqueeze(-1) if input.dim() == 2 else input.flatten(2)
 
 
 def weights_of_rows(

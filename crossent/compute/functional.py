@@ -21,7 +21,6 @@ from crossent.compute.arguments import (
     check_share,
     check_validate,
     check_weights_of_elements,
-    columns,
     in_a_row,
     order_in_memory,
     repeating,
@@ -40,7 +39,7 @@ from crossent.compute.losses.likelihood import smoothing_of_nll
 from crossent.compute.number import number
 from crossent.compute.override import overridable
 from crossent.compute.reduce import check_reduction, reduce
-from crossent.compute.rows import counting, is_learned, row_losses
+from crossent.compute.rows import columns, counting, is_learned, row_losses
 from crossent.compute.rows import row_numbers as rows_of
 from crossent.compute.stats import Stats
 from crossent.compute.target import Target

@@ -22,12 +22,11 @@ import torch
 from torch import Tensor
 
 from crossent.compute import backends, operators
-from crossent.compute.arguments import columns
 from crossent.compute.backends.reference import wide
 from crossent.compute.losses.algebra import Loss, tensors_of
 from crossent.compute.losses.likelihood import Smoothed, smoothing_of_nll
 from crossent.compute.reduce import reduce
-from crossent.compute.rows import is_learned, pulled, row_losses
+from crossent.compute.rows import columns, is_learned, pulled, row_losses
 from crossent.compute.stats import Stats, finish, unpack
 from crossent.compute.target import Target, look, visible
 

@@ -347,6 +347,13 @@ def row_losses(z: Tensor, target: Target, loss: Loss, link: Link | None = None) 
     return losses_of(row_stats(z, target, loss, link), target, loss)
 
 
+def columns(input: Tensor) -> Tensor:
+    """Logits (C,), (N, C) or (N, C, d1, …) as (n, v, l): a view wherever the layout allows one."""
+    if input.dim() == 1:
+        return input.reshape(1, -1, 1)
+    return input.unsqueeze(-1) if input.dim() == 2 else input.flatten(2)
+
+
 def counting(target: Target) -> Target:
     """The same, with rows of no weight counted among those that are not read: their loss is 0, whatever it is.
 

@@ -115,6 +115,16 @@ def test_a_weight_that_is_none_is_seen_as_it_is_read(
     cross_entropy(z, q, validate="off")
 
 
+@pytest.mark.parametrize("rows", [1, 63, 64, 256, 700])
+def test_a_sum_is_that_of_all_rows(rows: int) -> None:
+    z, y = torch.randn(rows, 5, generator=torch.Generator().manual_seed(rows)), torch.arange(rows) % 5
+    each = cross_entropy(z, y, reduction="none").double()
+    whole = cross_entropy(z.requires_grad_(), y, reduction="sum").item()
+    close = 2**-22  # rows rounded to float32, and their sum
+    assert whole == pytest.approx(each.sum().item(), rel=close)
+    assert whole != pytest.approx(each[:-1].sum().item(), rel=close)
+
+
 def asked(monkeypatch: pytest.MonkeyPatch, **options: object) -> bool:
     """Whether a call takes the short way."""
     took: list[bool] = []

@@ -162,7 +162,7 @@ ROWS = (
           "    for t in range(losses.size, TILE):\n        lanes[t] = 0.0\n", "", "a tile is full as a rule",
           ONCE, "first"),
     Fault("losses of the last lanes not added up", "backends/cpu/once.py", "range(0, QUARTER, 8)",
-          "range(0, QUARTER - 8, 8)", "off by one", ONCE, "first"),
+          "range(0, QUARTER - 8, 8)", "off by one", ("compute/test_number.py::test_a_sum_is_that_of_all_rows",)),
     Fault("exact entries of soft targets counted from the end", "backends/cpu/tile.py", "index[t] * x.sv)",
           "(x.v - 1 - index[t]) * x.sv)", "a loop goes that way", ONCE, "first"),
     Fault("read once, a wide soft target's weight missing", "backends/cpu/once.py", "a_row = a * held", "a_row = a",

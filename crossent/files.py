@@ -12,7 +12,7 @@ import errno
 import os
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from crossent.errors import DataError
 
@@ -47,11 +47,35 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+"""How a file is compressed, by the end of its name."""
+
+
+def ending(path: str | os.PathLike[str]) -> str:
+    """Give the end of a name that says of what kind a file is, in small letters; of a packed file both ends.
+
+    >>> ending("night.v2.CSV"), ending("night.csv.gz"), ending("night/README"), ending("a.b.gz")
+    ('.csv', '.csv.gz', '', '.b.gz')
+    """
+    suffixes = [suffix.lower() for suffix in PurePath(path).suffixes]
+    return "".join(suffixes[-2:] if suffixes and suffixes[-1] in PACKED else suffixes[-1:])
+
+
+def stem(path: str | os.PathLike[str]) -> str:
+    """Give the name of a file without what says its kind.
+
+    >>> stem("runs/night.v2.csv"), stem("night.CSV.gz")
+    ('night.v2', 'night')
+    """
+    name = PurePath(path).name
+    return name[: len(name) - len(ending(name))]
+
+
 def check_content(path: Path) -> None:
     """Refuse a file whose first bytes are not what its name promises: a name is only a promise.
 
-    Known are ``.parquet``, ``.feather``, ``.npz`` and text (``.csv``, ``.tsv``, ``.jsonl``); an empty file is none of
-    them.
+    Known are ``.parquet``, ``.feather``, ``.npz``, text (``.csv``, ``.tsv``, ``.jsonl``) and what is packed; an empty
+    file is none of them.
     """
     try:
         with open(path, "rb") as file:
@@ -73,7 +97,11 @@ def check_content(path: Path) -> None:
     elif head.startswith((b"\xff\xfe", b"\xfe\xff")):
         found, looks = "", "text in UTF-16, as Excel writes it; text is read in UTF-8"
     elif head.startswith(b"\x1f\x8b"):
-        found, looks = "", "a file packed by gzip"
+        found, looks = ".gz", "a file packed by gzip, .gz"
+    elif head.startswith(b"BZh"):
+        found, looks = ".bz2", "a file packed by bzip2, .bz2"
+    elif head.startswith(b"\x28\xb5\x2f\xfd"):
+        found, looks = ".zst", "a file packed by Zstandard, .zst"
     elif b"\x00" in head:
         found, looks = "", "a binary file of another kind"
     else:

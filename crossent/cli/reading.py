@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crossent.files import stem
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -43,4 +45,4 @@ def beside(verb: str, *paths: str) -> Path:
 
 def _name(path: str) -> str:
     place = Path(path.partition("://")[2].rstrip("/")) if "://" in path else Path(path)
-    return re.sub(r"[*?\[\]]+", "", place.name if place.is_dir() else place.stem).strip("-_. ")
+    return re.sub(r"[*?\[\]]+", "", place.name if place.is_dir() else stem(place)).strip("-_. ")

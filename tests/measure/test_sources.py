@@ -131,7 +131,7 @@ def test_what_is_no_table_at_all_gets_its_sentence(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="has no files of predictions"):
         read_predictions(tmp_path / "empty")
-    with pytest.raises(DataError, match=r"from .parquet, .*, .npz, and .* ends in '.xlsx'"):
+    with pytest.raises(DataError, match=r"from .parquet, .*, .npz.*, and .* ends in '.xlsx'"):
         read_predictions(csv(tmp_path, "x", "p.xlsx"))
     with pytest.raises(DataError, match=r"not what its name says.*looks like text, perhaps CSV. Rename"):
         read_predictions(csv(tmp_path, "label,p_1\n", "p.parquet"))

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from crossent.errors import DataError, some
+from crossent.files import stem
 from crossent.measure.comparison.contrast import Ground
 from crossent.measure.comparison.join import Head, Joined, join
 from crossent.measure.comparison.ranking import ranking
@@ -209,7 +210,7 @@ def _named(predictions: Sequence[Any], names: Sequence[str] | None, probability:
         if all(isinstance(model, str | os.PathLike) for model in models):
             paths = [os.fspath(model) for model in models]
             files = [os.path.basename(path.rstrip("/\\")) for path in paths]
-            stems = [os.path.splitext(name)[0] for name in files]
+            stems = [stem(name) for name in files]
             said = next(some for some in (stems, files, paths) if len(set(some)) == len(some) or some is paths)
     if len(said) != len(models):
         raise DataError(f"there are {len(models)} models and {len(said)} names: {some(said)}.")

@@ -12,7 +12,7 @@ from typing import Any
 from crossent.errors import DataError, some
 from crossent.measure.predictions.naming import PREFIX, class_text
 from crossent.measure.sources.files import File
-from crossent.measure.sources.tables import Columns, header
+from crossent.measure.sources.tables import FOLDER, Columns, header
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,10 @@ def choose(
     several = "label" not in held and any(name.startswith("label_") for name in held)
     labels = _several(file, held, label or ("label_*" if several else "label"), "the labels", "label= (--label)")
 
-    def one(name: str | None, purpose: str, option: str) -> str | None:
-        return None if name is None else present(file, held, name, purpose, option)
+    own = {name: kind for name, kind in held.items() if kind != FOLDER}
+
+    def one(name: str | None, purpose: str, option: str, among: Columns = held) -> str | None:
+        return None if name is None else present(file, among, name, purpose, option)
 
     probabilities = _probabilities(file, held, probability, classes, labels)
     if both := [name for name in probabilities if name in labels]:
@@ -85,12 +87,12 @@ def choose(
     return Chosen(
         labels,
         probabilities,
-        one(row or ("row" if "row" in held else None), "the row ids", "row= (--row)"),
+        one(row or ("row" if "row" in own else None), "the row ids", "row= (--row)", own),
         "split" if "split" in held and "split" not in labels else None,
         one(weight, "the weights", "weight= (--weight)"),
         one(group, "the groups", "group= (--group)"),
         [] if by is None else _several(file, held, by, "the slices", "by= (--by)"),
-        one(bytes, "the bytes", "bytes= (--bytes)"),
+        one(bytes, "the bytes", "bytes= (--bytes)", own),
         held,
     )
 
@@ -128,6 +130,7 @@ def _several(file: File, held: Columns, wanted: str | Sequence[str], purpose: st
 def _probabilities(
     file: File, held: Columns, probability: str | Sequence[str] | None, classes: Sequence[Any] | None, labels: list[str]
 ) -> list[str]:
+    held = {name: kind for name, kind in held.items() if kind != FOLDER}
     if probability is not None:
         return _several(file, held, probability, "probabilities", "probability= (--probability)")
     found = [name for name in held if name.startswith(PREFIX) and name not in labels]

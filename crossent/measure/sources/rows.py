@@ -20,7 +20,7 @@ from crossent.measure.sources import samples
 from crossent.measure.sources.arrays import coded_cells, lengths, numbers, plain_ids
 from crossent.measure.sources.chosen import Chosen, choose
 from crossent.measure.sources.files import PURPOSE, File, Path_, find
-from crossent.measure.sources.tables import header, scan
+from crossent.measure.sources.tables import FOLDER, MARKS, header, scan
 
 BATCH_ROWS = 65_536
 """Rows of a batch: 1 MiB of binary probabilities, which stays in the cache between one look at them and the next."""
@@ -86,8 +86,9 @@ def batches(
 ) -> Iterator[Predictions]:
     """Read predictions batch by batch, crossent's own or any other framework's; memory does not grow with rows.
 
-    ``path`` is a file (.parquet, .feather, .csv, .jsonl, .npz), a folder, a pattern, an address in an object store
-    (``s3://…``), or several of them; the sample files of lm-evaluation-harness are recognised (samples.py).
+    ``path`` is a file (.parquet, .feather, .csv, .tsv, .jsonl, .npz; text also packed: .csv.gz), a folder, a pattern,
+    an address in an object store (``s3://…``), or several of them; folders called ``city=Paris`` below what is named
+    are a column. The sample files of lm-evaluation-harness are recognised (samples.py).
 
     ``label`` names the column of labels ("label"), or one per class; ``probability`` one column, the probability of the
     positive class (or the expected fraction of a range), or one per class (all that begin with ``p_``), or a column of
@@ -268,14 +269,14 @@ class Reader:
 
 
 def _hint(file: File, chosen: Chosen, task: str | None) -> str:
-    if file.kind == "CSV" and task is None and len(chosen.probabilities) == 1 and "prediction" in chosen.held:
-        return " A CSV cannot say that a target is a range; add task='range' with low= and high= if it is."
+    if file.kind in MARKS and task is None and len(chosen.probabilities) == 1 and "prediction" in chosen.held:
+        return f" A {file.kind} cannot say that a target is a range; add task='range' with low= and high= if it is."
     return ""
 
 
 def _names_of_two(files: list[File], chosen: Chosen, rows: int, task: str | None) -> list[str] | None:
     """Read the labels, and nothing else, for the names of two classes that no column name tells."""
-    if len(chosen.probabilities) > 1 or chosen.several_labels or chosen.held[chosen.labels[0]] != "text":
+    if len(chosen.probabilities) > 1 or chosen.several_labels or chosen.held[chosen.labels[0]] not in ("text", FOLDER):
         return None
     if chosen.held[chosen.probabilities[0]].startswith("lists"):
         return None

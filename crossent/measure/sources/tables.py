@@ -20,14 +20,25 @@ from crossent.measure.sources.files import PURPOSE, File
 BLOCK = 1 << 22
 """Bytes of text that are parsed at a time."""
 
+MARKS = {"CSV": ",", "TSV": "\t"}
+"""What parts the columns."""
+
+FOLDER = "the name of a folder"
+"""What a column is that a folder called city=Paris makes."""
+
 Columns = dict[str, str]
 """What a column holds, by its name: "numbers", "truth values", "text", "lists of numbers", "nothing", or so."""
 
 
 def header(file: File) -> tuple[Columns, dict[str, Any]]:
-    """Give the columns of a file, and what crossent wrote beside them."""
+    """Give the columns of a file, those that its folders are last, and what crossent wrote beside them."""
+    own, told = _header(file)
+    return own | {name: FOLDER for name, _ in file.folders if name not in own}, told
+
+
+def _header(file: File) -> tuple[Columns, dict[str, Any]]:
     with file.reading():
-        if file.kind == "CSV":
+        if file.kind in MARKS:
             return dict.fromkeys(_header_of_csv(file), "text"), {}
         if file.kind == "NumPy arrays":
             return _header_of_npz(file), {}
@@ -68,15 +79,32 @@ def scan(
     ``numeric`` are the columns that have to hold numbers, which text does not say of itself. ``seen`` is told what
     share of the file has been read.
     """
-    read = {"Parquet": _parquet, "Arrow": _arrow, "CSV": _csv, "JSON lines": _jsonl, "NumPy arrays": _npz}[file.kind]
-    pieces = read(file, columns, numeric, rows, seen or (lambda share: None))
+    given = {name: value for name, value in file.folders if name in columns}
+    if given:
+        kinds, _ = header(file)
+        given = {name: value for name, value in given.items() if kinds[name] == FOLDER}
+    own = [name for name in columns if name not in given] or list(kinds)[:1]
+    numeric = [name for name in numeric if name in own]
+    pieces = _READERS[file.kind](file, own, numeric, rows, seen or (lambda share: None))
     while True:
         with file.reading():
             piece = next(pieces, None)
         if piece is None:
             return
+        if given:
+            piece = _with_folders(piece, columns, given)
         for start in range(0, piece.num_rows, rows):
             yield piece.slice(start, rows)
+
+
+def _with_folders(piece: Any, columns: list[str], given: dict[str, str | None]) -> Any:
+    """Add the columns that folders are, one value in all rows."""
+    pyarrow = require("pyarrow", "cli", PURPOSE)
+    arrays = [
+        pyarrow.array([given[name]] * piece.num_rows, pyarrow.string()) if name in given else piece.column(name)
+        for name in columns
+    ]
+    return pyarrow.RecordBatch.from_arrays(arrays, names=columns)
 
 
 _Seen = Callable[[float], None]
@@ -111,18 +139,17 @@ def _csv(file: File, columns: list[str], numeric: list[str], rows: int, seen: _S
     """Columns are text unless they have to be numbers: "007" is a row's name, not seven."""
     pyarrow, reader = require("pyarrow", "cli", PURPOSE), require("pyarrow.csv", "cli", PURPOSE)
     kinds = {name: pyarrow.float64() if name in numeric else pyarrow.string() for name in columns}
-    size = max(file.size, 1)
     try:
-        with file.open() as stream:
+        with file.open_text() as (stream, share):
             table = reader.open_csv(
                 stream,
                 read_options=reader.ReadOptions(block_size=BLOCK, use_threads=False),
-                parse_options=reader.ParseOptions(newlines_in_values=True),
+                parse_options=reader.ParseOptions(delimiter=MARKS[file.kind], newlines_in_values=True),
                 convert_options=reader.ConvertOptions(include_columns=columns, column_types=kinds),
             )
             for piece in table:
                 yield piece
-                seen(min(stream.tell() / size, 1.0))
+                seen(share())
     except pyarrow.ArrowException as trouble:
         if "Empty CSV" in str(trouble):
             return  # a header and no rows
@@ -134,7 +161,8 @@ def _what_is_wrong(file: File, columns: list[str], numeric: list[str]) -> DataEr
     with file.open_bytes() as stream:
         number = -1
         try:
-            lines = csv.reader(line.decode("utf-8-sig" if number < 0 else "utf-8") for line in stream)
+            text = (line.decode("utf-8-sig" if number < 0 else "utf-8") for line in stream)
+            lines = csv.reader(text, delimiter=MARKS[file.kind])
             names = next(lines)
             for number, cells in enumerate(lines):
                 if cells and len(cells) != len(names):
@@ -151,7 +179,7 @@ def _what_is_wrong(file: File, columns: list[str], numeric: list[str]) -> DataEr
         except UnicodeDecodeError as trouble:
             return not_utf8(file, f"row {number + 1}", trouble)
         except csv.Error as trouble:
-            return DataError(f"cannot read {file} as CSV: after row {number}: {trouble}. Mend that line.")
+            return DataError(f"cannot read {file} as {file.kind}: after row {number}: {trouble}. Mend that line.")
     return None
 
 
@@ -179,18 +207,21 @@ def _header_of_csv(file: File) -> list[str]:
     with file.open_bytes() as stream:
         first = stream.readline()
     try:
-        names = next(csv.reader([first.decode("utf-8-sig")]), [])
+        names = next(csv.reader([first.decode("utf-8-sig")], delimiter=MARKS[file.kind]), [])
     except UnicodeDecodeError as trouble:
         raise not_utf8(file, "the header", trouble) from trouble
     except csv.Error as trouble:
         raise DataError(
-            f"cannot read the header of {file} as CSV: {trouble}. Lines should end in a line feed, with or without a "
-            "carriage return before it."
+            f"cannot read the header of {file} as {file.kind}: {trouble}. Lines should end in a line feed, with or "
+            "without a carriage return before it."
         ) from trouble
     if not any(names):
         raise DataError(f"{file} is empty, or begins with an empty line: its first line should name the columns.")
-    if len(names) == 1 and (mark := next((mark for mark in ";\t|" if mark in names[0]), None)):
-        raise DataError(f"the columns of {file} seem to be parted by {mark!r}; a CSV here is parted by commas.")
+    if len(names) == 1 and (mark := next((mark for mark in ",;\t|" if mark in names[0]), None)):
+        raise DataError(
+            f"the columns of {file} seem to be parted by {mark!r}; a .csv here is parted by commas, a .tsv by tabs. "
+            "Rename it, or write it so."
+        )
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"{file} has several columns called {', '.join(twice)}. Give every column its own name.")
     return names
@@ -206,19 +237,18 @@ def _json(stream: Any, schema: Any) -> Any:
 
 def _jsonl(file: File, columns: list[str], numeric: list[str], rows: int, seen: _Seen) -> Iterator[Any]:
     pyarrow = require("pyarrow", "cli", PURPOSE)
-    size = max(file.size, 1)
     kinds = {field.name: field.type for field in _schema_of_lines(file)}
     for name in numeric:  # the first cells may have been whole numbers, and those that follow not
         if content(kinds[name]) == "numbers":
             kinds[name] = pyarrow.float64()
     schema = pyarrow.schema([(name, kinds[name]) for name in columns])
     try:
-        with file.open() as stream:
+        with file.open_text() as (stream, share):
             for piece in _json(stream, schema):
                 piece = piece.select(columns)
                 piece.validate(full=True)  # Arrow takes text for UTF-8
                 yield piece
-                seen(min(stream.tell() / size, 1.0))
+                seen(share())
     except pyarrow.ArrowException as trouble:
         raise _what_is_wrong_with_lines(file, columns) or trouble from trouble
 
@@ -226,7 +256,7 @@ def _jsonl(file: File, columns: list[str], numeric: list[str], rows: int, seen: 
 def _schema_of_lines(file: File) -> Any:
     """What the first lines hold."""
     try:
-        with file.open() as stream:
+        with file.open_text() as (stream, _):
             return _json(stream, None).schema
     except require("pyarrow", "cli", PURPOSE).ArrowException as trouble:
         raise _what_is_wrong_with_lines(file, None) or trouble from trouble
@@ -313,3 +343,8 @@ def _npz(file: File, columns: list[str], numeric: list[str], rows: int, seen: _S
                 arrays.append(pyarrow.FixedSizeListArray.from_arrays(flat, width) if len(shape) == 2 else flat)
             yield pyarrow.RecordBatch.from_arrays(arrays, names=columns)
             seen((start + n) / whole)
+
+
+_READERS = {
+    "Parquet": _parquet, "Arrow": _arrow, "CSV": _csv, "TSV": _csv, "JSON lines": _jsonl, "NumPy arrays": _npz
+}  # fmt: skip

@@ -13,7 +13,6 @@ PLANTED = ("compute/test_planted.py",)
 FEW = ("compute/test_number.py::test_few_sure_rows_have_the_bits_of_many",)
 ONE_HOT = ("compute/test_cpu_bits.py::test_one_class_is_its_label_to_the_bit",)
 SQUARES = ("compute/test_cpu_bits.py::test_squares_are_turned_and_nothing_beside_them",)
-SEEN = ("compute/test_number.py::test_a_weight_that_is_none_is_seen_as_it_is_read",)
 SHORT = ("compute/test_number.py::test_the_bits_of_the_ordinary_way",)
 FOCAL = ("compute/test_number.py::test_focal_losses_keep_their_digits",)
 LOG1P = ("compute/test_number.py::test_log1p_is_right_to_an_ulp",)
@@ -163,8 +162,9 @@ KERNELS = (
           "right for half of the numbers", SQUARES),
     Fault("squares begin where the first does", _TILE, "base + t * step + j, step, SIDE", "base + j, step, SIDE",
           "right for sixteen rows", LAYOUT, "narrow and label"),
-    Fault("numbers beside a row's squares", _TILE, "for t in range(squares):\n                    column",
-          "for t in range(TILE):\n                    column", "a whole tile, as everywhere", SEEN),
+    Fault("a tile's last square is the tile's before", _TILE, "for t in range(squares):\n                    column",
+          "for t in range(squares - SIDE):\n                    column", "one square too few",
+          ("compute/test_cpu_bits.py::test_any_layout_has_the_same_bits",), "bfloat16"),
     Fault("alpha not cleared for the next row", _WIDE, "alpha[index[r, k]] = 0.0", "alpha[index[r, 0]] = 0.0",
           "right for a label", LAYOUT, "wide and sparse"),
     Fault("surprise without its constant", _WIDE, "((peak - z[j]) + beyond)", "(peak - z[j])",

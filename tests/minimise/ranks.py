@@ -55,6 +55,36 @@ def normed(shape: tuple[int, ...], logits: int) -> nn.Module:
     )  # fmt: skip
 
 
+class Attending(nn.Module):
+    """A network of one's own that tosses coins inside functions of torch: attention, heads, recurrent layers."""
+
+    def __init__(self, logits: int) -> None:
+        super().__init__()
+        self.wide = nn.Linear(1, 8)
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 8, dropout=0.3, batch_first=True)
+        self.heads = nn.MultiheadAttention(8, 2, dropout=0.3)
+        self.grouped = nn.Linear(8, 4)
+        self.lstm = nn.LSTM(8, 3, 3, dropout=0.3, bidirectional=True, batch_first=True)
+        self.gru = nn.GRU(6, 4, 2, dropout=0.3)
+        self.last = nn.Linear(4, logits)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (n, t) → logits (n, logits)."""
+        x = self.encoder(self.wide(x.nan_to_num(0.0)[..., None]))
+        turned = x.transpose(0, 1)
+        x = self.heads(turned, turned, turned)[0].transpose(0, 1)
+        query, few = x.unflatten(-1, (2, 4)).transpose(1, 2), self.grouped(x)[:, None]
+        p = 0.3 if self.training else 0.0
+        seen = nn.functional.scaled_dot_product_attention(query, few, few, dropout_p=p, is_causal=True, enable_gqa=True)
+        x = self.lstm(seen.transpose(1, 2).flatten(2))[0].transpose(0, 1)
+        return self.last(self.gru(x)[0][-1])
+
+
+def attending(shape: tuple[int, ...], logits: int) -> nn.Module:
+    """The network of rows of any length."""
+    return Attending(logits)
+
+
 class Filled(nn.Module):
     """Missing numbers are 0."""
 
@@ -75,6 +105,7 @@ def main(folder: Path) -> None:
     found["shares"] = learn(shares, MIXED["mixup"], fabric=fabric).held_out
     found["images"] = learn(images(), PICTURES, fabric=fabric).held_out
     found["own"] = learn(rows(), NORMED, factory=normed, fabric=fabric).held_out
+    found["attending"] = learn(rows(), NORMED, factory=attending, fabric=fabric).held_out
     found["trees"] = learn(rows(count=600), replace(TREES, epochs=1), fabric=fabric).held_out
     endless = replace(FEW, epochs=100_000, patience=100_000)
     late = learn(rows(), endless, fabric=fabric, deadline=time.monotonic() + 0.5 + 0.3 * fabric.global_rank)

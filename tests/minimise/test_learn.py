@@ -22,7 +22,7 @@ from crossent.minimise.training import learn as learning
 from crossent.minimise.training.judge import logits_of
 from crossent.minimise.training.learn import launched
 from crossent.minimise.training.train import _sizes
-from tests.minimise.ranks import FEW, MIXED, NORMED, PICTURES, TREES, images, normed, rows
+from tests.minimise.ranks import FEW, MIXED, NORMED, PICTURES, TREES, attending, images, normed, rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -248,10 +248,12 @@ def test_two_processes_give_the_answer_of_one(tmp_path):
     for name, problem in (("weighted", weighted), ("shares", shares)):
         assert torch.allclose(pair[0][name], learn(problem, MIXED["mixup"]).held_out, atol=1e-4)
     own = learn(rows(), NORMED, factory=normed).held_out
-    for name, alone in (("images", learn(images(), PICTURES).held_out), ("own", own)):
+    attended = learn(rows(), NORMED, factory=attending).held_out
+    for name, alone in (("images", learn(images(), PICTURES).held_out), ("own", own), ("attending", attended)):
         assert torch.equal(pair[0][name], pair[1][name])
         assert torch.allclose(pair[0][name], alone, atol=1e-4), (pair[0][name] - alone).abs().max()
     assert not torch.allclose(learn(rows(), NORMED, 1, factory=normed).held_out, own, atol=1e-2)
+    assert not torch.allclose(learn(rows(), NORMED, 1, factory=attending).held_out, attended, atol=1e-2)
     alone = learn(rows(count=600), replace(TREES, epochs=1))
     assert "Trees" in [type(network).__name__ for network in alone.network.networks]
     assert torch.equal(pair[0]["trees"], pair[1]["trees"])

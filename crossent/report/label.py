@@ -39,6 +39,21 @@ def clip(name: object, width: int) -> str:
     return kept + "…"
 
 
+def folded(name: str, width: int) -> str:
+    """Write a name on as many lines of ``width`` columns as it takes, broken behind a mark where there is one.
+
+    >>> folded("cross-entropy", 9), folded("discrimination", 8), folded("日本語", 4)
+    ('cross-\\nentropy', 'discrimi\\nnation', '日本\\n語')
+    """
+    lines = [""]
+    for letter in name:
+        if sum(map(_columns, lines[-1] + letter)) > width:
+            cut = 1 + max(lines[-1].rfind(mark) for mark in " -_/.") or len(lines[-1])
+            lines[-1:] = [lines[-1][:cut], lines[-1][cut:]]
+        lines[-1] += letter
+    return "\n".join(lines)
+
+
 def wrapped(line: str, width: int) -> str:
     """Break a sentence into lines of at most ``width`` letters, but never between a number and its percent sign.
 

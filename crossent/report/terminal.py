@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from crossent.errors import require
 from crossent.record import Record
 from crossent.report import comparison, contest, search, table, text
-from crossent.report.label import clip, printable, wrapped
+from crossent.report.label import clip, folded, printable, wrapped
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -17,6 +17,7 @@ _MOST_ROWS = 10
 _MOST_SLICES = 20
 _MOST_TRIALS = 12
 _WIDE = 100  # columns of a terminal from which on everything fits
+_LONG = 48  # letters of a name beyond which it is cut
 _READABLE = 100  # columns of prose beyond which the eye loses the line
 _WITHOUT_UNICODE = str.maketrans({"−": "-", "–": "-", "—": "-", "…": "~", "×": "x", "’": "'"})
 
@@ -120,7 +121,10 @@ def _sheet(sheet: table.Sheet | None, screen: Console) -> RenderableType | None:
     for column in shown:
         title = Text(_speakable(column.title, screen))
         grid.add_column(title, justify="right" if column.numeric else "left", no_wrap=not _spaced(column))
-    cells = [[cell if column.numeric else clip(cell, rooms[column.title]) for cell in column.cells] for column in shown]
+    cells = [
+        column.cells if column.numeric else [folded(clip(cell, _LONG), rooms[column.title]) for cell in column.cells]
+        for column in shown
+    ]
     for row in zip(*cells, strict=True):
         grid.add_row(*(Text(_speakable(cell, screen)) for cell in row))
     if not sheet.left_out:
@@ -149,9 +153,9 @@ def _width(column: table.Column) -> int:
 def _rooms(names: list[table.Column], left: int) -> dict[str, int]:
     """How wide each column of names may be, by its title: those that need little leave the rest to the others."""
     rooms = {}
-    needs = sorted((max(map(len, column.cells), default=0), column.title) for column in names)
+    needs = sorted((max(map(len, [column.title, *column.cells])), column.title) for column in names)
     for place, (need, title) in enumerate(needs):
-        rooms[title] = max(min(need, left // (len(needs) - place), 48), 8)
+        rooms[title] = max(min(need, left // (len(needs) - place), _LONG), 8)
         left -= rooms[title]
     return rooms
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crossent.errors import DataError
-from crossent.measure import Predictions
+from crossent.measure import Calibrator, Predictions, calibrate, compare, evaluate
+from crossent.measure.calibration.steps import Mixture
 from crossent.measure.predictions.form import infer
 
 from_arrays = Predictions.from_arrays
@@ -47,6 +48,34 @@ def test_no_form_is_taken_for_another(classes, n, seed, spread):
     if infer(z) == "probabilities":  # then it is refused, for no logit of both signs passes as one
         with pytest.raises(DataError):
             from_arrays(z, np.zeros(n, int))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("mask", [-3.4028234663852886e38, -1.7976931348623157e308, -1e300, -1e30])
+def test_a_mask_is_a_probability_of_0_and_no_cost_of_1e38_nats(mask):
+    """NumPy warned of overflows, and a label that met the lowest float32 cost 3.4e38 nats, finite and possible."""
+    z = np.array([[1.0, mask, -1.0], [mask, 2.0, 0.5], [0.0, 1.0, 2.0], [-mask / 4, -1.0, mask]] * 10)
+    record = evaluate(z, [0, 1, 2, 0] * 10, form="logits")
+    kept = [(1.0, -1.0), (2.0, 0.5), (2.0, 0.0, 1.0)]
+    truth = sum(mpmath.log(sum(mpmath.exp(other - first) for other in row)) for row in kept for first in row[:1]) / 4
+    assert record["cross_entropy"].value == pytest.approx(float(truth), rel=1e-14)
+    assert evaluate(z, [1, 1, 2, 0] * 10, form="logits")["impossible_rows"].value == 10
+    odds = np.array([mask, 1.0, -mask, -1.0] * 10)
+    found = evaluate(odds, [0, 1, 1, 0] * 10, form="logits")
+    assert found["cross_entropy"].value == pytest.approx(np.log1p(np.exp(-1)) / 2, rel=1e-14)
+    assert evaluate(odds, [1, 1, 1, 0] * 10, form="logits")["impossible_rows"].value == 10
+    compare(z, z / 2, labels=[1, 1, 2, 0] * 10, form="logits")
+    compare(odds, odds / 2, labels=[1, 0, 1, 0] * 10, form="logits")
+    calibrate(odds, [1, 0, 1, 0] * 10, form="logits")
+
+
+def test_a_masked_class_gets_nothing_from_a_calibrator():
+    """Behind a network the even part of the mixture gave it a share; in NumPy too, but for −inf itself."""
+    softer = Calibrator("temperature", (Mixture(temperature=2.0, weights=(0.9, 0.0, 0.1)),))
+    z = torch.tensor([[1.0, torch.finfo(torch.float32).min, 0.0], [1.0, -torch.inf, 0.0]])
+    for found in (softer.of_logits(z), softer.module()(z).numpy()):
+        assert np.isneginf(found[:, 1]).all()
+        assert found[0] == pytest.approx(found[1])
 
 
 def test_one_column_has_to_be_named():

@@ -33,6 +33,21 @@ def test_numbers_that_do_not_fit_are_left_out_and_not_squeezed(width):
     assert ("−0.123" in " ".join(sheet)) or width < 60
 
 
+def test_names_that_begin_alike_are_told_apart():
+    """On 60 columns candidate_with_a_long_name and candidate_with_a_longer_name were both "candida…"."""
+    names = ["candidate_with_a_long_name", "candidate_with_a_longer_name"]
+    cells = {name: [-0.1234, 0.5] for name in ("difference", "low", "high", "p_value")}
+    parts = {"model": names, "part": ["discrimination", "miscalibration"], **cells}
+    lines = _shown(Record("comparison", "two", tables={"parts": parts}), 60).splitlines()
+    sheet = [line for line in lines[lines.index("Part by part") + 3 :] if "─" not in line]
+    starts = [place for place, line in enumerate(sheet) if "0.123" in line or "0.500" in line]
+    shown = [sheet[slice(a, b)] for a, b in zip(starts, [*starts[1:], None], strict=True)]
+    for name, part, block in zip(names, parts["part"], shown, strict=True):
+        edge = block[0].index(part[:8])
+        assert "".join(line[:edge].strip() for line in block) == name
+        assert "".join(line[edge : edge + 11].strip() for line in block) == part
+
+
 def test_a_wide_terminal_sees_more(case):
     narrow, wide = _shown(case("digits_fit"), 60), _shown(case("digits_fit"), 200)
     for words in ("mean probability", "also called log loss"):

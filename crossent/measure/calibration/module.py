@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from crossent.errors import DataError
 from crossent.measure.calibration.steps import Affine, Curve, Mixture, Quadratic, Step, VennAbers, pairs
+from crossent.measure.predictions.form import MASK
 
 if TYPE_CHECKING:
     from crossent.measure.calibration.calibrator import Calibrator
@@ -46,6 +47,7 @@ class Module(nn.Module):
             z = _both(z)
         else:
             z = torch.log_softmax(z, dim=-1)
+        z = torch.where(z <= -MASK, -torch.inf, z)
         u = self.steps(z)
         u = torch.where(torch.isnan(z).any(dim=-1, keepdim=True), torch.nan, u)  # a staircase would give it a step
         if self.kept:

@@ -33,6 +33,9 @@ decimals stay inside it, while logits, percentages and one-against-rest scores d
 BFLOAT16_TOLERANCE = 2**-8
 """The same for bfloat16, which rounds each entry by up to 2⁻⁹ of itself, and so a sum by up to 0.002."""
 
+MASK = 1e30
+"""A logit so far below the largest of its row is a mask (the lowest float32, say), and its probability is 0."""
+
 ABOVE_ONE = 1e-6
 """How far above 1 an entry may lie: a few roundings of float32, which softmax leaves; it is read as 1."""
 
@@ -154,7 +157,7 @@ def log_probabilities(
     if p.ndim == 1:
         with np.errstate(divide="ignore"):
             rest = np.where(p > -math.log(2), np.log(-np.expm1(p)), np.log1p(-np.exp(p)))
-        return np.stack([rest, p], axis=1), None
+        return _masked(np.stack([rest, p], axis=1)), None
     total = _row_sums(np.exp(p))
     off = np.abs(total - 1)
     worst = float(off.max())
@@ -165,6 +168,7 @@ def log_probabilities(
             f"{place(i)} add up to {total[i]:.6g} ({in_all(int(np.sum(off > tolerance)))}). If these are logits, "
             "say so: form='logits' (--form logits); that divides by the sum."
         )
+    p = _masked(p)
     if worst <= (exact := _exact(p.shape[1])):
         return p, None
     return np.where((off > exact)[:, None], p - np.log(total)[:, None], p), rounded(tolerance)
@@ -174,7 +178,7 @@ def logits(p: _Grid, place: Place, columns: list[str]) -> _Grid:
     """Turn logits (n, classes), or log-odds of the second class (n,), into log-probabilities (n, classes)."""
     _refuse(p, place, columns, np.isnan(p), "every logit should be a number, and here is one that is not", "")
     if p.ndim == 1:
-        return -np.stack([np.logaddexp(0.0, p), np.logaddexp(0.0, -p)], axis=1)
+        return _masked(-np.stack([np.logaddexp(0.0, p), np.logaddexp(0.0, -p)], axis=1))
     _refuse(
         p,
         place,
@@ -186,9 +190,15 @@ def logits(p: _Grid, place: Place, columns: list[str]) -> _Grid:
     peak = p.max(axis=1, keepdims=True)
     if (none := peak[:, 0] == -np.inf).any():
         raise DataError(f"{place(int(np.argmax(none)))} has −inf in every column: one class at least must be possible.")
-    shifted = p - peak
+    with np.errstate(over="ignore"):
+        shifted = p - peak
     shifted -= np.log(_row_sums(np.exp(shifted)))[:, None]
-    return shifted
+    return _masked(shifted)
+
+
+def _masked(logs: _Grid) -> _Grid:
+    """Turn what masks are made of into the 0 that is meant: no class is worth 10³⁰ nats."""
+    return np.where(logs <= -MASK, -np.inf, logs) if float(logs.min()) <= -MASK else logs
 
 
 def unclear(p: _Grid) -> DataError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -236,6 +237,29 @@ def test_without_numba_the_reference_does_the_work_and_says_so_once() -> None:
     assert len(printed) == 2
     assert "need numba, which cannot be imported (No module named 'numba'); the reference does the work" in printed[1]
     assert printed[1].endswith("Install it with: pip install numba")
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="other processors all read float16")
+def test_a_processor_that_cannot_read_float16_is_asked_for_the_reference_and_says_so_once() -> None:
+    code = (
+        "import sys, warnings, torch",
+        "from crossent import cross_entropy",
+        "z, y = torch.randn(64, 5, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 5",
+        "with warnings.catch_warnings(record=True) as said:",
+        "    warnings.simplefilter('always')",
+        "    halves = [cross_entropy(z.half(), y).item().hex() for _ in range(2)]",
+        "    print(*halves, 'numba' in sys.modules)",
+        "    cross_entropy(z.bfloat16(), y)",
+        "print('numba' in sys.modules, len(said), *(each.message for each in said))",
+    )
+    old, new = (python(*code, ATEN_CPU_CAPABILITY=to).splitlines() for to in ("default", "avx2"))
+    z, y = torch.randn(64, 5, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 5
+    with backends.using("reference"):
+        exact = cross_entropy(z.half(), y).item().hex()
+    assert old[0].split() == [exact, exact, "False"]
+    assert old[1].startswith("True 1 crossent's CPU kernels read float16 with AVX2, which this processor has not")
+    assert new[0].endswith("True")
+    assert new[1] == "True 0"
 
 
 # One kernel, and the smallest, since it is compiled anew.

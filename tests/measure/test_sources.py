@@ -124,6 +124,16 @@ def test_a_bad_file_gets_its_sentence(tmp_path, text, options, sentence):
     assert "p.csv" in str(caught.value)
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_cells_that_are_no_numbers_are_told_how_to_become_some(tmp_path, suffix):
+    for cell, fix in (("True", "Write truth values as 1 and 0"), ("0,5", "Write decimals with a point")):
+        table = pd.DataFrame({"label": [0, 1], "p_1": [0.5, 0.5], "w": [cell, cell]})
+        path = tmp_path / f"w{suffix}"
+        table.to_csv(path, index=False) if suffix == ".csv" else table.to_parquet(path)
+        with pytest.raises(DataError, match=rf"'w' should hold numbers, and row 0.* has '{cell}'. {fix}"):
+            read_predictions(path, weight="w")
+
+
 def test_what_is_no_table_at_all_gets_its_sentence(tmp_path):
     csv(tmp_path, "x", "preds.csv")
     with pytest.raises(DataError, match=r"no file .*Did you mean '.*preds.csv'"):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from crossent.errors import DataError, require
 from crossent.measure.predictions.truth import Coded
 from crossent.measure.sources.files import PURPOSE
-from crossent.measure.sources.tables import content
+from crossent.measure.sources.tables import content, mend
 
 
 def numbers(table: Any, columns: list[str], place: Callable[[int], str]) -> NDArray[Any]:
@@ -52,8 +52,7 @@ def _numbers(column: Any, name: str, place: Callable[[int], str]) -> NDArray[Any
                 float("nan" if cell in (None, "") else cell)
             except (TypeError, ValueError):
                 raise DataError(
-                    f"column {name!r} should hold numbers, and {place(i)} has {cell!r}. Mend the cell, or leave the "
-                    "row out."
+                    f"column {name!r} should hold numbers, and {place(i)} has {cell!r}. {mend(cell)}"
                 ) from None
         return np.array([np.nan if cell in (None, "") else float(cell) for cell in column.to_pylist()])
 

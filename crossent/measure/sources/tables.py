@@ -174,13 +174,22 @@ def _what_is_wrong(file: File, columns: list[str], numeric: list[str]) -> DataEr
                     if name in columns and cells and not _number(cells[names.index(name)]):
                         return DataError(
                             f"{file}: column {name!r} should hold numbers, and row {number} (line {lines.line_num}) "
-                            f"has {cells[names.index(name)]!r}. Mend the cell, or leave the row out."
+                            f"has {cells[names.index(name)]!r}. {mend(cells[names.index(name)])}"
                         )
         except UnicodeDecodeError as trouble:
             return not_utf8(file, f"row {number + 1}", trouble)
         except csv.Error as trouble:
             return DataError(f"cannot read {file} as {file.kind}: after row {number}: {trouble}. Mend that line.")
     return None
+
+
+def mend(cell: Any) -> str:
+    """What to do with a cell that should hold a number."""
+    if str(cell).strip().lower() in ("true", "false"):
+        return "Write truth values as 1 and 0."
+    if "," in str(cell):
+        return "Write decimals with a point, and nothing between thousands."
+    return "Mend the cell, or leave the row out."
 
 
 def not_utf8(file: File, where: str, trouble: UnicodeDecodeError) -> DataError:

@@ -151,6 +151,8 @@ REFUSED = [
     (([], []), {}, "there are no rows to measure"),
     (([0.5], [0, 1]), {}, "1 rows of probabilities and 2 labels: give one label per row"),
     (([[[0.5]]], [0]), {}, r"should be \(rows,\) or \(rows, classes\) and have shape \(1, 1, 1\)"),
+    ((np.zeros((2, 4, 9)), np.zeros((2, 4))), {}, r"have shape \(2, 4, 9\). If the last axis .* p.reshape\(-1, 9\)"),
+    (([[0.5, 0.5], [1, 0]], [0, -100]), {}, r"'-100' \(row 1\) is not. What PyTorch ignores, -100, is left out"),
     ((THREE, np.zeros((2, 1, 3))), {}, r"labels should be \(rows,\) or \(rows, classes\) and have shape \(2, 1, 3\)"),
     (([0.5, NAN], [0, 1]), {}, "one that is not: row 1: nan"),
     (([[0.5, 0.5], [math.inf, 0]], [0, 1]), {}, "row 1, column '0': inf"),

@@ -94,10 +94,13 @@ def test_packed_files_that_are_broken_get_their_sentence(tmp_path):
     with pytest.raises(DataError, match=r"row 1 \(line 3\) has 3 cells where the header has 2"):
         read_predictions(bad)
     bad.write_text("label,p_1\n1,0.5\n")
-    with pytest.raises(DataError, match=r"parted by ','; a .csv here is parted by commas, a .tsv by tabs. Rename it"):
+    with pytest.raises(DataError, match=r"parted by ','; a .csv here .* a .tsv by tabs. Call it .csv"):
         read_predictions(bad)
     (tmp_path / "bad.csv").write_text("label\tp_1\n1\t0.5\n")
-    with pytest.raises(DataError, match=r"parted by '\\t'; a .csv here is parted by commas, a .tsv by tabs. Rename it"):
+    with pytest.raises(DataError, match=r"parted by '\\t'; a .csv here .* a .tsv by tabs. Call it .tsv"):
+        read_predictions(tmp_path / "bad.csv")
+    (tmp_path / "bad.csv").write_text("label;p_1\n1;0,5\n")
+    with pytest.raises(DataError, match=r"parted by ';'.*pd.read_csv\(…, sep=';'\).to_csv"):
         read_predictions(tmp_path / "bad.csv")
 
 

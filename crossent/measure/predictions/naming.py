@@ -152,10 +152,11 @@ def name_columns(
                 return names, index
         if all(_key(text).lstrip("-").isdecimal() for text in texts):
             wrong = next(text for text in texts if not 0 <= int(_key(text)) < count)
+            ignored = "What PyTorch ignores, -100, is left out here: p[y != -100], y[y != -100]."
+            named = "If the classes are called otherwise, name them with classes=."
             raise DataError(
                 f"there are {count} columns of probabilities, so whole-number labels should be 0 to "
-                f"{count - 1}, and {_place(wrong, first)} is not. If the classes are called otherwise, name "
-                "them with classes=."
+                f"{count - 1}, and {_place(wrong, first)} is not. {ignored if _key(wrong) == '-100' else named}"
             )
         raise DataError(
             f"which column belongs to which class? The labels are {_places(texts, first)}. Name the {count} columns in "

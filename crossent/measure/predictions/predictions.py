@@ -168,7 +168,10 @@ class Predictions:
         if p.ndim == 2 and p.shape[1] == 1:
             p = p[:, 0]
         if p.ndim not in (1, 2):
-            raise DataError(f"the probabilities should be (rows,) or (rows, classes) and have shape {p.shape}.")
+            flat = f" If the last axis is that of classes, flatten the others: p.reshape(-1, {p.shape[-1]})."
+            raise DataError(
+                f"the probabilities should be (rows,) or (rows, classes) and have shape {p.shape}.{flat * (p.ndim > 2)}"
+            )
         if y.ndim == 2 and y.shape[1] == 1:
             y = y[:, 0]
         if y.ndim not in (1, 2):

@@ -147,7 +147,7 @@ def find(path: Path_ | Sequence[Path_]) -> list[File]:
         levels = zip(*(PurePath(file.name).parts[:-1] for file in found), strict=False)
         shared = len(list(takewhile(lambda names: len(set(names)) == 1, levels)))
         found = [replace(file, folders=max(file.folders, _folders(file.name, shared), key=len)) for file in found]
-        return _one_kind(found, "the files")
+        return _one_kind(found, "what was named")
     text = os.fspath(path)
     found = _remote(text) if "://" in text else _local(text)
     return _one_kind(found, repr(text))

@@ -227,9 +227,10 @@ def _header_of_csv(file: File) -> list[str]:
     if not any(names):
         raise DataError(f"{file} is empty, or begins with an empty line: its first line should name the columns.")
     if len(names) == 1 and (mark := next((mark for mark in ",;\t|" if mark in names[0]), None)):
+        write = f"Write it so: pd.read_csv(…, sep={mark!r}).to_csv(…, index=False), with decimal=',' where that is so."
         raise DataError(
             f"the columns of {file} seem to be parted by {mark!r}; a .csv here is parted by commas, a .tsv by tabs. "
-            "Rename it, or write it so."
+            + {",": "Call it .csv.", "\t": "Call it .tsv."}.get(mark, write)
         )
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"{file} has several columns called {', '.join(twice)}. Give every column its own name.")
@@ -333,7 +334,8 @@ def _npz(file: File, columns: list[str], numeric: list[str], rows: int, seen: _S
             if len(shape) not in (1, 2) or dtype.hasobject or (fortran and len(shape) == 2):
                 raise DataError(
                     f"{file}: the array {name!r} has shape {shape} and dtype {dtype}{' in Fortran order' * fortran}. "
-                    "Arrays should be (rows,) or (rows, classes), of numbers or text, in C order."
+                    "Arrays should be (rows,) or (rows, classes), of numbers or text, in C order: "
+                    "np.ascontiguousarray, and of text np.asarray(…).astype(str), makes them so."
                 )
         if len(lengths := {shape[0] for shape, _, _ in about}) > 1:
             shown = ", ".join(f"{name} {shape}" for name, (shape, _, _) in zip(columns, about, strict=True))

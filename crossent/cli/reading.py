@@ -35,6 +35,8 @@ def beside(verb: str, *paths: str) -> Path:
     runs/digits-evaluation.json runs/part-evaluation.json
     >>> print(beside("comparison", "s3://bucket/old/", "new.csv"))
     old-new-comparison.json
+    >>> print(beside("evaluation", "https://there.org/night.csv.gz?signature=7"))
+    night-evaluation.json
     """
     names = dict.fromkeys(name for name in map(_name, paths) if name)
     folder = Path() if "://" in paths[0] else Path(paths[0]).parent
@@ -44,5 +46,7 @@ def beside(verb: str, *paths: str) -> Path:
 
 
 def _name(path: str) -> str:
+    if path.startswith("http"):
+        path = path.partition("?")[0]
     place = Path(path.partition("://")[2].rstrip("/")) if "://" in path else Path(path)
     return re.sub(r"[*?\[\]]+", "", place.name if place.is_dir() else stem(place)).strip("-_. ")

@@ -1,9 +1,13 @@
 """Packed text, tables parted by tabs, and folders that are columns: the same rows as from one plain file."""
 
 import bz2
+import functools
 import gzip
+import http.server
 import json
 import sys
+import threading
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -237,3 +241,40 @@ def test_the_command_line_reads_them(parted, monkeypatch, capsys):
     assert "p-evaluation.json" in call(parted / "p.csv.gz")
     assert (parted / "p-evaluation.json").exists()
     assert "New York" in call(f"{parted}/night/*/*.parquet", "--by", "city")
+
+
+def test_an_address_of_the_web_may_carry_a_signature(tmp_path):
+    """Its ? was taken for a pattern and its end for that of the file; and addresses were shown as http://http://…"""
+    pytest.importorskip("aiohttp", reason="fsspec reads the web with aiohttp: pip install aiohttp")
+    (tmp_path / "p.csv.gz").write_bytes(gzip.compress(text(TABLE, ".csv")))
+    (tmp_path / "bad.csv").write_text("label,p_1\n1,often\n")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=tmp_path)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        there = f"http://127.0.0.1:{server.server_port}"
+        try:
+            assert len(read_predictions(f"{there}/p.csv.gz?signature=a*b/c.d")) == N
+            with pytest.raises(DataError, match=rf"^'{there}/bad.csv': column 'p_1' should hold numbers"):
+                read_predictions(f"{there}/bad.csv")
+            with pytest.raises(DataError, match=rf"no file '{there}/bed.csv'. Did you mean '{there}/bad.csv'"):
+                read_predictions(f"{there}/bed.csv")
+        finally:
+            server.shutdown()
+
+
+def test_packed_samples_of_language_models_are_of_their_task(tmp_path):
+    folder = Path(__file__).parent / "lm_eval_samples"
+    found = {}
+    for packed in ("", ".gz"):
+        (tmp_path / f"all{packed}").mkdir()
+        for task in ("brier", "choice"):
+            [file] = folder.glob(f"samples_local_{task}_*.jsonl")
+            raw = file.read_bytes()
+            (tmp_path / f"all{packed}" / f"{file.name}{packed}").write_bytes(gzip.compress(raw) if packed else raw)
+        found[packed] = read_predictions(tmp_path / f"all{packed}")
+    assert found[""].rows.tolist() == found[".gz"].rows.tolist()
+    assert set(found[".gz"].slices["task"]) == {"local_brier", "local_choice"}

@@ -188,8 +188,10 @@ def _remote(text: str) -> list[File]:
         raise MissingExtra(f"reading {text.partition('://')[0]}:// needs one more library: {missing}.") from missing
     except ValueError as trouble:
         raise DataError(f"cannot read {text!r}: {trouble}.") from trouble
-    start = text.partition("://")[0] + "://"
+    start = "" if "://" in inside else text.partition("://")[0] + "://"  # of the web a store keeps whole addresses
     try:
+        if _ending(inside) in READ and store.isfile(inside):  # the first to be asked: the ? of an address is no pattern
+            return [_file(inside, store, start)]
         if store.isdir(inside):
             return _inside(sorted(store.find(inside)), inside, text, store, start)
         if has_magic(inside):
@@ -210,7 +212,7 @@ def _inside(names: list[str], root: str, shown: str, store: Any = None, start: s
     kept = [
         name
         for name, parts in below
-        if ending(name) in READ and not any(part[0] in "._" and "=" not in part for part in parts)
+        if _ending(name) in READ and not any(part[0] in "._" and "=" not in part for part in parts)
     ]
     if not kept:
         raise DataError(
@@ -219,8 +221,13 @@ def _inside(names: list[str], root: str, shown: str, store: Any = None, start: s
     return [_file(name, store, start, fixed) for name in kept]
 
 
+def _ending(name: str) -> str:
+    """The end of a name, of an address that of its path: https://there/p.csv?signature=…"""
+    return ending(name.partition("?")[0] if "://" in name else name)
+
+
 def _file(name: str, store: Any = None, start: str = "", fixed: int | None = None) -> File:
-    end = ending(name)
+    end = _ending(name)
     if end not in READ:
         raise DataError(
             f"predictions are read from {_NAMED}, and {start + name!r} ends in {end!r}.{_INSTEAD.get(end, '')}"

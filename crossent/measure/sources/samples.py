@@ -26,13 +26,13 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossent.errors import DataError
+from crossent.files import stem
 from crossent.measure.predictions.predictions import Door, Predictions
 from crossent.measure.sources.files import File
 
@@ -185,8 +185,7 @@ def samples_of(file: File) -> list[Sample]:
 
 
 def _task(file: File) -> str:
-    name = PurePosixPath(file.name.replace("\\", "/")).name
-    return re.sub(r"^samples_|(_\d{4}-\d\d-\d\dT.*)?\.(jsonl|ndjson)$", "", name)
+    return re.sub(r"^samples_|_\d{4}-\d\d-\d\dT.*$", "", stem(file.name.replace("\\", "/")))
 
 
 def _samples(file: File) -> Iterator[Sample]:

@@ -236,7 +236,7 @@ BAD = {
     "no time": (flowers(), ["fit", "data.csv", "--budget", "0s"], "--budget takes a time such as 90s"),
     "no weights": (flowers(), ["fit", "data.csv", "--weight", "w"], "has no column 'w'"),
     "negative weights": (flowers(w=-1), ["fit", "data.csv", "--weight", "w"], "weights are finite numbers from 0 on"),
-    "one share": (flowers(), ["fit", "data.csv", "--target", "so*"], "has 1 column like 'so\\*'"),
+    "one share": (flowers(), ["fit", "data.csv", "--label", "so*"], "has 1 column like 'so\\*'"),
     "no such factory": (flowers(), ["fit", "data.csv", "--model", "nowhere:make"], "'nowhere:make' cannot be imported"),
     "no test file": (flowers(), ["fit", "data.csv", "--test", "tset.csv"], "'tset.csv' is neither a file"),
     "no model": (flowers(), ["predict", ".", "data.csv", "-o", "p.csv"], "holds no finished model"),

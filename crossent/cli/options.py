@@ -22,6 +22,8 @@ Data = Annotated[
 Target = Annotated[
     str | None,
     typer.Option(
+        "--target",
+        "--label",  # as evaluate, compare and calibrate have it
         help="Column to predict, or a pattern of one for each class; else target, label, class, y or the last."
     ),
 ]

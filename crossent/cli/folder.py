@@ -8,13 +8,13 @@ import shutil
 from pathlib import Path
 
 from crossent.errors import DataError, require
-from crossent.files import replacing
+from crossent.files import replacing, stem
 
 
 def folder_for(data: str, output: Path | None, resume: bool) -> Path:
     """Where this run goes: never onto another run."""
     if output is None:
-        first = Path("runs") / Path(data).stem
+        first = Path("runs") / stem(data)
         numbered = [first, *(first.with_name(f"{first.name}-{number}") for number in range(2, 10_000))]
         if resume:
             begun = [

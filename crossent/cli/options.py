@@ -15,7 +15,7 @@ Data = Annotated[
     str,
     typer.Argument(
         metavar="DATA",
-        help="digits, breast_cancer, iris, wine, diabetes, or a .csv, .parquet or .npz file.",
+        help="digits, breast_cancer, iris, wine, diabetes, or a .csv, .jsonl, .parquet, .feather or .npz file.",
         show_default=False,
     ),
 ]
@@ -24,7 +24,7 @@ Target = Annotated[
     typer.Option(
         "--target",
         "--label",  # as evaluate, compare and calibrate have it
-        help="Column to predict, or a pattern of one for each class; else target, label, class, y or the last."
+        help="Column to predict, or a pattern of one for each class; else target, label, class, y or the last.",
     ),
 ]
 Weight = Annotated[

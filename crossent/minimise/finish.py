@@ -6,7 +6,6 @@ import platform
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from crossent.files import stem
 from crossent.measure import Calibrator, Predictions, evaluate
 from crossent.measure.calibration import choose as choose_calibrator
 from crossent.minimise.data.parts import Judged
@@ -118,7 +118,7 @@ def _measured(task: Task, test: Judged, p: NDArray[np.float64], facts: dict[str,
             source=facts["tested"],
             split="test",
         ),
-        title=f"{Path(facts['source']).stem}: what a network knows of {facts['target']}",
+        title=f"{stem(facts['source'])}: what a network knows of {facts['target']}",
     )
 
 

@@ -1,6 +1,7 @@
 """Data: every reader reads, and every file that cannot be used gets its sentence."""
 
 import datetime
+import gzip
 import io
 import zipfile
 
@@ -49,6 +50,25 @@ def test_a_parquet_file_and_its_missing_cells(tmp_path):
     assert same_as_the_table(dataset.read(tmp_path / "a.parquet"))
     TABLE.assign(height=[1.5, None, 3.5]).to_parquet(tmp_path / "b.parquet")
     assert dataset.read(tmp_path / "b.parquet").x["height"].isna().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("packed", ["", ".gz", ".bz2", ".zst"])
+def test_packed_text_and_json_lines_are_the_table(tmp_path, packed):
+    for name, text in (
+        ("a.csv", TABLE.to_csv(sep=";", index=False)),
+        ("a.jsonl", TABLE.to_json(orient="records", lines=True)),
+    ):
+        path = tmp_path / f"{name}{packed}"
+        with pa.output_stream(str(path), compression="detect") as file:
+            file.write(text.encode())
+        assert path.read_bytes().startswith(text[:4].encode()) == (not packed)
+        assert same_as_the_table(dataset.read(path))
+
+
+def test_a_feather_file_is_the_table(tmp_path):
+    for name in ("a.feather", "a.arrow"):
+        TABLE.to_feather(tmp_path / name)
+        assert same_as_the_table(dataset.read(tmp_path / name))
 
 
 def test_quoted_cells_keep_separators_lines_and_spaces_after_a_comma(tmp_path):
@@ -152,6 +172,12 @@ BAD_FILES = {
     "csv named parquet": ("a.parquet", "a,y\n1,2\n", "its content looks like text, perhaps CSV. Rename or convert it"),
     "csv named npz": ("a.npz", "a,y\n1,2\n", "its content looks like text, perhaps CSV. Rename or convert it"),
     "a cut parquet": ("a.parquet", parquet()[:-30], "is not a readable Parquet file"),
+    "cut gzip": ("a.csv.gz", gzip.compress(b"a,y\n" + b"1,2\n" * 99)[:20], "is not a readable CSV: "),
+    "plain text called packed": ("a.csv.gz", "a,y\n1,2\n", "its content looks like text"),
+    "packed text called plain": ("a.csv", gzip.compress(b"a,y\n1,2\n"), "a file packed by gzip, .gz. Rename"),
+    "no JSON": ("a.jsonl", '{"a": 1, "y": 2}\n{"a": 1, "y"}\n', "is not a readable file of JSON lines: .* in row 1"),
+    "several values": ("a.jsonl", '{"a": [1, 2], "y": 2}\n', "the column 'a' holds several values in a cell"),
+    "a cut feather": ("a.feather", b"ARROW1" + bytes(40), "is not a readable Feather file: "),
     "a cut npz": ("a.npz", ARRAYS[: len(ARRAYS) // 2], "is not a readable .npz of plain arrays"),
     "no arrays": ("a.npz", zipped(), r"needs the arrays 'x' \(n, d\) and 'y' \(n,\); it has sheet.xml"),
     "no y": ("a.npz", npz(x=np.ones((3, 2)), z=np.ones(3)), r"needs the arrays 'x' .* it has x, z"),
@@ -184,7 +210,11 @@ BAD_FILES = {
         npz(x=np.ones((1, 2)), y=np.array([["a", "b"]])),
         "are shares or counts, and here .* text",
     ),
-    "another kind": ("a.xlsx", zipped(), r"data are read from .csv, .tsv, .parquet, .npz files, not from .xlsx"),
+    "another kind": (
+        "a.xlsx",
+        zipped(),
+        r"read from .csv, .tsv, .jsonl \(packed too: .*\), .parquet, .feather and .npz files, not from .xlsx",
+    ),
     "no kind": ("a", "a,y\n1,2\n", "not from a nameless kind"),
 }
 
@@ -224,7 +254,7 @@ def test_what_is_not_there_is_named_with_what_is_close(tmp_path):
         dataset.read(path, "kin")
     with pytest.raises(DataError, match=r"no column 'colour'. Its columns are"):
         dataset.read(path, "colour")
-    with pytest.raises(DataError, match=r"is a folder; name a .csv, .parquet or .npz file in it"):
+    with pytest.raises(DataError, match=r"is a folder; name a file in it, a .csv, .parquet or .npz, say"):
         dataset.read(tmp_path)
 
 

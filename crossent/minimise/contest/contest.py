@@ -33,6 +33,7 @@ from torch import nn
 
 from crossent.compute.losses import NLL
 from crossent.errors import DataError, some
+from crossent.files import stem
 from crossent.minimise.contest.ground import Brought, Drawn, Lesson, Rows
 from crossent.minimise.contest.judged import Said, Told, told, train
 from crossent.minimise.contest.scoreboard import board
@@ -182,7 +183,7 @@ def compare_losses(
         task,
         tested.weight,
         [(entry.name, entry.about, entry.trouble, entry.told[:done]) for entry in entries],
-        Path(ground.source).stem,
+        stem(ground.source),
         facts={
             "source": ground.source,
             "target": ground.target,

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import fnmatch
 import os
-import re
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from crossent.errors import DataError, require, some
-from crossent.files import check_content
+from crossent.files import check_content, ending
 from crossent.measure.predictions.columns import MOST_WEIGHT, as_array
 from crossent.measure.predictions.predictions import same_index
+from crossent.minimise.data.tables import KINDS, TABLES, refuse_twins
 
 EMBEDDED = ("digits", "breast_cancer", "iris", "wine", "diabetes")
 
@@ -46,7 +43,7 @@ class Data:
 def read(
     source: str | os.PathLike[str], target: str | None = None, weight: str | None = None, *, labelled: bool = True
 ) -> Data:
-    """Read an embedded set by name, or a ``.csv``, ``.parquet`` or ``.npz`` file.
+    """Read an embedded set by name, or a file: one of the ``TABLES``, or an ``.npz``.
 
     ``target`` names the column of the labels; without it a table's column called target, label, class or y is taken,
     and else its last; a pattern such as ``votes_*`` names one column for each class, of shares or counts. ``weight``
@@ -59,21 +56,19 @@ def read(
             raise DataError(f"the embedded set {name!r} has no weights; leave out --weight.")
         return _embedded(name, target)
     path = Path(source)
-    suffix = path.suffix.lower()
+    kind = ending(path)
     if not os.path.exists(path):  # which also says no to a name that is too long
         close = difflib.get_close_matches(name, [*EMBEDDED, *(str(p) for p in _beside(path))], n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise DataError(f"{name!r} is neither a file nor one of the embedded sets ({', '.join(EMBEDDED)}).{hint}")
     if path.is_dir():
-        raise DataError(f"{name!r} is a folder; name a .csv, .parquet or .npz file in it.")
-    if suffix not in SUFFIXES:
-        raise DataError(
-            f"{name!r}: data are read from {', '.join(SUFFIXES)} files, not from {suffix or 'a nameless kind'}."
-        )
+        raise DataError(f"{name!r} is a folder; name a file in it, a .csv, .parquet or .npz, say.")
+    if kind not in TABLES and kind != ".npz":
+        raise DataError(f"{name!r}: data are read from {KINDS} and .npz files, not from {kind or 'a nameless kind'}.")
     check_content(path)
-    if suffix == ".npz":
+    if kind == ".npz":
         return _arrays(path, target, weight, labelled)
-    return from_table(TABLES[suffix](path), target, name, weight, labelled=labelled)
+    return from_table(TABLES[kind](path), target, name, weight, labelled=labelled)
 
 
 def from_table(
@@ -248,19 +243,13 @@ _SEVERAL = (list, tuple, dict, np.ndarray)
 def named(table: Any, source: str) -> None:
     """Give a table's columns their names as text; refuse a name that two of them have, and cells that are no values."""
     table.columns = [str(column) for column in table.columns]
-    _refuse_twins(table.columns.to_list(), source)
+    refuse_twins(table.columns.to_list(), source)
     for name in table.columns:
         dtype = table[name].dtype
         several = str(dtype) == "object" and table[name].map(lambda cell: isinstance(cell, _SEVERAL))
         if dtype.kind == "c" or np.any(several):
             holds = "complex numbers" if dtype.kind == "c" else "several values in a cell"
             raise DataError(f"{source}: the column {name!r} holds {holds}; give every value a column of its own.")
-
-
-def _refuse_twins(names: list[str], source: str) -> None:
-    if len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise DataError(f"{source!r} has more than one column named {some(twice)}. Rename them so that each is itself.")
 
 
 def _array(values: Any) -> np.ndarray:
@@ -316,46 +305,6 @@ def _embedded(name: str, target: str | None) -> Data:
     return Data(bunch.data, _labels(y), name, "target")
 
 
-def _csv(path: Path) -> Any:
-    pandas = require("pandas", "cli", "reading a table")
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            first = re.sub(r'"[^"]*"', "", file.readline())
-            separator = max(",;\t|", key=first.count)
-            file.seek(0)
-            names = next(csv.reader(file, delimiter=separator, skipinitialspace=True), [])
-        _refuse_twins([name for name in names if name], str(path))  # pandas would number them without a word
-        with warnings.catch_warnings():
-            # Without index_col=False a longer row makes pandas shift all columns by one; with it, it warns.
-            warnings.simplefilter("error", pandas.errors.ParserWarning)
-            # low_memory=False reads a column before it decides what it is; sep=None would guess the separator slowly.
-            return pandas.read_csv(
-                path, low_memory=False, sep=separator, encoding="utf-8-sig", skipinitialspace=True, index_col=False
-            )
-    except DataError:
-        raise
-    except pandas.errors.EmptyDataError as trouble:
-        raise DataError(f"{str(path)!r} is empty: it has no header and no rows.") from trouble
-    except (pandas.errors.ParserError, pandas.errors.ParserWarning, csv.Error, ValueError) as trouble:
-        raise DataError(
-            f"{str(path)!r} is not a readable CSV: {' '.join(str(trouble).split())}. Each line needs as many cells as "
-            "the header, in UTF-8."
-        ) from trouble
-
-
-def _parquet(path: Path) -> Any:
-    require("pyarrow", "cli", "reading a Parquet file")
-    pandas = require("pandas", "cli", "reading a table")
-    try:
-        return pandas.read_parquet(path)
-    except (OSError, ValueError) as trouble:
-        raise DataError(f"{str(path)!r} is not a readable Parquet file: {trouble}") from trouble
-
-
-TABLES: dict[str, Callable[[Path], Any]] = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
-SUFFIXES = (*TABLES, ".npz")
-
-
 def _arrays(path: Path, target: str | None, weight: str | None, labelled: bool) -> Data:
     name = target or "y"
     try:
@@ -381,6 +330,6 @@ def _arrays(path: Path, target: str | None, weight: str | None, labelled: bool) 
 def _beside(path: Path) -> list[Path]:
     parent = path.parent
     try:
-        return [file for file in sorted(parent.iterdir())[:1000] if file.suffix.lower() in SUFFIXES]
+        return [file for file in sorted(parent.iterdir())[:1000] if ending(file) in TABLES or ending(file) == ".npz"]
     except OSError:
         return []

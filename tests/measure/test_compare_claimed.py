@@ -1,13 +1,14 @@
 """What models claim of a difference that rests on few labels."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from scipy.special import expit, log_expit, stdtr, stdtrit
 
-from crossent.measure import Predictions, compare
-from crossent.measure.comparison.claimed import CLAIMED_FREEDOM, claimed_error, of_rare
+from crossent.measure import Predictions
+from crossent.measure.comparison.claimed import CLAIMED_FREEDOM, claimed_error, of_rare, steadied
 from crossent.measure.comparison.contrast import Ground, parts
 from crossent.measure.comparison.rival import Rival, rival
 from crossent.measure.intervals.cluster import cluster_mean
@@ -47,6 +48,35 @@ def test_the_error_is_that_of_labels_drawn_as_the_models_claim():
     assert claimed_error(cost(z, came), cost(other, came), came, share, np.arange(z.size)) is None  # 60 labels
 
 
+def test_the_error_is_a_sum_over_the_steps_of_each_cluster():
+    """The module's formula, cluster by cluster and step by step."""
+    rng = np.random.default_rng(7)
+    z, came, cluster = drawn(rng, 9)
+    kept = rng.permutation(90)[:60]
+    z, came, cluster = z[kept], came[kept], np.unique(cluster[kept], return_inverse=True)[1]
+    other, h = 0.4 * z + rng.normal(size=60), rng.dirichlet(np.full(60, 3.0))
+    p = (expit(z) + expit(other)) / 2
+    a, b = log_expit(z) - log_expit(other), log_expit(-z) - log_expit(-other)
+    mean = np.sum(h * (p * a + (1 - p) * b))
+    common = alone = square = pairs = 0.0
+    for g in range(9):
+        here = cluster == g
+        draws = np.sort(np.append(p[here], [0.0, 1.0]))
+        for low, high in pairwise(draws):
+            d = np.where((low + high) / 2 < p[here], a[here], b[here])
+            common += (high - low) * np.sum(h[here] * (d - mean)) ** 2
+        expected = np.sum(h[here] * (p * a + (1 - p) * b - mean)[here])
+        alone += np.sum((h**2 * p * (1 - p) * (a - b) ** 2)[here]) + expected**2
+        r = ((came - p) / np.sqrt(np.maximum(p * (1 - p), 1e-3)))[here]
+        square, pairs = square + np.sum(r) ** 2 - np.sum(r**2), pairs + r.size * (r.size - 1)
+    r2 = np.mean((came - p) ** 2 / np.maximum(p * (1 - p), 1e-3))
+    together = min(max(square / pairs / r2, 0), 1)
+    assert 0.1 < together < 1
+    said = claimed_error(cost(z, came), cost(other, came), came, h, cluster, np.inf)
+    assert said**2 == pytest.approx(together * common + (1 - together) * alone, rel=1e-9)
+    assert common > 1.5 * alone  # a part forgotten would be seen
+
+
 def test_differences_of_ten_labels_hold_the_truth_oftener():
     rng = np.random.default_rng(1)
     z, came, _ = drawn(rng, 20_000)
@@ -70,14 +100,20 @@ def test_differences_of_ten_labels_hold_the_truth_oftener():
 def test_each_end_is_the_further_of_what_is_seen_and_what_is_claimed():
     rng = np.random.default_rng(3)
     seen = set()
-    for clusters in [10] * 12 + [90]:
+    for clusters in [10] * 12 + [19] * 3 + [90]:
         z, came, cluster = drawn(rng, clusters)
         a, b = cost(z, came), cost(2 * z, came)
         one, two = (Rival(name, c, c, None, 0.0, "", came) for name, c in (("A", a), ("B", b)))
         found = parts(Ground(np.arange(z.size), [], None, cluster, None, {}), one, two)["cross_entropy"]
         own = cluster_mean(b - a, clusters=cluster)
         claimed = claimed_error(a, b, came, np.full(z.size, 1 / z.size), cluster)
-        if claimed is None or own.freedom >= 20:
+        if own.freedom >= 20:
+            error = steadied(a, b, came, np.full(z.size, 1 / z.size), cluster, own.error)
+            many = replace(own, error=error, freedom=own.freedom_of_tails)
+            assert found.interval() == pytest.approx(many.interval(), rel=1e-12)
+            seen.add("many clusters")
+            continue
+        if claimed is None:
             assert (found.interval(), found.p_value) == (own.interval(), own.p_value)
             seen.add("many labels")
             continue
@@ -93,15 +129,42 @@ def test_each_end_is_the_further_of_what_is_seen_and_what_is_claimed():
         assert found.p_value == pytest.approx(max(own.p_value, by_claims))
         assert found.rows_needed == pytest.approx(own.rows_needed * (claimed / own.error) ** 2)
         seen.add("claimed")
-    assert seen == {"claimed", "own", "many labels"}
+    assert seen == {"claimed", "own", "many labels", "many clusters"}
 
 
-def test_many_labels_are_judged_by_themselves_and_weights_count():
+def test_claims_are_a_few_squares_beside_those_of_many_clusters():
+    """Thirty clusters of one label: by their own scatter alone a model twice too sure held 92 %."""
+    rng = np.random.default_rng(5)
+    z, came, _ = drawn(rng, 200_000)
+    truth = np.mean(cost(2 * z, came) - cost(z, came))
+
+    def rivals():
+        z, came, cluster = drawn(rng, 30)
+        return *(
+            Rival(n, x, x, None, 0.0, "", came) for n, x in (("a", cost(z, came)), ("b", cost(2 * z, came)))
+        ), cluster
+
+    roads = {
+        "now": lambda ground, one, two: parts(ground, one, two)["cross_entropy"],
+        "clusters alone": lambda ground, one, two: ground.mean(two.floored - one.floored),
+    }
+    held = held_of(truth, 800, rivals, roads)
+    assert held["now"] > 0.93 * 800
+    assert held["clusters alone"] < held["now"] - 0.015 * 800
+    one, two, cluster = rivals()
+    a, b, share = one.costs, two.costs, np.full(300, 1 / 300)
+    claimed = claimed_error(a, b, one.came, share, cluster, np.inf)
+    v = np.bincount(cluster, share * (b - a - np.mean(b - a)))
+    nu = max(2 * np.sum(v**2) ** 2 / (np.sum(v**4) - np.sum(v**2) ** 2 / 30), 4)
+    said = steadied(a, b, one.came, share, cluster, claimed / 2)
+    assert said**2 == pytest.approx((nu / 4 + CLAIMED_FREEDOM) * claimed**2 / (nu + CLAIMED_FREEDOM), rel=1e-9)
+    assert steadied(a, b, one.came, share, cluster, 2 * claimed) == 2 * claimed  # the dear side alone
+    alike = np.full(40, 0.7), np.where(np.arange(40) < 20, 0.4, 1.2)  # every square the same, as well known as can be
+    assert steadied(*alike, np.arange(40) < 20, np.full(40, 1 / 40), np.arange(40), 0.01) == pytest.approx(0.01)
+
+
+def test_weights_count_and_labels_twice_are_no_more_labels():
     rng = np.random.default_rng(2)
-    z, came, cluster = drawn(rng, 90)
-    record = compare({"A": expit(z), "B": expit(2 * z)}, labels=came.astype(int), group=cluster)
-    own = cluster_mean(cost(2 * z, came) - cost(z, came), clusters=cluster)
-    assert record["difference"].low == pytest.approx(own.interval()[0], rel=1e-9)
     z, came, cluster = drawn(rng, 8)
     twice = np.concatenate([np.arange(z.size), np.arange(z.size)])
     share = np.full(z.size, 1 / z.size)
@@ -175,8 +238,25 @@ def test_a_rare_class_in_a_hundred_single_rows():
         "rows alone": lambda ground, one, two: ground.mean(two.floored - one.floored),
     }
     held = held_of(truth, 400, rivals, roads)
-    assert held["rows alone"] < 0.90 * 400
+    assert held["rows alone"] < 0.92 * 400
     assert held["now"] > 0.93 * 400
+
+
+def test_parts_of_single_rows_have_not_seen_a_rare_class_either():
+    rng = np.random.default_rng(8)
+    z, came, _ = rare(rng, 100, 1)
+    while came.sum() != 1:
+        z, came, _ = rare(rng, 100, 1)
+    logs = [np.stack([log_expit(-x), log_expit(x)], axis=1) for x in (z, 1.3 * z + rng.normal(size=100))]
+    made = [Predictions(np.exp(x), came.astype(int), ["0", "1"], np.arange(100), "binary") for x in logs]
+    one, two = (rival(name, x, None) for name, x in zip("ab", made, strict=True))
+    ground = Ground(np.arange(100), [], None, None, None, {})
+    found, seen = parts(ground, one, two), ground.mean(two.floored - one.floored)
+    unseen = found["cross_entropy"].error
+    assert unseen > 1.2 * seen.error  # claims are asked
+    for part in ("discrimination", "miscalibration"):
+        assert found[part].error >= unseen
+        assert found[part].freedom <= 99 + 1e-9
 
 
 def test_parts_have_not_seen_what_the_difference_has_not():
@@ -220,7 +300,12 @@ def test_what_is_claimed_of_a_rare_class_is_a_sum_over_labels():
     said, freedom = of_rare(*costs, came, share, cluster, 0.8 * np.sqrt(rows))
     assert said == pytest.approx(np.sqrt(rows * np.sum(size**2) / np.sum(share**2)), rel=1e-9)
     assert freedom == np.count_nonzero(size) - 1
+    # Of a class that never came claims are all there is, unless the clusters scatter more.
+    assert of_rare(*costs, came, share, cluster, 0.9 * np.sqrt(rows)) == (said, freedom)
+    assert of_rare(*costs, came, share, cluster, 2 * said) == (2 * said, freedom)
     # An error that is no smaller than that of rows is believed, with the degrees of freedom of its own squares.
+    came[7] = True
+    costs = cost(z, came), cost(other, came)
     said, freedom = of_rare(*costs, came, share, cluster, 0.9 * np.sqrt(rows))
     v = np.bincount(cluster, share * (costs[1] - costs[0] - np.sum(share * (costs[1] - costs[0]))))
     nu = 2 * np.sum(v**2) ** 2 / (np.sum(v**4) - np.sum(v**2) ** 2 / v.size)

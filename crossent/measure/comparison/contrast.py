@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossent.measure.comparison.claimed import CLAIMED_FREEDOM, claimed_error, of_rare
+from crossent.measure.comparison.claimed import CLAIMED_FREEDOM, claimed_error, of_rare, steadied
 from crossent.measure.comparison.rival import Rival, doubt_between
 from crossent.measure.intervals.cluster import ROUNDING, ClusterMean, cluster_mean
 from crossent.measure.intervals.interval import FEW
@@ -105,6 +105,8 @@ def _of_few_labels(ground: Ground, baseline: Rival, model: Rival, mean: ClusterM
         share, residual = ground.share(), model.floored - baseline.floored - mean.value
         sums = [classes @ x for x in (share, share**2, share**2 * residual, (share * residual) ** 2)]
         freedom = min(freedom, freedom_by_class(*sums))
+    elif not few and math.isinf(freedom):
+        mean = replace(mean, error=steadied(*rows, mean.error), freedom=mean.freedom_of_tails)
     return replace(mean, freedom=min(mean.freedom, freedom))
 
 
@@ -117,14 +119,14 @@ def _as_doubtful(part: ClusterMean, seen: ClusterMean, whole: ClusterMean) -> Cl
     def with_unseen(error: float) -> float:
         return math.sqrt(own + max(error**2 - known, 0.0))
 
-    if whole.freedom > seen.freedom:
+    if whole.freedom >= seen.freedom + CLAIMED_FREEDOM:
         part = replace(part, freedom=part.freedom + CLAIMED_FREEDOM)
         unseen = whole.beside and whole.beside.error
         return replace(part, beside=replace(part, error=with_unseen(unseen), lean=0.0)) if unseen else part
-    freedom = min(part.freedom, whole.freedom)
-    if whole.error > seen.error:
-        return replace(part, error=with_unseen(whole.error), freedom=freedom, lean=0.0)
-    return replace(part, freedom=freedom)
+    freedom = min(part.freedom_of_tails, whole.freedom)
+    if not whole.lean:  # what a class costs was not seen, and of neither part
+        return replace(part, error=max(with_unseen(whole.error), whole.error), freedom=freedom, lean=0.0)
+    return replace(part, error=with_unseen(whole.error), freedom=freedom)
 
 
 def per_byte(ground: Ground, baseline: Rival, model: Rival) -> ClusterMean | None:

@@ -35,7 +35,17 @@ cubic (1992), as in ``interval``, with the skewness of the clusters' pulls,
 and g(T) is held against Student's t with ν degrees of freedom. The interval is all μ that this test does not reject,
 and the p-value is that of μ = 0, so that the two never contradict one another. For a = 0 both are those of the t test.
 Beyond the 95 % points of g, where the cubic would make a p-value of 10⁻⁹ out of seven clusters, g is not let grow
-faster than T; it may grow more slowly. How often such intervals hold: docs/guides/compare.md.
+faster than T; it may grow more slowly.
+
+a is itself estimated, and goes along with T: where pulls have long tails to both sides, one that is far out moves D and
+a to its side, and the cubic makes shorter just that end which the truth is beyond. With γ the skewness of the pulls and
+κ their excess kurtosis, a is (κ − γ²) T / 3G on average where nothing is skewed. So where a makes an end shorter, it is
+brought nearer to 0 by that much, T being t (``chance``); of unequal clusters 2/ν stands for the 2/G of normal pulls:
+
+    (Σ v⁴ / S² − 1/G − (Σ v³)² / S³ − 2/ν) / 3,        S = Σ v²,  not below 0.
+
+Of a sure model, whose kurtosis comes with its skewness, nothing is taken. How often such intervals hold:
+docs/guides/compare.md.
 """
 
 from __future__ import annotations
@@ -59,7 +69,8 @@ class ClusterMean:
     ``error`` is the standard error, None where the rows cannot tell it: fewer than two clusters, or rows that all
     agree. ``freedom`` are the degrees of freedom ν, ``lean`` is a, ``rows`` and ``clusters`` are counted without those
     of weight 0. ``beside`` is the same mean with what is known of its error from elsewhere: a truth is rejected where
-    both reject it, so that each end of the interval is the further of two, and the p-value the larger.
+    both reject it, so that each end of the interval is the further of two, and the p-value the larger. ``chance`` is
+    what a would be at T = 1 if nothing were skewed.
     """
 
     value: float
@@ -69,6 +80,7 @@ class ClusterMean:
     rows: int
     clusters: int
     beside: ClusterMean | None = None
+    chance: float = 0.0
 
     def interval(self, miss: float = 0.05) -> tuple[float | None, float | None]:
         """Give the ends of the interval that misses the truth with probability ``miss``, (None, None) without an
@@ -84,14 +96,21 @@ class ClusterMean:
         return low if other[0] is None else min(low, other[0]), high if other[1] is None else max(high, other[1])
 
     @property
+    def freedom_of_tails(self) -> float:
+        """What is left of ν where squares of the pulls scatter more than those of normal ones, 2/ν, and not along with
+        the pulls, which is what the cubic is for."""
+        return 1 / (1 / self.freedom + 1.5 * self.chance)
+
+    @property
     def p_value(self) -> float | None:
         """The probability, were the true mean 0, of a T as far out as this one, on either side."""
         if self.error is None:
             return None
         x = self.value / self.error
-        g = abs(_transformed(x, self.lean))
         usual = float(stdtrit(self.freedom, 0.975))
-        edge = _untransformed(math.copysign(usual, x), self.lean)
+        lean = self._lean(x, usual)
+        g = abs(_transformed(x, lean))
+        edge = _untransformed(math.copysign(usual, x), lean)
         if abs(x) > abs(edge):
             g = min(g, usual + abs(x) - abs(edge))
         own = float(min(1.0, 2 * stdtr(self.freedom, -g)))
@@ -99,12 +118,19 @@ class ClusterMean:
 
     def _quantile(self, t: float) -> float:
         """The T that the test holds against ``t``: the inverse of g, which beyond 95 % is never steeper than 1."""
-        x = _untransformed(t, self.lean)
         usual = float(stdtrit(self.freedom, 0.975))
+        lean = self._lean(t, usual)
+        x = _untransformed(t, lean)
         if abs(t) <= usual:
             return x
-        edge = _untransformed(math.copysign(usual, t), self.lean)
+        edge = _untransformed(math.copysign(usual, t), lean)
         return math.copysign(max(abs(x), abs(edge) + abs(t) - usual), t)
+
+    def _lean(self, t: float, usual: float) -> float:
+        """a for the side of ``t``: where it makes the interval shorter, without what it would be by chance."""
+        if self.lean * t <= 0:
+            return self.lean
+        return math.copysign(max(abs(self.lean) - self.chance * usual, 0.0), self.lean)
 
     @property
     def rows_needed(self) -> float | None:
@@ -170,7 +196,10 @@ def cluster_mean(
     if second <= (ROUNDING * size) ** 2 / h.size and not further:
         return ClusterMean(value, None, 0.0, 0.0, n, int(h.size))
     error = math.sqrt(second + further * further)
-    return ClusterMean(value, error, freedom, float(np.sum(v**3)) / (3 * error**3), n, int(h.size))
+    third, fourth = float(np.sum(v**3)), float(np.sum(v**4))
+    apart = fourth - second**2 / h.size - (third**2 / second if second else 0.0)
+    chance = max(apart - 2 * second**2 / freedom, 0.0) / (3 * error**4)
+    return ClusterMean(value, error, freedom, third / (3 * error**3), n, int(h.size), chance=chance)
 
 
 def leverages(h: NDArray[np.float64], variance: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:

@@ -1,6 +1,7 @@
 """crossent evaluate: every option arrives where it should, on any kind of file, and what it writes is whole."""
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -34,9 +35,9 @@ def call(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
 
-    def run(*arguments, columns=100):
+    def run(*arguments, columns=100, command="evaluate"):
         monkeypatch.setenv("COLUMNS", str(columns))
-        monkeypatch.setattr(sys, "argv", ["crossent", "evaluate", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["crossent", command, *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             cli.main()
         said = capsys.readouterr()
@@ -120,3 +121,30 @@ def test_a_refusal_is_a_sentence_and_leaves_nothing(tmp_path, call):
     assert (status, said) == (2, "")
     assert trouble.startswith("crossent: 'p.csv': a probability lies between 0 and 1")
     assert [path.name for path in tmp_path.iterdir()] == ["p.csv"]
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "sentence"),
+    [
+        ("evaluate", ["p.csv", "--record", "p.csv"], "p.csv' is read, and would be written over. Name another"),
+        ("evaluate", ["p.csv", "--report", "../{}/p.csv"], "p.csv' is read, and would be written over"),
+        ("evaluate", [".", "--report", "p.csv"], "p.csv' is read, and would be written over"),
+        (
+            "evaluate",
+            ["p.csv", "--record", "r.json", "--report", "r.json"],
+            "two things would be written to '.*r.json'",
+        ),
+        ("compare", ["p.csv", "q.csv", "--record", "q.csv"], "q.csv' is read, and would be written over"),
+        ("predict", ["model", "p.csv", "-o", "p.csv"], "p.csv' is read, and would be written over"),
+    ],
+)
+def test_what_is_read_is_not_written_over(tmp_path, call, command, arguments, sentence):
+    """``--record p.csv`` put the record where the predictions had been."""
+    TABLE.to_csv(tmp_path / "p.csv", index=False)
+    TABLE.to_csv(tmp_path / "q.csv", index=False)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    options = [] if command == "predict" else OPTIONS[:4]
+    status, said, trouble = call(*(text.format(tmp_path.name) for text in arguments), *options, command=command)
+    assert (status, said) == (2, "")
+    assert re.search(sentence, trouble)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from crossent.cli.reading import reading
+from crossent.cli.reading import reading, spare
 from crossent.errors import DataError
 from crossent.report.label import wrapped
 
@@ -103,6 +103,7 @@ def calibrate(
         check_output(output)
     if calibrator is not None and calibrator.suffix.lower() != ".json":
         raise DataError(f"a calibrator is written as .json, and {str(calibrator)!r} is not.")
+    spare([output, calibrator], predictions)
 
     if undone:
         found = _undone(predictions, shift, class_, columns)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from crossent.cli.reading import beside, reading
+from crossent.cli.reading import beside, reading, spare
 
 
 def compare(
@@ -63,6 +63,8 @@ def compare(
     from crossent.measure import compare as measure
 
     several = probability if probability and (len(probability) > 1 or len(predictions) == 1) else None
+    record = record or beside("comparison", *predictions[:2])
+    spare([record, html], *predictions)
     console = Console(highlight=False, markup=False)
     with reading(console) as seen:
         found = measure(
@@ -87,8 +89,6 @@ def compare(
             high=None if range_ is None else range_[1],
             progress=seen,
         )
-    if record is None:
-        record = beside("comparison", *predictions[:2])
     found.write(record)
     report.show(found, console)
     console.print(f"\nRecord: {record}", soft_wrap=True)

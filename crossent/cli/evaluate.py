@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from crossent.cli.reading import beside, reading
+from crossent.cli.reading import beside, reading, spare
 
 _COLUMNS, _MEANING, _READING, _OUTPUT = "Columns", "What they mean", "Reading", "Output"
 
@@ -117,6 +117,8 @@ def evaluate(
     from crossent import report
     from crossent.measure import evaluate as measure
 
+    record = record or beside("evaluation", predictions[0])
+    spare([record, html], *predictions)
     console = Console(highlight=False, markup=False)
     with reading(console) as seen:
         found = measure(
@@ -141,7 +143,6 @@ def evaluate(
             engine=engine,
             progress=seen,
         )
-    record = record or beside("evaluation", predictions[0])
     found.write(record)
     report.show(found, console)
     console.print(f"\nRecord: {record}", soft_wrap=True)

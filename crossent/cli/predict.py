@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from crossent.cli.reading import spare
 from crossent.errors import DataError
 
 
@@ -35,6 +36,8 @@ def predict(
 
     if output.suffix.lower() not in (".parquet", ".csv"):
         raise DataError(f"predictions are written as .parquet or .csv, and {str(output)!r} is neither.")
+    if Path(data).is_file():
+        spare([output], data)
     run = load(folder, model=factory_of(Recipe(model=model)) if model else None)
     rows = dataset.read(data, run.record.facts.get("target"), labelled=False)
     probabilities = run.predict_proba(rows)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crossent.errors import DataError
 from crossent.files import stem
 
 if TYPE_CHECKING:
@@ -26,6 +28,21 @@ def reading(console: Console) -> Iterator[Callable[[float], None] | None]:
     with Progress(*columns, console=console, transient=True) as bar:
         job = bar.add_task("reading", total=1.0)
         yield lambda share: bar.update(job, completed=share)
+
+
+def spare(written: Sequence[Path | None], *read: str) -> None:
+    """Refuse, before any work, to write over a file that is read, or two things to one file."""
+    from crossent.measure.sources.files import find
+
+    here = [path for path in read if "://" not in path]
+    files = [file for path in here for file in ([path] if os.path.isfile(path) else (one.path for one in find(path)))]
+    kept = set(map(os.path.realpath, files))
+    places = [os.path.realpath(path) for path in written if path is not None]
+    for place in places:
+        if place in kept:
+            raise DataError(f"{place!r} is read, and would be written over. Name another file to write to.")
+        if places.count(place) > 1:
+            raise DataError(f"two things would be written to {place!r}. Name a file for each.")
 
 
 def beside(verb: str, *paths: str) -> Path:

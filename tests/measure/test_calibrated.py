@@ -243,6 +243,8 @@ def test_a_shift_is_undone_from_the_command_line(files, call):
         (["valid.parquet", "-o", "out.parquet"], "with --apply"),
         (["valid.parquet", "--apply", "test.parquet", "-o", "out.xlsx"], "ends in '.xlsx'"),
         (["valid.parquet", "--apply", "test.parquet", "-o", "test.parquet"], "over its own source"),
+        (["valid.parquet", "--apply", "test.parquet", "-o", "valid.parquet"], "is read, and would be written over"),
+        (["valid.parquet", "--class-weight", "a=2", "-o", "valid.parquet"], "is read, and would be written over"),
         (["valid.parquet", "--apply", "two.parquet", "-o", "out.parquet"], "has no column 'p_a'"),
         (["valid.parquet", "--apply", "bad.parquet", "-o", "out.parquet"], "row 70000 of 'bad.parquet'"),
         (["valid.parquet", "--calibrator", "c.txt"], "is written as .json"),

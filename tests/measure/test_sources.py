@@ -1,5 +1,6 @@
 """Files: what is written is read back, other people's columns are found, and every bad file gets its sentence."""
 
+import gzip
 import sys
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from crossent.errors import DataError, MissingExtra
 from crossent.measure import read_predictions, write_predictions
+from crossent.measure.sources.rows import splits_in
 
 P = np.array([[0.2, 0.3, 0.5], [0.1, 0.8, 0.1], [0.6, 0.2, 0.2], [0.3, 0.3, 0.4]], dtype=np.float32)
 SPLITS = ["train", "test", "validation", "test"]
@@ -132,6 +134,43 @@ def test_cells_that_are_no_numbers_are_told_how_to_become_some(tmp_path, suffix)
         table.to_csv(path, index=False) if suffix == ".csv" else table.to_parquet(path)
         with pytest.raises(DataError, match=rf"'w' should hold numbers, and row 0.* has '{cell}'. {fix}"):
             read_predictions(path, weight="w")
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".csv.gz"])
+def test_a_quote_that_nothing_closes_swallows_no_rows(tmp_path, ending):
+    """Arrow takes all that follows for one cell: of 200,000 rows 49,999 were missing, and nothing said so."""
+    lines = ["label,p_1,note", *(f"{i % 2},0.{i % 9 + 1},x" for i in range(200_000))]
+
+    def written(**changed):
+        text = "\n".join([changed.get(f"row_{i - 1}", line) for i, line in enumerate(lines)]) + "\n"
+        raw = (text.replace(",", "\t") if ending == ".tsv" else text).encode()
+        path = tmp_path / f"q{ending}"
+        path.write_bytes(gzip.compress(raw) if ending.endswith(".gz") else raw)
+        return path
+
+    said = r"row 150000 \(line 150002\) has a quote that closes nowhere, or not at the end of a cell.*Mend that line"
+    with pytest.raises(DataError, match=said):
+        read_predictions(written(row_150000='0,0.5,"never closed'))
+    with pytest.raises(DataError, match=said):  # an even number of quotes
+        read_predictions(written(row_150000='0,0.5,"never closed', row_150700='1,0.5,"nor here'))
+    fine = {"row_1": '1,0.5,"two\nlines ""and"" quotes"', "row_7": '0,0.5,5" pipe', "row_9": ""}
+    assert len(read_predictions(written(**fine))) == 199_999
+    with pytest.raises(DataError, match=r"'p_1' should hold numbers, and row 3 \(line 5\) has '0_5'"):
+        read_predictions(written(row_3="1,0_5,x"))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_rows_that_name_no_split_are_said(tmp_path, suffix):
+    """They were left out, and no note told of them."""
+    table = pd.DataFrame({"label": [0, 1] * 4, "p_1": [0.5] * 8, "split": ["test", None] * 4})
+    path = tmp_path / f"s{suffix}"
+    table.to_csv(path, index=False) if suffix == ".csv" else table.to_parquet(path)
+    found = read_predictions(path)
+    assert len(found) == 4
+    assert found.notes[0].startswith("The file holds the splits (missing) (4), test (4); none was asked for")
+    assert splits_in(path) == ["(missing)", "test"]
+    assert len(read_predictions(path, split="(missing)")) == 4
+    assert len(read_predictions(path, split="all")) == 8
 
 
 def test_what_is_no_table_at_all_gets_its_sentence(tmp_path):

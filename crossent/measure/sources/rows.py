@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.errors import DataError, require, some
-from crossent.measure.predictions.columns import refuse_copies, refuse_missing_ids, texts
+from crossent.measure.predictions.columns import MISSING, refuse_copies, refuse_missing_ids, texts
 from crossent.measure.predictions.naming import name_pair
 from crossent.measure.predictions.predictions import Door, Predictions
 from crossent.measure.predictions.truth import Coded
@@ -312,13 +312,13 @@ class _Splits:
         cells = coded_cells(column)
         values = cells.values if isinstance(cells, Coded) else np.unique(cells).tolist()
         codes = cells.codes if isinstance(cells, Coded) else np.searchsorted(values, cells)
-        names = [str(value) for value in values]
-        for name, count in zip(names, np.bincount(codes[codes >= 0], minlength=len(names)), strict=True):
+        names = [*(MISSING if value in (None, "") else str(value) for value in values), MISSING]  # of code -1
+        for name, count in zip(names, np.bincount(codes % len(names), minlength=len(names)), strict=True):
             self.counts[name] += int(count)
         self.chosen = self.asked or "test"
         if self.chosen == "all":
             return np.ones(len(codes), bool)
-        return np.array([*(name == self.chosen for name in names), False])[codes]
+        return np.array([name == self.chosen for name in names])[codes]
 
     def _present(self) -> str:
         return ", ".join(f"{name} ({count:,})" for name, count in sorted(self.counts.items()) if count)
@@ -331,7 +331,7 @@ class _Splits:
             )
 
     def notes(self) -> list[str]:
-        if self.asked is not None or len(self.counts) < 2:
+        if self.asked is not None or len(+self.counts) < 2:
             return []
         return [f"The file holds the splits {self._present()}; none was asked for, and the test rows were measured."]
 

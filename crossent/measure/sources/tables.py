@@ -139,21 +139,62 @@ def _csv(file: File, columns: list[str], numeric: list[str], rows: int, seen: _S
     """Columns are text unless they have to be numbers: "007" is a row's name, not seven."""
     pyarrow, reader = require("pyarrow", "cli", PURPOSE), require("pyarrow.csv", "cli", PURPOSE)
     kinds = {name: pyarrow.float64() if name in numeric else pyarrow.string() for name in columns}
+    number = 0
     try:
         with file.open_text() as (stream, share):
+            watched = _Watched(stream)
             table = reader.open_csv(
-                stream,
+                pyarrow.PythonFile(watched, mode="r"),
                 read_options=reader.ReadOptions(block_size=BLOCK, use_threads=False),
                 parse_options=reader.ParseOptions(delimiter=MARKS[file.kind], newlines_in_values=True),
                 convert_options=reader.ConvertOptions(include_columns=columns, column_types=kinds),
             )
             for piece in table:
                 yield piece
+                number += piece.num_rows
                 seen(share())
     except pyarrow.ArrowException as trouble:
         if "Empty CSV" in str(trouble):
             return  # a header and no rows
         raise _what_is_wrong(file, columns, numeric) or trouble from trouble
+    suspicious = watched.quotes and (watched.quotes % 2 or watched.lines > number + 1)
+    if suspicious and (wrong := _what_is_open(file)) is not None:
+        raise wrong
+
+
+class _Watched:
+    """A stream that counts quotes and lines. Arrow takes a quote that nothing closes for the beginning of a cell that
+    goes on to the next quote, or to the end of the file, and the rows between for a part of it."""
+
+    closed = False
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.quotes, self.lines = stream, 0, 0
+
+    def read(self, size: int = -1) -> bytes:
+        found: bytes = self.stream.read(size)
+        self.quotes += found.count(b'"')
+        self.lines += found.count(b"\n")
+        return found
+
+
+def _what_is_open(file: File) -> DataError | None:
+    """Read a CSV whose quotes are odd, or whose cells hold several lines, once more and slowly: do all quotes close
+    where cells end? Say which one does not."""
+    with file.open_bytes() as stream:
+        text = (line.decode("utf-8", "replace") for line in stream)
+        lines = csv.reader(text, delimiter=MARKS[file.kind], strict=True)
+        number, before = -1, 0  # counts the header, so that it is the row that comes
+        try:
+            for _ in lines:
+                number, before = number + 1, lines.line_num
+        except csv.Error:
+            return DataError(
+                f"{file}: row {number} (line {before + 1}) has a quote that closes nowhere, or not at the end of a "
+                "cell, and rows after it would be taken for part of that cell. Mend that line; a quote inside a quoted "
+                "cell is written twice."
+            )
+    return None
 
 
 def _what_is_wrong(file: File, columns: list[str], numeric: list[str]) -> DataError | None:
@@ -209,7 +250,7 @@ def _number(cell: str) -> bool:
         float(cell)
     except ValueError:
         return False
-    return True
+    return "_" not in cell  # which Python would take for nothing
 
 
 def _header_of_csv(file: File) -> list[str]:

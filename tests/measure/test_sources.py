@@ -159,6 +159,12 @@ def test_a_quote_that_nothing_closes_swallows_no_rows(tmp_path, ending):
         read_predictions(written(row_3="1,0_5,x"))
 
 
+def test_rows_that_do_not_add_up_say_which_columns_were_taken(tmp_path):
+    path = csv(tmp_path, "label,p_0,p_1,p_value\n1,0.4,0.6,0.1\n")
+    with pytest.raises(DataError, match=r"add up to 1.1 .*taken from the columns p_0, p_1, p_value. If a column"):
+        read_predictions(path)
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_rows_that_name_no_split_are_said(tmp_path, suffix):
     """They were left out, and no note told of them."""

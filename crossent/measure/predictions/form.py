@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossent.errors import DataError
+from crossent.errors import DataError, some
 
 FORMS = ("probabilities", "log-probabilities", "logits")
 
@@ -132,9 +132,11 @@ def probabilities(
     worst = float(off.max())
     if worst > tolerance:
         i = int(np.argmax(off > tolerance))
+        named = not all(name.isdecimal() for name in columns)
+        taken = f" They were taken from the columns {some(columns, 12)}." if named else ""
         raise DataError(
             f"the probabilities of a row should add up to 1 (within {tolerance:.3g}), and those of {place(i)} add up "
-            f"to {total[i]:.6g} ({in_all(int(np.sum(off > tolerance)))}). If a column is missing, add it; if "
+            f"to {total[i]:.6g} ({in_all(int(np.sum(off > tolerance)))}).{taken} If a column is missing, add it; if "
             "these are scores that only need dividing by their sum, ask for that with normalise=True (--normalise)."
         )
     if worst <= (exact := _exact(p.shape[1])):

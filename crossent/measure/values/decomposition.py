@@ -236,9 +236,9 @@ def _spread(of: Evidence, calibrated: Calibrated, a: _Float, b: _Float, labels: 
         sums = (at_zero * (folds.weight - folds.label) + at_one * folds.label).sum(axis=1)
         weight = folds.weight.sum(axis=1)
         found = clustered(sums - mean * weight, weight, float(np.sum(sums**2)), differences=labels and cells.hard)
-        if not of.few_hold:
+        if not cells.hard:
             return found
-        return of.or_claimed(found, max(as_claimed(cells, a, b, curve)[0] for curve in (None, calibrated.even)))
+        return of.or_claimed(found, max(as_claimed(cells, a, b, curve) for curve in (None, calibrated.even)))
     return spread_on(cells, a, b, of.effective - 1)
 
 

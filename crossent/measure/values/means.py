@@ -176,13 +176,12 @@ class Evidence:
         return Spread(*as_claimed(self.cells, *costs_of_cells(self.cells)), self.weight, self.effective - 1)
 
     def scatter(self, alpha: float, v: _Float, mean: float) -> Spread | None:
-        """Give the spread of the same terms, for an interval: that of ``spread``, or, where few groups hold the rarer
-        of two classes and scatter too little, that of labels drawn as the model claims."""
+        """Give the spread of the same terms for an interval, of few groups with what is claimed (``or_claimed``)."""
         found = self.spread(alpha, v, mean)
-        if self.cells is None or not self.few_hold:
+        if self.cells is None or self.groups is None or self.sums.layout.soft:
             return found
         zero, one = costs_of_cells(self.cells)
-        return self.or_claimed(found, as_claimed(self.cells, alpha * zero + v[0], alpha * one + v[1])[0])
+        return self.or_claimed(found, as_claimed(self.cells, alpha * zero + v[0], alpha * one + v[1]))
 
     @property
     def few_hold(self) -> bool:
@@ -192,15 +191,16 @@ class Evidence:
             return False
         return bool(self.groups.held().min() < min(interval.FEW_HOLD, self.effective / 2))
 
-    def or_claimed(self, found: Spread | None, alone: float) -> Spread | None:
-        """Give the spread of groups, unless they scatter less than ``TAME`` of what single rows would if labels came
-        as claimed, for which Σ r² is ``alone``: they have then not seen what the class costs. The spread is then that
-        of labels so drawn, rows of a group being one draw, which is the most that they may have in common."""
+    def or_claimed(self, found: Spread | None, alone: tuple[float, float]) -> Spread | None:
+        """Give the spread of groups, of fewer than ``FEW`` ``as_skewed`` as single rows would be if labels came as
+        claimed, of which Σ r² and Σ r³ are ``alone``. Few that hold a class and scatter less than ``TAME`` of that have
+        not seen what it costs: then that of labels so drawn, rows of a group being one draw, the most in common."""
         assert self.groups is not None
-        if found is not None and found.second * (1 + 1 / found.freedom) >= interval.TAME * alone:
-            return found
+        tame = found is None or found.second * (1 + 1 / found.freedom) < interval.TAME * alone[0]
+        if not (self.few_hold and tame):
+            return found.as_skewed(*alone) if found and self.effective < interval.FEW else found
         size = self.groups.column("weight")
-        return Spread(alone * float(np.sum(size**2) / np.sum(size)), 0.0, self.weight, len(self.groups) - 1.0)
+        return Spread(alone[0] * float(np.sum(size**2) / np.sum(size)), 0.0, self.weight, len(self.groups) - 1.0)
 
     def unseen(self) -> float:
         """What one of two classes that never came may add to the cost of a row, nats; 0 where both came. Its share, at

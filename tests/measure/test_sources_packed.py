@@ -257,7 +257,8 @@ def test_an_address_of_the_web_may_carry_a_signature(tmp_path):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         there = f"http://127.0.0.1:{server.server_port}"
         try:
-            assert len(read_predictions(f"{there}/p.csv.gz?signature=a*b/c.d")) == N
+            found = read_predictions(f"{there}/p.csv.gz?signature=a*b/c.d")
+            assert (len(found), found.source) == (N, f"{there}/p.csv.gz")  # a record goes to others
             with pytest.raises(DataError, match=rf"^'{there}/bad.csv': column 'p_1' should hold numbers"):
                 read_predictions(f"{there}/bad.csv")
             with pytest.raises(DataError, match=rf"no file '{there}/bed.csv'. Did you mean '{there}/bad.csv'"):

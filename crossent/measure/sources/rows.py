@@ -19,7 +19,7 @@ from crossent.measure.predictions.truth import Coded
 from crossent.measure.sources import samples
 from crossent.measure.sources.arrays import coded_cells, lengths, numbers, plain_ids
 from crossent.measure.sources.chosen import Chosen, choose
-from crossent.measure.sources.files import PURPOSE, File, Path_, find
+from crossent.measure.sources.files import PURPOSE, File, Path_, find, told_of
 from crossent.measure.sources.tables import FOLDER, MARKS, header, scan
 
 BATCH_ROWS = 65_536
@@ -106,7 +106,7 @@ def batches(
     MissingExtra without pyarrow. Cost: one pass over the columns named, some 10 ns a row of two classes from Parquet.
     """
     files = find(path)
-    source = str(path) if isinstance(path, str) or not isinstance(path, Sequence) else some([str(one) for one in path])
+    source = some([told_of(path)] if isinstance(path, str) or not isinstance(path, Sequence) else [*map(told_of, path)])
     if samples.recognised(files[0]):
         told = {
             "label": label, "probability": probability, "row": row, "split": split, "truth": truth, "classes": classes,

@@ -27,8 +27,12 @@ MOST_NUMBERS = 4_000_000
 MOST_FOR_A_TEMPERATURE = 5_000_000
 """Probabilities that a temperature is fitted to at most: it is one number, which some hundred rows settle."""
 MOST_COOLED = 3.0
-"""The temperature that the stop allows at most. Of noise some epoch in a hundred looks well by chance on a few rows, at
-a temperature of 30: its answers are learnt by heart, and what the members say together is not cooled as much."""
+"""The temperature that the stop allows without asking. Of noise some epoch in a hundred looks well by chance on a few
+rows, at a temperature of 30: its answers are learnt by heart, and what the members say together is not cooled as
+much."""
+BY_CHANCE = math.log(2000)
+"""Nats, in all of the rows held out, that more than that has to win. Answers that know nothing are k times as likely as
+the truth in one draw of k at most (Markov's inequality), and so one of a hundred epochs is 2000 times in 5 % of all."""
 LEAST_WORK_FOR_THREADS = 2e8
 """Multiplications in a forward pass below which one thread does it: threads that wait for each other a thousand
 times a second gain little on a quiet machine, and made a run fifty times slower on one that was busy (LOG.md)."""
@@ -176,8 +180,8 @@ def score(log_p: Tensor, problem: Problem, members: Members, stop: str) -> float
     """What the stop looks at: held-out cross-entropy, or what a fitted temperature leaves of it.
 
     The second is the refinement part, which goes on falling while over-confidence, which a calibrator mends later,
-    makes the whole rise (Berta, Holzmüller, Jordan & Bach 2025, §4). The temperature is ``MOST_COOLED`` at most. Soft
-    labels and weights count in it as they do in the loss.
+    makes the whole rise (Berta, Holzmüller, Jordan & Bach 2025, §4). A temperature above ``MOST_COOLED`` costs what
+    ``BY_CHANCE`` says. Soft labels and weights count in it as they do in the loss.
     """
     known = torch.zeros(len(problem), dtype=torch.bool)
     known[torch.cat([held for _, held in members])] = True
@@ -186,8 +190,14 @@ def score(log_p: Tensor, problem: Problem, members: Members, stop: str) -> float
     if stop == "refinement":
         counts = known if problem.weight is None else known & (problem.weight > 0)
         fitted = cooling(log_p[counts], problem.take(counts))
-        fitted = replace(fitted, temperature=min(fitted.temperature, MOST_COOLED))
-        return problem.take(known).cross_entropy(torch.from_numpy(fitted.of_logits(log_p[known].numpy())))
+        rows, said = problem.take(known), log_p[known].numpy()
+
+        def left(temperature: float) -> float:
+            return rows.cross_entropy(torch.from_numpy(replace(fitted, temperature=temperature).of_logits(said)))
+
+        if fitted.temperature <= MOST_COOLED:
+            return left(fitted.temperature)
+        return min(left(MOST_COOLED), left(fitted.temperature) + BY_CHANCE / int(counts.sum()))
     return problem.cross_entropy(log_p, known)
 
 

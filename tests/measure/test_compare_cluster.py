@@ -209,3 +209,17 @@ def test_intervals_hold_and_those_without_clusters_do_not():
             where.append(low <= truth <= high)
     assert 0.93 <= np.mean(held) <= 0.97
     assert np.mean(dropped) < 0.8  # the planted fault
+
+
+@pytest.mark.parametrize("scale", [2.0**-350, 2.0**-500, 2.0**340])
+def test_the_unit_of_costs_changes_nothing_but_the_unit(scale: float) -> None:
+    """Fourth powers of 1e-82 are 0: two models that are all but certain ended in a division by it."""
+    rng = np.random.default_rng(3)
+    costs = rng.standard_t(3, 60) + rng.exponential(size=60)
+    clusters = np.arange(60) // 4
+    for groups in (None, clusters):
+        found, scaled = (cluster_mean(costs * unit, clusters=groups) for unit in (1.0, scale))
+        assert scaled.interval() == pytest.approx([end * scale for end in found.interval()], rel=1e-12)
+        assert scaled.p_value == pytest.approx(found.p_value, rel=1e-12)
+        assert found.lean and (found.chance or groups is not None)  # of sums of four rows none is by chance
+        assert (scaled.lean, scaled.chance) == pytest.approx((found.lean, found.chance), rel=1e-9)

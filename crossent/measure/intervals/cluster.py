@@ -196,10 +196,10 @@ def cluster_mean(
     if second <= (ROUNDING * size) ** 2 / h.size and not further:
         return ClusterMean(value, None, 0.0, 0.0, n, int(h.size))
     error = math.sqrt(second + further * further)
-    third, fourth = float(np.sum(v**3)), float(np.sum(v**4))
-    apart = fourth - second**2 / h.size - (third**2 / second if second else 0.0)
-    chance = max(apart - 2 * second**2 / freedom, 0.0) / (3 * error**4)
-    return ClusterMean(value, error, freedom, third / (3 * error**3), n, int(h.size), chance=chance)
+    v = v / error  # powers of very small pulls would be 0
+    square, third, fourth = (float(np.sum(v**power)) for power in (2, 3, 4))
+    by_chance = fourth - square**2 / h.size - (third**2 / square if square else 0.0) - 2 * square**2 / freedom
+    return ClusterMean(value, error, freedom, third / 3, n, int(h.size), chance=max(by_chance, 0.0) / 3)
 
 
 def leverages(h: NDArray[np.float64], variance: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
@@ -209,6 +209,7 @@ def leverages(h: NDArray[np.float64], variance: NDArray[np.float64]) -> tuple[ND
     >>> r2.round(3).tolist(), round(freedom, 3)  # 5/4 and 4, the textbook's
     ([1.25, 1.25, 1.25, 1.25, 1.25], 4.0)
     """
+    variance = variance / np.max(variance)  # its square, of costs of 1e-80, would be 0
     whole = float(np.sum(h * h * variance))
     r2 = variance / (variance * (1 - 2 * h) + whole)
     f, x = r2 * h * h, h * variance

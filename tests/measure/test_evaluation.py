@@ -12,7 +12,7 @@ from scipy.special import softmax
 
 import crossent.measure
 from crossent.errors import DataError
-from crossent.measure import Predictions, evaluate
+from crossent.measure import Predictions, compare, evaluate
 from crossent.measure.calibration.scaling import KINDS, cross_fit_log, recalibrate
 from crossent.measure.sums.hashing import unmixed
 from crossent.measure.sums.likelihood import costs, costs_of_logs
@@ -372,3 +372,22 @@ def test_what_makes_figures_rest_on_little_is_said():
     assert "The rows weigh so unequally that they are worth no more than 1 equal ones" in said[0]
     assert said[1] == "No row has any bytes, so that there are no bits per byte."
     assert evaluate(p, y, weight=even, bytes=even).facts["notes"] == []
+
+
+@pytest.mark.parametrize("size", [1e-17, 1e-80, 1e-120])
+def test_models_that_are_all_but_certain_have_intervals(size, recwarn):
+    """Logits of a hundred and more. Cubes and fourth powers of such costs are 0, and 1 - p is 1."""
+    tiny, y, groups = size * np.random.default_rng(0).random(200), np.arange(200) % 2, np.arange(200) // 20
+    logs = np.empty((200, 2))
+    logs[np.arange(200), y], logs[np.arange(200), 1 - y] = -tiny, np.log(tiny)
+    surer = logs.copy()
+    surer[np.arange(200), y] /= 2
+    surer[np.arange(200), 1 - y] -= math.log(2)
+    for group in (None, groups):
+        loss = evaluate(logs, y, form="log-probabilities", group=group)["cross_entropy"]
+        assert loss.value == pytest.approx(tiny.mean(), rel=1e-12)
+        assert 0.8 * loss.value < loss.low < loss.value < loss.high < 1.2 * loss.value
+        less = compare(logs, surer, labels=y, form="log-probabilities", group=group)["difference"]
+        assert less.value == pytest.approx(-tiny.mean() / 2, rel=1e-12)
+        assert less.low < less.value < less.high
+    assert not recwarn.list

@@ -141,8 +141,15 @@ def _pulls(one: _Float, other: _Float, share: _Float, clusters: NDArray[np.int64
 
 def _claims(one: _Float, other: _Float, came: NDArray[np.bool_]) -> tuple[_Float, _Float, _Float]:
     """What both models claim of the second label, on average, and the difference of their costs for it and without."""
-    first, second = (np.where(came, np.exp(-cost), -np.expm1(-cost)) for cost in (one, other))
+    (it, without), (its, withouts) = (_logs(cost, came) for cost in (one, other))
+    with np.errstate(invalid="ignore"):  # where both are certain that it never comes, or always does
+        a, b = it - its, without - withouts
+    a, b = (np.where(np.isfinite(x), x, 0.0) for x in (a, b))
+    return (np.exp(it) + np.exp(its)) / 2, a, b
+
+
+def _logs(cost: _Float, came: NDArray[np.bool_]) -> tuple[_Float, _Float]:
+    """Log-probabilities that the second label comes and that it does not, by what the one that came has cost."""
     with np.errstate(divide="ignore"):
-        a, b = np.log(first) - np.log(second), np.log1p(-first) - np.log1p(-second)
-    a, b = (np.where(np.isfinite(x), x, 0.0) for x in (a, b))  # nobody claims that it comes
-    return (first + second) / 2, a, b
+        other = np.log(-np.expm1(-cost))
+    return np.where(came, -cost, other), np.where(came, other, -cost)

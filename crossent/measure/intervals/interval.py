@@ -99,7 +99,7 @@ def of_sums(mean: float, second: float, third: float, total: float, freedom: flo
         return None
     error = math.sqrt(second * (1 + 1 / freedom)) / total
     t = float(stdtrit(freedom, _TAIL))
-    a = third / second**1.5 / 3
+    a = third / cubed / 3 if (cubed := second**1.5) else 0.0  # squares of 1e-120 have no cubes
     below, above = _untransformed(t, a), -_untransformed(-t, a)
     if freedom < FEW:
         below, above = max(below, t), max(above, t)

@@ -71,6 +71,16 @@ def stem(path: str | os.PathLike[str]) -> str:
     return name[: len(name) - len(ending(name))]
 
 
+def told_of(path: str | os.PathLike[str]) -> str:
+    """Give a path as records tell of it: what stands behind the ? of an address may be a key to it.
+
+    >>> told_of("night.csv"), told_of("https://there.org/night.csv?signature=7")
+    ('night.csv', 'https://there.org/night.csv')
+    """
+    text = os.fspath(path)
+    return text.partition("?")[0] if text.startswith(("http://", "https://")) else text
+
+
 def check_content(path: Path) -> None:
     """Refuse a file whose first bytes are not what its name promises: a name is only a promise.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossent.errors import DataError
-from crossent.files import stem
+from crossent.files import stem, told_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,7 +63,6 @@ def beside(verb: str, *paths: str) -> Path:
 
 
 def _name(path: str) -> str:
-    if path.startswith("http"):
-        path = path.partition("?")[0]
+    path = told_of(path)
     place = Path(path.partition("://")[2].rstrip("/")) if "://" in path else Path(path)
     return re.sub(r"[*?\[\]]+", "", place.name if place.is_dir() else stem(place)).strip("-_. ")

@@ -59,10 +59,8 @@ def _halves_are_read() -> bool:
 
     Where it does not, a compiled kernel would call for a function that nobody has, and the process would end.
     """
-    known = torch.backends.cpu.get_cpu_capability() != "DEFAULT" or platform.machine().lower() not in (
-        "x86_64",
-        "amd64",
-    )
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    known = not x86 or torch.backends.cpu.get_cpu_capability() != "DEFAULT"
     if not known:
         warnings.warn(
             "crossent's CPU kernels read float16 with AVX2, which this processor has not or ATEN_CPU_CAPABILITY turns "

@@ -23,7 +23,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from crossent.errors import DataError, MissingExtra, require, some
-from crossent.files import PACKED, check_content, ending
+from crossent.files import PACKED, check_content, ending, told_of
 
 PURPOSE = "reading and writing prediction files"
 
@@ -221,19 +221,9 @@ def _inside(names: list[str], root: str, shown: str, store: Any = None, start: s
     return [_file(name, store, start, fixed) for name in kept]
 
 
-def told_of(path: Path_) -> str:
-    """Give a path as records tell of it: what stands behind the ? of an address may be a key to it.
-
-    >>> told_of("night.csv"), told_of("https://there.org/night.csv?signature=7")
-    ('night.csv', 'https://there.org/night.csv')
-    """
-    text = os.fspath(path)
-    return text.partition("?")[0] if text.startswith(("http://", "https://")) else text
-
-
 def _ending(name: str) -> str:
     """The end of a name, of an address that of its path: https://there/p.csv?signature=…"""
-    return ending(name.partition("?")[0] if "://" in name else name)
+    return ending(told_of(name))
 
 
 def _file(name: str, store: Any = None, start: str = "", fixed: int | None = None) -> File:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.errors import DataError, require, some
+from crossent.files import told_of
 from crossent.measure.predictions.columns import MISSING, refuse_copies, refuse_missing_ids, texts
 from crossent.measure.predictions.naming import name_pair
 from crossent.measure.predictions.predictions import Door, Predictions
@@ -19,7 +20,7 @@ from crossent.measure.predictions.truth import Coded
 from crossent.measure.sources import samples
 from crossent.measure.sources.arrays import coded_cells, lengths, numbers, plain_ids
 from crossent.measure.sources.chosen import Chosen, choose
-from crossent.measure.sources.files import PURPOSE, File, Path_, find, told_of
+from crossent.measure.sources.files import PURPOSE, File, Path_, find
 from crossent.measure.sources.tables import FOLDER, MARKS, header, scan
 
 BATCH_ROWS = 65_536

@@ -279,3 +279,14 @@ def test_packed_samples_of_language_models_are_of_their_task(tmp_path):
         found[packed] = read_predictions(tmp_path / f"all{packed}")
     assert found[""].rows.tolist() == found[".gz"].rows.tolist()
     assert set(found[".gz"].slices["task"]) == {"local_brier", "local_choice"}
+
+
+def test_a_long_document_is_a_cell_and_a_quote_that_nothing_closes_is_none(tmp_path):
+    """Python's reader takes cells of 131,072 letters, unless it is told otherwise."""
+    long = "a line\n" * 30_000
+    path = tmp_path / "p.csv"
+    path.write_text(f'text,label,p_1\n"{long}",1,0.5\nshort,0,0.5\n')
+    assert len(read_predictions(path)) == 2
+    path.write_text(f'text,label,p_1\n"{long},1,0.5\n"short",0,0.5\nlast,1,0.5\n')
+    with pytest.raises(DataError, match=r"quote that closes nowhere|Mend that line"):
+        read_predictions(path)

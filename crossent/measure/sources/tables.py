@@ -181,19 +181,23 @@ class _Watched:
 def _what_is_open(file: File) -> DataError | None:
     """Read a CSV whose quotes are odd, or whose cells hold several lines, once more and slowly: do all quotes close
     where cells end? Say which one does not."""
-    with file.open_bytes() as stream:
-        text = (line.decode("utf-8", "replace") for line in stream)
-        lines = csv.reader(text, delimiter=MARKS[file.kind], strict=True)
-        number, before = -1, 0  # counts the header, so that it is the row that comes
-        try:
-            for _ in lines:
-                number, before = number + 1, lines.line_num
-        except csv.Error:
-            return DataError(
-                f"{file}: row {number} (line {before + 1}) has a quote that closes nowhere, or not at the end of a "
-                "cell, and rows after it would be taken for part of that cell. Mend that line; a quote inside a quoted "
-                "cell is written twice."
-            )
+    usual = csv.field_size_limit(2**31 - 1)  # a cell may be a long document
+    try:
+        with file.open_bytes() as stream:
+            text = (line.decode("utf-8", "replace") for line in stream)
+            lines = csv.reader(text, delimiter=MARKS[file.kind], strict=True)
+            number, before = -1, 0  # counts the header, so that it is the row that comes
+            try:
+                for _ in lines:
+                    number, before = number + 1, lines.line_num
+            except csv.Error:
+                return DataError(
+                    f"{file}: row {number} (line {before + 1}) has a quote that closes nowhere, or not at the end of a "
+                    "cell, and rows after it would be taken for part of that cell. Mend that line; a quote inside a "
+                    "quoted cell is written twice."
+                )
+    finally:
+        csv.field_size_limit(usual)
     return None
 
 
